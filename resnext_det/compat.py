@@ -1,0 +1,117 @@
+"""The one door to detectron2: finds it, and mends the places where newer libraries have left release 0.6 behind.
+
+Call :func:`prepare` before importing any ``detectron2.*`` submodule; ``import resnext_det`` does. Where detectron2 is
+whole and recent it changes nothing. What it mends:
+
+* ``PIL.Image.LINEAR``, ``numpy.int``, ``numpy.float`` and ``numpy.bool``: names that 0.6 uses and newer releases of
+  Pillow and numpy removed. Restored only when the installed detectron2 still mentions them.
+* ``detectron2._C``, the C++ extension (rotated boxes, deformable convolution, a COCO evaluator). C4 needs none of it:
+  RoIAlign and NMS are torchvision's. Where it was not built, a stand-in lets detectron2 import and names itself when
+  something really calls into it; the COCO evaluator falls back to pycocotools.
+
+Differences between detectron2's 0.6 and its main branch belong here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+_ALIASES = {"int": int, "float": float, "bool": bool}
+
+
+def detectron2_folder() -> Path | None:
+    """The folder detectron2 would be imported from, without importing it; None where it is not installed."""
+    module = sys.modules.get("detectron2")
+    if module is not None and getattr(module, "__file__", None):
+        return Path(module.__file__).parent
+    try:
+        spec = importlib.util.find_spec("detectron2")
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
+
+
+def has_cpp_extension() -> bool:
+    """Whether detectron2's compiled extension ``detectron2._C`` is there and loads."""
+    folder = detectron2_folder()
+    if folder is None or isinstance(sys.modules.get("detectron2._C"), _MissingExtension):
+        return False
+    try:
+        importlib.import_module("detectron2._C")
+    except ImportError:
+        return False
+    return True
+
+
+def prepare() -> bool:
+    """Make detectron2 importable on this machine. Returns False where it is not installed. Safe to call again."""
+    folder = detectron2_folder()
+    if folder is None:
+        return False
+    _restore_names(folder)
+    if not has_cpp_extension():
+        _stand_in_for_cpp_extension()
+    return True
+
+
+def _mentions(file: Path, text: str) -> bool:
+    return file.is_file() and text in file.read_text(encoding="utf-8")
+
+
+def _restore_names(folder: Path) -> None:
+    if _mentions(folder / "data" / "transforms" / "transform.py", "Image.LINEAR"):
+        from PIL import Image
+
+        if not hasattr(Image, "LINEAR"):
+            Image.LINEAR = Image.BILINEAR
+    if _mentions(folder / "data" / "build.py", "np.int)"):
+        import numpy as np
+
+        for name, builtin in _ALIASES.items():
+            if name not in np.__dict__:  # hasattr would print numpy's deprecation warning
+                setattr(np, name, builtin)
+
+
+class _MissingExtension(types.ModuleType):
+    """Stands where ``detectron2._C`` would be; says what is missing when it is called."""
+
+    has_cuda = staticmethod(lambda: False)
+    # `collect_env_info` prints these two.
+    get_compiler_version = staticmethod(lambda: "detectron2._C is not built")
+    get_cuda_version = staticmethod(lambda: "detectron2._C is not built")
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing(*args, **kwargs):
+            raise NotImplementedError(
+                f"detectron2._C.{name} is not built: this detectron2 was installed without its C++ extension. "
+                "Rotated boxes and deformable convolution need it: build detectron2 from its sources."
+            )
+
+        return missing
+
+
+def _stand_in_for_cpp_extension() -> None:
+    import detectron2
+
+    if isinstance(sys.modules.get("detectron2._C"), _MissingExtension):
+        return
+    extension = _MissingExtension("detectron2._C")
+    sys.modules["detectron2._C"] = detectron2._C = extension
+    # detectron2's own fast evaluator is written over the extension; pycocotools gives the same numbers.
+    fast = types.ModuleType("detectron2.evaluation.fast_eval_api")
+    fast.__getattr__ = _pycocotools_evaluator
+    sys.modules["detectron2.evaluation.fast_eval_api"] = fast
+
+
+def _pycocotools_evaluator(name: str):
+    if name != "COCOeval_opt":
+        raise AttributeError(name)
+    from pycocotools.cocoeval import COCOeval
+
+    return COCOeval

@@ -1,0 +1,19 @@
+"""Errors that the user can mend, and the hint that goes with a mistyped name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user can mend: the message is one line that names the file, the field and the fix.
+
+    The command-line tools print it without a traceback and leave with exit code 2.
+    """
+
+
+def nearest(word: str, words: Iterable[str]) -> str:
+    """``"; did you mean X?"`` for the word nearest to ``word``, or an empty string when none is near."""
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -1,0 +1,384 @@
+"""ResNeXt in plain PyTorch: stem, the block in its three forms, trunk and classifier (paper Sec. 3, Figures 1 and 3).
+
+Parameter names are detectron2's (``stem.conv1.weight``, ``res2.0.conv1.norm.weight``, ``res2.0.shortcut.weight``,
+``fc.weight``), so one file serves pretraining and detection. Everything here takes explicit arguments.
+
+Conventions, stated once:
+    * Maps are (N, C, H, W). Convolutions have no bias; a norm follows each.
+    * A stage halves the map in the 3x3 convolution of its first block (the authors' and torchvision's placement);
+      ``stride_in_1x1`` moves it to the first 1x1 (the original ResNet, detectron2's MSRA weights).
+    * Shortcuts are identities except where the shape changes, there a 1x1 projection (Sec. 4, option B).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import UserError
+from .variants import parse_name, stage_channels
+
+Norm = Callable[[int], nn.Module]
+"""Makes the normalisation layer for a number of channels."""
+
+FORMS = ("a", "b", "c")
+
+
+class ConvNorm(nn.Conv2d):
+    """Convolution without bias, then its norm, which is the child ``norm`` as in detectron2's ``Conv2d``."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm | None, **kwargs) -> None:
+        super().__init__(in_channels, out_channels, kernel_size, bias=False, **kwargs)
+        # "fan_out" counts every output channel, whatever the groups, as the authors' Torch code does (He et al. 2015).
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        self.norm = norm(out_channels) if norm is not None else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x if self.norm is None else self.norm(x)
+
+
+class Stem(nn.Module):
+    """7x7 convolution of stride 2, norm, ReLU, 3x3 max pooling of stride 2 (Table 1, conv1): stride 4 in all."""
+
+    stride = 4
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.conv1 = ConvNorm(in_channels, out_channels, 7, norm, stride=2, padding=3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(F.relu_(self.conv1(x)), kernel_size=3, stride=2, padding=1)
+
+
+class CifarStem(nn.Module):
+    """One 3x3 convolution at full size (Sec. 5.3)."""
+
+    stride = 1
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.conv1 = ConvNorm(in_channels, out_channels, 3, norm, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu_(self.conv1(x))
+
+
+class Bottleneck(nn.Module):
+    """The aggregated residual block as one grouped convolution, Fig. 3(c).
+
+    1x1 -> norm -> ReLU -> 3x3 in ``groups`` groups -> norm -> ReLU -> 1x1 -> norm, plus the shortcut, then ReLU.
+
+    Args:
+        in_channels, out_channels: of the block.
+        bottleneck_channels: of the 3x3 convolution over all groups, C * d.
+        groups: cardinality C.
+        stride: of the block; 1 or 2.
+        dilation: of the 3x3 convolution.
+        stride_in_1x1: put the stride into the first 1x1 instead of the 3x3.
+        norm: makes the norm of each convolution.
+        residual: False leaves the shortcut out (Sec. 5.1, residual connections).
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        bottleneck_channels: int,
+        *,
+        groups: int = 1,
+        stride: int = 1,
+        dilation: int = 1,
+        stride_in_1x1: bool = False,
+        norm: Norm = nn.BatchNorm2d,
+        residual: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.stride = in_channels, out_channels, stride
+        self.groups, self.residual = groups, residual
+        stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
+        self._build_branch(in_channels, out_channels, bottleneck_channels, stride_1x1, stride_3x3, dilation, norm)
+        project = residual and (stride != 1 or in_channels != out_channels)
+        self.shortcut = ConvNorm(in_channels, out_channels, 1, norm, stride=stride) if project else None
+
+    def _build_branch(self, in_channels, out_channels, bottleneck, stride_1x1, stride_3x3, dilation, norm) -> None:
+        self.conv1 = ConvNorm(in_channels, bottleneck, 1, norm, stride=stride_1x1)
+        self.conv2 = ConvNorm(
+            bottleneck,
+            bottleneck,
+            3,
+            norm,
+            stride=stride_3x3,
+            padding=dilation,
+            dilation=dilation,
+            groups=self.groups,
+        )
+        self.conv3 = ConvNorm(bottleneck, out_channels, 1, norm)
+
+    def branch(self, x: Tensor) -> Tensor:
+        """The residual function F(x), before the shortcut and the last ReLU."""
+        return self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch(x)
+        if self.residual:
+            y = y + (x if self.shortcut is None else self.shortcut(x))
+        return F.relu_(y)
+
+
+class ConcatBottleneck(Bottleneck):
+    """The same block as C paths that are concatenated before the last 1x1, Fig. 3(b)."""
+
+    def _build_branch(self, in_channels, out_channels, bottleneck, stride_1x1, stride_3x3, dilation, norm) -> None:
+        self.paths = _make_paths(in_channels, bottleneck, self.groups, stride_1x1, stride_3x3, dilation, norm)
+        self.conv3 = ConvNorm(bottleneck, out_channels, 1, norm)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.conv3(torch.cat([path(x) for path in self.paths], dim=1))
+
+
+class SumBottleneck(Bottleneck):
+    """The same block as a sum of C whole paths, Fig. 1 (right) and 3(a); batch norm follows the sum (Sec. 4)."""
+
+    def _build_branch(self, in_channels, out_channels, bottleneck, stride_1x1, stride_3x3, dilation, norm) -> None:
+        self.paths = _make_paths(in_channels, bottleneck, self.groups, stride_1x1, stride_3x3, dilation, norm)
+        for path in self.paths:
+            path.add_module("conv3", ConvNorm(bottleneck // self.groups, out_channels, 1, None))
+        self.norm = norm(out_channels)
+
+    def branch(self, x: Tensor) -> Tensor:
+        total = self.paths[0](x)
+        for path in self.paths[1:]:
+            total = total + path(x)
+        return self.norm(total)
+
+
+def _make_paths(in_channels, bottleneck, groups, stride_1x1, stride_3x3, dilation, norm) -> nn.ModuleList:
+    width = bottleneck // groups
+    paths = nn.ModuleList()
+    for _ in range(groups):
+        path = nn.Sequential()
+        path.add_module("conv1", ConvNorm(in_channels, width, 1, norm, stride=stride_1x1))
+        path.add_module("relu1", nn.ReLU(inplace=True))
+        path.add_module(
+            "conv2", ConvNorm(width, width, 3, norm, stride=stride_3x3, padding=dilation, dilation=dilation)
+        )
+        path.add_module("relu2", nn.ReLU(inplace=True))
+        paths.append(path)
+    return paths
+
+
+BLOCKS: dict[str, type[Bottleneck]] = {"a": SumBottleneck, "b": ConcatBottleneck, "c": Bottleneck}
+
+
+def make_stage(
+    blocks: int,
+    in_channels: int,
+    out_channels: int,
+    bottleneck_channels: int,
+    *,
+    stride: int,
+    groups: int = 1,
+    dilation: int = 1,
+    stride_in_1x1: bool = False,
+    norm: Norm = nn.BatchNorm2d,
+    residual: bool = True,
+    form: str = "c",
+) -> nn.Sequential:
+    """``blocks`` blocks of one kind; the first has ``stride`` and changes the channels.
+
+    Trunk and C4 head build their stages here, so res5 is the same network in both.
+
+    Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
+    """
+    return nn.Sequential(
+        *(
+            BLOCKS[form](
+                in_channels if i == 0 else out_channels,
+                out_channels,
+                bottleneck_channels,
+                groups=groups,
+                stride=stride if i == 0 else 1,
+                dilation=dilation,
+                stride_in_1x1=stride_in_1x1,
+                norm=norm,
+                residual=residual,
+            )
+            for i in range(blocks)
+        )
+    )
+
+
+def make_resnext_stage(
+    stage: int,
+    blocks: int,
+    in_channels: int,
+    *,
+    cardinality: int,
+    width: int,
+    res2_out_channels: int = 256,
+    first_stride: int = 2,
+    dilation: int = 1,
+    **block_arguments,
+) -> nn.Sequential:
+    """Stage ``stage`` (0 for res2) with the channels of :func:`variants.stage_channels`.
+
+    A dilated stage keeps the map's size instead of halving it.
+    """
+    bottleneck, out_channels = stage_channels(stage, cardinality, width, res2_out_channels)
+    stride = 1 if dilation > 1 else first_stride
+    return make_stage(
+        blocks,
+        in_channels,
+        out_channels,
+        bottleneck,
+        stride=stride,
+        groups=cardinality,
+        dilation=dilation,
+        **block_arguments,
+    )
+
+
+class Trunk(nn.Module):
+    """Stem and stages ``res2``, ``res3``, ...: picture in, maps out.
+
+    Args:
+        stem: with attributes ``stride`` and ``out_channels``.
+        stages: blocks of each stage, each block with ``stride`` and ``out_channels``.
+        out_features: names of the maps that :meth:`forward` returns, from ``stem, res2, ..., res5``.
+
+    Attributes:
+        strides, channels: {name: stride in pixels}, {name: channels} for the stem and every stage.
+    """
+
+    def __init__(self, stem: nn.Module, stages: Sequence[nn.Sequential], out_features: Sequence[str]) -> None:
+        super().__init__()
+        self.stem = stem
+        self.strides = {"stem": stem.stride}
+        self.channels = {"stem": stem.out_channels}
+        stride = stem.stride
+        for i, stage in enumerate(stages):
+            name = f"res{i + 2}"
+            self.add_module(name, stage)
+            for block in stage:
+                stride *= block.stride
+            self.strides[name], self.channels[name] = stride, stage[-1].out_channels
+        self.stage_names = tuple(f"res{i + 2}" for i in range(len(stages)))
+        unknown = [name for name in out_features if name not in self.strides]
+        if unknown or not out_features:
+            raise UserError(f"out_features {list(out_features)}: choose from {', '.join(self.strides)}")
+        self.out_features = tuple(out_features)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """(N, 3, H, W) -> {name: (N, channels[name], ~H / strides[name], ~W / strides[name])}."""
+        outputs = {}
+        x = self.stem(x)
+        if "stem" in self.out_features:
+            outputs["stem"] = x
+        for name in self.stage_names:
+            x = getattr(self, name)(x)
+            if name in self.out_features:
+                outputs[name] = x
+        return outputs
+
+
+class Classifier(Trunk):
+    """A trunk, global average pooling and the fully connected layer ``fc`` (Table 1)."""
+
+    def __init__(self, stem: nn.Module, stages: Sequence[nn.Sequential], num_classes: int = 1000) -> None:
+        super().__init__(stem, stages, out_features=[f"res{len(stages) + 1}"])
+        self.fc = nn.Linear(self.channels[self.out_features[0]], num_classes)
+        # Small and unbiased, so that training starts from even class probabilities (Goyal et al. 2017, Sec. 5.1).
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, num_classes)."""
+        (features,) = super().forward(x).values()
+        return self.fc(features.mean(dim=(2, 3)))
+
+
+def create_model(
+    name: str,
+    num_classes: int = 1000,
+    form: str = "c",
+    residual: bool = True,
+    *,
+    norm: Norm = nn.BatchNorm2d,
+    stem_out_channels: int = 64,
+    res2_out_channels: int = 256,
+    stride_in_1x1: bool = False,
+) -> Classifier:
+    """A classifier of the family with He-initialised weights.
+
+    Args:
+        name: ``resnet50``, ``resnext50_32x4d``, ..., any ``resnext{depth}_{C}x{d}d``, with ``_cifar`` for 32x32 pictures.
+        num_classes: outputs of ``fc``.
+        form: "a" (sum of paths), "b" (early concatenation) or "c" (grouped convolution) of Fig. 3; equal functions.
+        residual: False builds the network of Sec. 5.1 without shortcuts.
+        norm: makes each norm layer from its number of channels.
+        stem_out_channels, res2_out_channels, stride_in_1x1: detectron2's keys of the same names.
+
+    Raises:
+        UserError: unknown name or form.
+
+    Example:
+        >>> model = create_model("resnext50_32x4d")
+        >>> model(torch.zeros(1, 3, 224, 224)).shape
+        torch.Size([1, 1000])
+    """
+    variant = parse_name(name)
+    if form not in FORMS:
+        raise UserError(f"form {form!r}: choose from {', '.join(FORMS)} (paper Fig. 3)")
+    stem = (CifarStem if variant.cifar else Stem)(3, stem_out_channels, norm)
+    stages = make_stages(
+        variant.blocks,
+        stem_out_channels,
+        cardinality=variant.cardinality,
+        width=variant.width,
+        res2_out_channels=res2_out_channels,
+        stride_in_1x1=stride_in_1x1,
+        norm=norm,
+        residual=residual,
+        form=form,
+    )
+    return Classifier(stem, stages, num_classes)
+
+
+def make_stages(
+    blocks: Sequence[int],
+    in_channels: int,
+    *,
+    cardinality: int,
+    width: int,
+    res2_out_channels: int = 256,
+    res5_dilation: int = 1,
+    **block_arguments,
+) -> list[nn.Sequential]:
+    """The stages res2, res3, ... with ``blocks`` blocks each; every stage but the first halves the map."""
+    stages = []
+    for stage, count in enumerate(blocks):
+        stages.append(
+            make_resnext_stage(
+                stage,
+                count,
+                in_channels,
+                cardinality=cardinality,
+                width=width,
+                res2_out_channels=res2_out_channels,
+                first_stride=1 if stage == 0 else 2,
+                dilation=res5_dilation if stage == 3 else 1,
+                **block_arguments,
+            )
+        )
+        in_channels = stages[-1][-1].out_channels
+    return stages
+
+
