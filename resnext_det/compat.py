@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import types
+import warnings
 from pathlib import Path
 
 _ALIASES = {"int": int, "float": float, "bool": bool}
@@ -51,10 +52,17 @@ def prepare() -> bool:
     folder = detectron2_folder()
     if folder is None:
         return False
+    _quiet_known_warnings()
     _restore_names(folder)
     if not has_cpp_extension():
         _stand_in_for_cpp_extension()
     return True
+
+
+def _quiet_known_warnings() -> None:
+    """detectron2 and fvcore use calls that PyTorch has deprecated; our users can do nothing about them."""
+    for message in (r"`torch.jit.script(_method)?` is deprecated", r"torch.meshgrid: in an upcoming release"):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def _mentions(file: Path, text: str) -> bool:
