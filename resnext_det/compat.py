@@ -123,3 +123,25 @@ def _pycocotools_evaluator(name: str):
     from pycocotools.cocoeval import COCOeval
 
     return COCOeval
+
+
+def create_local_process_group(processes_per_machine: int) -> None:
+    """Tell detectron2 which processes share this machine; every process of the run has to call it."""
+    import torch.distributed as dist
+    from detectron2.utils import comm
+
+    if hasattr(comm, "create_local_process_group"):  # main branch
+        comm.create_local_process_group(processes_per_machine)
+        return
+    for first in range(0, dist.get_world_size(), processes_per_machine):
+        ranks = list(range(first, first + processes_per_machine))
+        group = dist.new_group(ranks)
+        if dist.get_rank() in ranks:
+            comm._LOCAL_PROCESS_GROUP = group
+
+
+def forget_local_process_group() -> None:
+    """Undo :func:`create_local_process_group`, so that the same process can launch again."""
+    from detectron2.utils import comm
+
+    comm._LOCAL_PROCESS_GROUP = None

@@ -380,5 +380,3 @@ def make_stages(
         )
         in_channels = stages[-1][-1].out_channels
     return stages
-
-

@@ -71,7 +71,9 @@ _LISTED = (
     "resnext29_1x128d_cifar resnext29_1x192d_cifar resnext29_1x256d_cifar"
 ).split()
 
-_NAME = re.compile(r"(?:resnet(?P<plain>\d+)|resnext(?P<depth>\d+)_(?P<cardinality>\d+)x(?P<width>\d+)d)(?P<cifar>_cifar)?")
+_NAME = re.compile(
+    r"(?:resnet(?P<plain>\d+)|resnext(?P<depth>\d+)_(?P<cardinality>\d+)x(?P<width>\d+)d)(?P<cifar>_cifar)?"
+)
 
 
 def list_models() -> list[str]:

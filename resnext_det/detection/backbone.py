@@ -34,9 +34,7 @@ class ResNeXtBackbone(Trunk, Backbone):
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """{name: channels and stride} of the maps that ``forward`` returns."""
-        return {
-            name: ShapeSpec(channels=self.channels[name], stride=self.strides[name]) for name in self.out_features
-        }
+        return {name: ShapeSpec(channels=self.channels[name], stride=self.strides[name]) for name in self.out_features}
 
 
 def freeze(module: nn.Module) -> nn.Module:

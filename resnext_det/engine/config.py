@@ -1,0 +1,100 @@
+"""Reading YAML configurations, for people who mistype: every mistake is one line with the nearest right name.
+
+The only YAML accepted is plain data; tags that would run Python are refused (detectron2's own loader runs them).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from fvcore.common.config import BASE_KEY
+
+from ..errors import UserError, nearest
+
+
+def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """Merge a YAML file (with its ``_BASE_`` files) and ``KEY VALUE`` pairs into ``cfg``, and settle MODEL.DEVICE.
+
+    Args:
+        cfg: defaults; every key that may be set is in it. Changed in place.
+        config_file: path of the YAML file.
+        opts: ``["KEY", "VALUE", ...]``, over the file's values.
+
+    Raises:
+        UserError: missing or broken file, unknown key, value of another type, no such device.
+    """
+    loaded = _read_yaml(config_file)
+    _check_keys(loaded, cfg, config_file)
+    _merge(lambda: cfg.merge_from_other_cfg(CfgNode(loaded)), config_file)
+    if len(opts) % 2:
+        raise UserError(f"settings come as KEY VALUE pairs, and {opts[-1]!r} stands alone")
+    known = set(_flatten(cfg))
+    for key, value in zip(opts[::2], opts[1::2], strict=True):
+        if key not in known:
+            raise UserError(f"command line: unknown key {key}{nearest(key, known)}")
+        _merge(lambda key=key, value=value: cfg.merge_from_list([key, value]), f"command line: {key} {value}")
+    cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
+    return cfg
+
+
+def resolve_device(name: str) -> str:
+    """``auto`` becomes ``cuda`` where there is a GPU and ``cpu`` elsewhere; anything else must exist.
+
+    Raises:
+        UserError: a device that this machine or this torch does not have.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"MODEL.DEVICE {name}: not on this machine; set MODEL.DEVICE to auto or cpu") from error
+    return name
+
+
+def _read_yaml(config_file: str) -> dict:
+    if not os.path.isfile(config_file):
+        raise UserError(f"config file {config_file}: no such file{_similar_file(config_file)}")
+    try:
+        return CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(f"config file {config_file}: {error.problem}; only plain YAML is read") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"config file {config_file}: not YAML: {error}") from error
+    except (AssertionError, OSError, AttributeError, TypeError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"config file {config_file}: cannot be read with its {BASE_KEY}: {error}") from error
+
+
+def _similar_file(path: str) -> str:
+    folder, name = os.path.split(path)
+    try:
+        return nearest(name, os.listdir(folder or "."))
+    except OSError:
+        return f" (nor a folder {folder})"
+
+
+def _flatten(node: dict, prefix: str = "") -> Iterator[str]:
+    for key, value in node.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+
+
+def _check_keys(loaded: dict, cfg: CfgNode, config_file: str) -> None:
+    if not isinstance(loaded, dict):
+        raise UserError(f"config file {config_file}: holds {type(loaded).__name__}, not keys and values")
+    known = set(_flatten(cfg))
+    for key in _flatten(loaded):
+        if key not in known:
+            raise UserError(f"config file {config_file}: unknown key {key}{nearest(key, known)}")
+
+
+def _merge(merge, where: str) -> None:
+    try:
+        merge()
+    except (ValueError, AssertionError, KeyError, SyntaxError, AttributeError, TypeError) as error:
+        raise UserError(f"{where}: {error}") from error

@@ -1,0 +1,161 @@
+"""Start the processes of a run: one, several on this machine, or the ones that torchrun or Slurm already started.
+
+Every process that trains belongs to a torch.distributed group: NCCL on GPUs, gloo on CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from .. import compat
+from ..errors import UserError
+from .cli import exit_with
+
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one process stands in a run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    url: str
+
+
+def launch(
+    main: Callable[..., object],
+    args: tuple,
+    *,
+    processes: int = 1,
+    machines: int = 1,
+    machine_rank: int = 0,
+    url: str = "auto",
+    device: str = "cpu",
+) -> object:
+    """Call ``main(*args)`` in every process of the run.
+
+    Args:
+        main: a module-level function (it is pickled when processes are started).
+        processes: on this machine. Ignored under torchrun and Slurm, which have started them already.
+        machines, machine_rank, url: for a run over several machines started by hand.
+        device: "cuda" for one GPU per process, "cpu" for gloo.
+
+    Returns:
+        What ``main`` returns in a process that was already running; None when processes were started here.
+
+    Raises:
+        UserError: fewer GPUs than processes, or no meeting point for several machines.
+    """
+    place = _place_from_torchrun(os.environ) or _place_from_slurm(os.environ)
+    if place is not None:
+        return _join(place, device, main, args)
+    world_size = processes * machines
+    if world_size <= 1:
+        return main(*args)
+    if url == "auto":
+        if machines > 1:
+            raise UserError(f"--num-machines {machines} needs --dist-url tcp://HOST:PORT of the machine with rank 0")
+        url = f"tcp://127.0.0.1:{free_port()}"
+    if device.startswith("cuda") and processes > torch.cuda.device_count():
+        raise UserError(f"--num-gpus {processes}: this machine has {torch.cuda.device_count()}")
+    places = [Place(machine_rank * processes + local, world_size, local, processes, url) for local in range(processes)]
+    try:
+        mp.start_processes(_worker, nprocs=processes, args=(places, device, main, args), start_method="spawn")
+    except mp.ProcessExitedException as error:
+        if error.exit_code >= 0:  # the worker has already said why
+            sys.exit(error.exit_code)
+        raise
+    return None
+
+
+def free_port() -> int:
+    """A TCP port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _worker(local_rank: int, places: list[Place], device: str, main: Callable, args: tuple) -> None:
+    try:
+        _join(places[local_rank], device, main, args)
+    except UserError as error:
+        if local_rank == 0:
+            exit_with(error)
+        sys.exit(2)
+
+
+def _join(place: Place, device: str, main: Callable, args: tuple) -> object:
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.set_device(place.local_rank)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo",
+        init_method=place.url,
+        world_size=place.world_size,
+        rank=place.rank,
+        timeout=TIMEOUT,
+    )
+    try:
+        compat.create_local_process_group(place.local_size)
+        dist.barrier()
+        return main(*args)
+    finally:
+        dist.destroy_process_group()
+        compat.forget_local_process_group()
+
+
+def _place_from_torchrun(environment: Mapping[str, str]) -> Place | None:
+    if "TORCHELASTIC_RUN_ID" not in environment and not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(environment):
+        return None
+    return Place(
+        rank=int(environment["RANK"]),
+        world_size=int(environment["WORLD_SIZE"]),
+        local_rank=int(environment.get("LOCAL_RANK", 0)),
+        local_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
+        url="env://",
+    )
+
+
+def _place_from_slurm(environment: Mapping[str, str]) -> Place | None:
+    """The place of a task that ``srun`` started; None outside Slurm, for one task, and in an interactive shell."""
+    tasks = int(environment.get("SLURM_NTASKS", 1))
+    if tasks < 2 or "SLURM_PROCID" not in environment or environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):
+        return None
+    nodes = int(environment.get("SLURM_NNODES", 1))
+    if tasks % nodes:
+        raise UserError(f"SLURM_NTASKS {tasks} on SLURM_NNODES {nodes}: give every node as many tasks")
+    # Every task computes the same port from the job, out of the range for which no service is registered.
+    port = 49152 + int(environment.get("SLURM_JOB_ID", 0)) % 16384
+    return Place(
+        rank=int(environment["SLURM_PROCID"]),
+        world_size=tasks,
+        local_rank=int(environment["SLURM_LOCALID"]),
+        local_size=tasks // nodes,
+        url=f"tcp://{_first_slurm_host(environment)}:{port}",
+    )
+
+
+def _first_slurm_host(environment: Mapping[str, str]) -> str:
+    if environment.get("MASTER_ADDR"):
+        return environment["MASTER_ADDR"]
+    nodes = environment["SLURM_STEP_NODELIST" if "SLURM_STEP_NODELIST" in environment else "SLURM_JOB_NODELIST"]
+    if "[" not in nodes:
+        return nodes.split(",")[0]
+    try:  # a compressed list such as node[3-6]: Slurm's own tool knows the grammar
+        hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"cannot read Slurm's node list {nodes!r}: set MASTER_ADDR to the first node") from error
+    return hosts.stdout.split()[0]

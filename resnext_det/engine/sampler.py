@@ -1,0 +1,118 @@
+"""The order of training data: endless, shuffled, the same for any number of processes and workers, and resumable.
+
+Position p of the stream holds sample ``permutation(seed, p // size)[p % size]``. Nothing else decides it, so a run that
+is resumed at step i simply starts reading at the position where step i begins.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+Place = tuple[int, int]
+"""(position in the stream, index of the sample)."""
+
+
+def stream(size: int, seed: int, shuffle: bool = True, start: int = 0) -> Iterator[Place]:
+    """Positions and samples from position ``start`` on, without end."""
+    for epoch in itertools.count(start // size):
+        order = _permutation(size, seed, epoch) if shuffle else range(size)
+        first = start - epoch * size if epoch == start // size else 0
+        for offset in range(first, size):
+            yield epoch * size + offset, int(order[offset])
+
+
+def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+class TrainingBatches(Sampler):
+    """Batches of :data:`Place` for one process, without end.
+
+    Args:
+        size: number of samples in the set.
+        batch_size: samples in a batch of this process.
+        seed: of the order; equal in all processes.
+        rank, world_size: process ``rank`` takes positions rank, rank + world_size, ...: together the processes read
+            what a single one with the whole batch would.
+        start_batch: how many batches to skip, for resuming.
+        groups: a small integer for each sample; a batch holds samples of one group only (portrait and landscape
+            pictures, which would otherwise be padded to each other's shape).
+    """
+
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start_batch: int = 0,
+        groups: Sequence[int] | None = None,
+        shuffle: bool = True,
+    ) -> None:
+        self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
+        self.rank, self.world_size, self.start_batch, self.groups = rank, world_size, start_batch, groups
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        if self.groups is None:  # every batch is a fixed stretch of the stream: jump there
+            start = self.start_batch * self.batch_size * self.world_size
+            places = itertools.islice(self._stream(start), self.rank, None, self.world_size)
+            while True:
+                yield list(itertools.islice(places, self.batch_size))
+        # Which batch a sample falls into depends on all before it: replay the order, which costs no reading of data.
+        yield from itertools.islice(self._grouped(), self.start_batch, None)
+
+    def _stream(self, start: int) -> Iterator[Place]:
+        return stream(self.size, self.seed, self.shuffle, start)
+
+    def _grouped(self) -> Iterator[list[Place]]:
+        waiting: dict[int, list[Place]] = {}
+        for place in itertools.islice(self._stream(0), self.rank, None, self.world_size):
+            batch = waiting.setdefault(self.groups[place[1]], [])
+            batch.append(place)
+            if len(batch) == self.batch_size:
+                del waiting[self.groups[place[1]]]
+                yield batch
+
+
+class SeededDataset(Dataset):
+    """Applies ``mapper`` to samples, with randomness that depends on the position in the stream alone.
+
+    The same picture is augmented alike whichever worker process reads it, and again after a resume.
+
+    Args:
+        samples: the raw samples.
+        mapper: from a raw sample to what the model takes; None drops the sample, and the next one in the set stands in.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, samples: Sequence[Any], mapper: Callable[[Any], Any], seed: int) -> None:
+        self.samples, self.mapper, self.seed = samples, mapper, seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, place: Place) -> Any:
+        position, index = place
+        for substitute in range(len(self.samples)):
+            seed_everything((self.seed, position, substitute))
+            sample = self.mapper(self.samples[(index + substitute) % len(self.samples)])
+            if sample is not None:
+                return sample
+        raise RuntimeError("not one sample of the training set can be read")
+
+
+def seed_everything(parts: Sequence[int]) -> None:
+    """Seed Python's, numpy's and torch's generators (all devices) from a tuple of numbers."""
+    words = np.random.SeedSequence(list(parts)).generate_state(4)
+    random.seed(int(words[0]))
+    np.random.seed(words[1])
+    torch.manual_seed(int(words[2]) << 32 | int(words[3]))
