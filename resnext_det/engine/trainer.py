@@ -36,7 +36,6 @@ class Trainer(SimpleTrainer):
 
     Args:
         model: in train mode returns {name: scalar loss} or one scalar loss for a batch.
-        data_loader: endless.
         optimizer: of the model's parameters.
         seed: of the run.
         precision: "fp32", or "bf16" / "fp16" for autocast; fp16 scales the loss.
@@ -46,7 +45,6 @@ class Trainer(SimpleTrainer):
     def __init__(
         self,
         model: nn.Module,
-        data_loader: Iterable,
         optimizer: torch.optim.Optimizer,
         *,
         seed: int,
@@ -55,11 +53,16 @@ class Trainer(SimpleTrainer):
     ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"precision {precision!r}: choose from {', '.join(PRECISIONS)}")
-        super().__init__(model, data_loader, optimizer)
+        super().__init__(model, (), optimizer)  # the data comes by `set_data_loader`
         self.seed, self.accumulate = seed, accumulate
         self.device_type = next(model.parameters()).device.type
         self.autocast_dtype = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision == "fp16")
+
+    def set_data_loader(self, data_loader: Iterable) -> None:
+        """Read batches from ``data_loader`` from now on: where to begin is known only once a checkpoint was read."""
+        self.data_loader = data_loader
+        self._batches = iter(data_loader)
 
     def run_step(self) -> None:
         self.optimizer.zero_grad()
@@ -67,7 +70,7 @@ class Trainer(SimpleTrainer):
         data_time = 0.0
         for part in range(self.accumulate):
             start = time.perf_counter()
-            data = next(self._data_loader_iter)
+            data = next(self._batches)
             data_time += time.perf_counter() - start
             seed_everything((self.seed, self.iter, part, comm.get_rank()))
             with self._gradient_exchange(last=part == self.accumulate - 1):
@@ -92,6 +95,7 @@ class Trainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        self.seed = state_dict["seed"]
         self.scaler.load_state_dict(state_dict["scaler"])
 
 
