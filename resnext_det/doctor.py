@@ -11,13 +11,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from . import __version__, compat
 
 EXIT_READY, EXIT_NOT_READY = 0, 2
 
 INSTALL_DETECTRON2 = (
-    "python -m pip install setuptools wheel uv && uv pip install --python {python} "
+    "python -m pip install setuptools wheel uv && python -m uv pip install --python {python} "
     "--no-build-isolation-package pb1-detectron2 "
     '--config-settings-package "pb1-detectron2:--global-option=build_py" '
     '--config-settings-package "pb1-detectron2:--build-option=--skip-build" pb1-detectron2==0.6'
@@ -70,28 +71,33 @@ def report(findings: list[Finding]) -> str:
 
 def examine() -> list[Finding]:
     """Look at every library in the order in which they build on each other."""
-    return [
+    libraries = [
         Finding("Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}"),
         Finding("resnext_det", __version__),
         _check("numpy", _numpy, "numpy"),
         _check("torch", _torch, "torch torchvision"),
-        _check("CUDA", _cuda, required=False),
-        _check("torchvision", _torchvision, "--upgrade torch torchvision"),
+        _check("CUDA", _cuda, "torch torchvision", required=False),
+        _check("torchvision", _torchvision, "torch torchvision"),
         _check("Pillow", _version_of("PIL", "Pillow"), "Pillow"),
         _check("OpenCV", _version_of("cv2"), "opencv-python-headless", required=False),
         _check("pycocotools", _version_of("pycocotools.mask", "pycocotools"), "pycocotools"),
         _check("faster-coco-eval", _version_of("faster_coco_eval", "faster-coco-eval"), "faster-coco-eval"),
         _check("fvcore", _version_of("fvcore.nn", "fvcore"), "fvcore iopath yacs"),
-        *_detectron2(),
     ]
+    return libraries + _detectron2(libraries_work=ready(libraries))
 
 
-def _check(name: str, look: Callable[[], str], packages: str = "", required: bool = True) -> Finding:
+def _check(name: str, look: Callable[[], str], packages: str, required: bool = True) -> Finding:
     """``look`` returns the state, or raises whatever a missing or broken library raises."""
     try:
         return Finding(name, look(), required=required)
-    except Exception as error:  # noqa: BLE001 (a broken library may raise anything)
-        mend = f"python -m pip install {packages}" if packages else ""
+    except ModuleNotFoundError as error:
+        # Much stands on these two, and they have lines of their own.
+        blameless = error.name in ("numpy", "torch") and error.name != name
+        mend = "" if blameless else f"python -m pip install {packages}"
+        return Finding(name, _cause(error), ok=False, required=required, mend=mend)
+    except Exception as error:  # a broken library may raise anything
+        mend = f"python -m pip install --upgrade --force-reinstall {packages}"
         return Finding(name, _cause(error), ok=False, required=required, mend=mend)
 
 
@@ -144,35 +150,37 @@ def _torchvision() -> str:
     return f"{torchvision.__version__}, nms and roi_align work"
 
 
-def _detectron2() -> list[Finding]:
+def _detectron2(libraries_work: bool) -> list[Finding]:
+    """The lines of detectron2 and its extension; it is blamed only where the libraries it stands on work."""
     folder = compat.detectron2_folder()
-    # Without torch or another of its libraries detectron2 cannot be installed nor judged; those lines come first.
     install = INSTALL_DETECTRON2.format(python=sys.executable)
     if folder is None:
         return [Finding("detectron2", "missing", ok=False, mend=install)]
-
-    def look() -> str:
+    try:
         compat.prepare()
+        detectron2 = importlib.import_module("detectron2")
         importlib.import_module("detectron2.engine")
         importlib.import_module("resnext_det.detection")
-        import detectron2
-
-        return f"{detectron2.__version__} in {folder}, our backbone and head are registered"
-
-    try:
-        return [Finding("detectron2", look()), _cpp_extension(folder)]
-    except ModuleNotFoundError as error:
-        missing = (error.name or "").partition(".")[0]
-        mend = "" if missing == "torch" else install if missing == "detectron2" else f"python -m pip install {missing}"
-        if missing == "pkg_resources":  # setuptools 81 and later no longer hold it
-            mend = 'python -m pip install "setuptools<81"'
+    except Exception as error:  # a broken library may raise anything
+        if not libraries_work:
+            mend = ""
+        elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("detectron2"):
+            mend = f"python -m pip install {_package_of(error.name or '')}"
+        else:
+            mend = f"python -m pip uninstall -y detectron2 pb1-detectron2 && {install}"
         return [Finding("detectron2", f"{_cause(error)}, in {folder}", ok=False, mend=mend)]
-    except Exception as error:  # noqa: BLE001 (a broken library may raise anything)
-        mend = f"python -m pip uninstall -y detectron2 && {install}"
-        return [Finding("detectron2", f"{_cause(error)}, in {folder}", ok=False, mend=mend)]
+    state = f"{detectron2.__version__} in {folder}, our backbone and head are registered"
+    return [Finding("detectron2", state), _cpp_extension(folder)]
 
 
-def _cpp_extension(folder) -> Finding:
+def _package_of(module: str) -> str:
+    """What to install for a module that detectron2 misses."""
+    top = module.partition(".")[0]
+    # setuptools 81 and later hold no pkg_resources.
+    return {"pkg_resources": '"setuptools<81"', "yaml": "PyYAML"}.get(top, top)
+
+
+def _cpp_extension(folder: Path) -> Finding:
     if compat.has_cpp_extension():
         return Finding("detectron2._C", "yes", required=False)
     lost = "no rotated boxes nor deformable convolution; C4 needs neither"
