@@ -1,0 +1,71 @@
+# Two commands do everything on a machine with Python 3.10+ and make: `make quickstart` and `make test`.
+# PYTHON= chooses the interpreter, VENV= the place of the virtual environment, JOBS= the test processes.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+BIN := $(VENV)/bin
+
+# Pinned by hash for Linux x86-64; elsewhere, or with `make setup LOCK=`, the ranges of setup.py decide.
+LOCK := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),requirements/linux-x86_64.txt)
+
+STAMP := $(VENV)/set-up
+UV := $(BIN)/uv pip install --python $(BIN)/python
+# pb1-detectron2 holds no C++ sources, so that step of its build is left out; its setup.py imports torch.
+DETECTRON2_OPTIONS := --no-build-isolation-package pb1-detectron2 \
+	--config-settings-package "pb1-detectron2:--global-option=build_py" \
+	--config-settings-package "pb1-detectron2:--build-option=--skip-build"
+HAS_DETECTRON2 := $(BIN)/python -c 'import sys, importlib.util as u; sys.exit(u.find_spec("detectron2") is None)'
+# The entries of the pinned file whose names match (~) or do not match (!~) a pattern: $(call pick,~,uv|wheel)
+pick = awk '/^[a-z]/ { take = $$1 $(1) /^($(2))==/ } take' $(LOCK)
+
+.PHONY: help setup quickstart test lint lock clean
+
+help:
+	@echo "make quickstart   real handwriting: pretrain a small ResNeXt, fine-tune the detector, evaluate, draw"
+	@echo "make test         ruff and every test"
+	@echo "make setup        only the virtual environment $(VENV); the others do this first"
+	@echo "make lint         ruff check and ruff format --check"
+	@echo "make lock         pin the ranges of setup.py and requirements/*.in anew (FLAGS=--upgrade for newer versions)"
+	@echo "make clean        remove $(VENV) and caches"
+
+setup: $(STAMP)
+
+$(STAMP): setup.py $(wildcard requirements/*)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $(PYTHON) is older than Python 3.10: name a newer one, make PYTHON=python3.12" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+ifneq ($(LOCK),)
+	$(call pick,~,uv|setuptools|wheel) > $(VENV)/build.txt
+	$(call pick,!~,pb1-detectron2) > $(VENV)/libraries.txt
+	$(call pick,~,pb1-detectron2) > $(VENV)/detectron2.txt
+	$(BIN)/python -m pip install -q --no-deps --require-hashes -r $(VENV)/build.txt
+	$(UV) --no-deps --require-hashes --no-build-isolation -r $(VENV)/libraries.txt
+	$(HAS_DETECTRON2) || $(UV) --no-deps --require-hashes $(DETECTRON2_OPTIONS) -r $(VENV)/detectron2.txt
+	$(UV) --no-deps --no-build-isolation -e .
+else
+	$(BIN)/python -m pip install -q -r requirements/build.in
+	$(UV) --no-build-isolation -e '.[dev]'
+	$(HAS_DETECTRON2) || $(UV) $(DETECTRON2_OPTIONS) -r requirements/detectron2.in
+endif
+	$(BIN)/python -m resnext_det
+	@touch $@
+
+quickstart: setup
+	$(BIN)/python tools/quickstart.py
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+lock: setup
+	$(BIN)/uv pip compile -q --python $(BIN)/python --universal --python-version 3.10 --generate-hashes $(FLAGS) \
+		--no-build-isolation-package pb1-detectron2 --no-annotate --custom-compile-command "make lock" \
+		--extra dev setup.py requirements/build.in requirements/detectron2.in -o requirements/linux-x86_64.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

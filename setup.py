@@ -1,0 +1,60 @@
+"""Packaging. The version ranges of every dependency stand here and nowhere else; `make lock` pins them by hash.
+
+detectron2 is missing on purpose: it is not on PyPI, most users have built their own, and pip must not replace it.
+`make setup` installs a copy where there is none.
+"""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "resnext_det/__init__.py").read_text("utf-8"), re.M)[1]
+
+EXTRAS = {
+    # scikit-learn holds the quickstart's handwritten digits; detectron2 draws with OpenCV.
+    "quickstart": ["scikit-learn>=1.3,<2", "opencv-python-headless>=4.7,<6"],
+    "webdataset": ["webdataset>=0.2.86,<2"],
+    "export": ["onnx>=1.16,<2", "onnxruntime>=1.18,<2", "onnxscript>=0.3,<1"],
+}
+# timm's networks are an oracle of the tests.
+EXTRAS["dev"] = [
+    "hypothesis>=6.100,<7",
+    "pytest>=8,<10",
+    "pytest-xdist>=3.5,<4",
+    "ruff>=0.12,<1",
+    "timm>=1,<2",
+    *EXTRAS["quickstart"],
+    *EXTRAS["webdataset"],
+]
+
+setup(
+    name="resnext-det",
+    version=VERSION,
+    description="ResNeXt for detection: the paper's networks, pretraining and C4 Faster R-CNN for detectron2",
+    long_description=(ROOT / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["resnext_det", "resnext_det.*"]),
+    package_data={"resnext_det": ["py.typed"]},
+    install_requires=[
+        "torch>=2.4,<3",
+        "torchvision>=0.19,<1",
+        "numpy>=1.24,<3",
+        "Pillow>=9.4,<14",
+        "pycocotools>=2.0.7,<3",
+        "faster-coco-eval>=1.6,<2",
+        "fvcore>=0.1.5,<0.2",
+        "iopath>=0.1.9,<0.2",
+        "yacs>=0.1.8,<0.2",
+        "matplotlib>=3.7,<4",
+        "tensorboard>=2.12,<3",
+        "safetensors>=0.4,<1",
+        "PyYAML>=5.4,<7",
+        "tqdm>=4.60,<5",
+    ],
+    extras_require=EXTRAS,
+)

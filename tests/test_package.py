@@ -1,0 +1,106 @@
+"""Packaging: one version, one place for ranges, pins without addresses, and a wheel that holds everything."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import resnext_det
+from resnext_det.doctor import INSTALL_DETECTRON2
+
+ROOT = Path(__file__).resolve().parents[1]
+LOCK = ROOT / "requirements" / "linux-x86_64.txt"
+PINNED = re.compile(r"(?P<name>[a-z0-9-]+)==[\w.]+( ; (?P<marker>[\w.'\s()=<>!*]+))? \\")
+HASH = re.compile(r"    --hash=sha256:[0-9a-f]{64}( \\)?")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """The wheel built from a copy of the sources, so that no old build folder lends it files."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    shutil.copytree(ROOT / "resnext_det", source / "resnext_det", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
+    subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, stdin=subprocess.DEVNULL)
+    (path,) = folder.glob("*.whl")
+    return zipfile.ZipFile(path)
+
+
+def metadata(wheel: zipfile.ZipFile) -> str:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    return wheel.read(name).decode()
+
+
+def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "resnext_det").rglob("*.py")}
+    packed = {name for name in wheel.namelist() if name.endswith(".py")}
+    assert packed == modules
+    assert "resnext_det/py.typed" in wheel.namelist()
+    assert any(name.endswith("/LICENSE") for name in wheel.namelist())
+
+
+def test_version_stands_in_one_place(wheel: zipfile.ZipFile) -> None:
+    assert f"\nVersion: {resnext_det.__version__}\n" in metadata(wheel)
+    stated = [
+        path.name
+        for path in [ROOT / "setup.py", ROOT / "pyproject.toml", *(ROOT / "resnext_det").rglob("*.py")]
+        if re.search(rf'version[_ ]*= *"{re.escape(resnext_det.__version__)}"', path.read_text("utf-8"))
+        or f'__version__ = "{resnext_det.__version__}"' in path.read_text("utf-8")
+    ]
+    assert stated == ["__init__.py"]
+
+
+def test_requirements_of_the_wheel(wheel: zipfile.ZipFile) -> None:
+    required = re.findall(r"^Requires-Dist: (\S+)", metadata(wheel), re.M)
+    assert not any("detectron2" in name for name in required)  # pip must not replace the user's own
+    for line in re.findall(r"^Requires-Dist: ([^;\n]+)", metadata(wheel), re.M):
+        assert "<" in line and ">=" in line, f"{line}: not bounded on both sides"
+    assert "\nRequires-Python: >=3.10\n" in metadata(wheel)
+
+
+def test_pinned_file_is_names_versions_and_hashes_only() -> None:
+    lines = [line for line in LOCK.read_text("utf-8").splitlines() if not line.startswith("#")]
+    for line in lines:
+        assert PINNED.fullmatch(line) or HASH.fullmatch(line), line
+
+
+def test_every_requirement_is_pinned(wheel: zipfile.ZipFile) -> None:
+    pinned = {match["name"] for line in LOCK.read_text("utf-8").splitlines() if (match := PINNED.fullmatch(line))}
+    required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*(.*)", metadata(wheel), re.M)
+    wanted = {name.lower() for name, extra in required if not extra or '"dev"' in extra}
+    for path in (ROOT / "requirements").glob("*.in"):
+        wanted |= set(re.findall(r"^([\w-]+)[=<>]", path.read_text("utf-8"), re.M))
+    assert {"torch", "uv", "pb1-detectron2", "pytest"} <= wanted
+    assert wanted <= pinned, f"run `make lock`: {sorted(wanted - pinned)} not pinned"
+
+
+@pytest.mark.parametrize("name", ["Makefile", ".ci/run", ".github/workflows/ci.yml", "setup.py", "pyproject.toml"])
+def test_set_up_names_no_host(name: str) -> None:
+    assert "://" not in (ROOT / name).read_text("utf-8")
+
+
+def test_makefile_and_doctor_install_detectron2_alike() -> None:
+    options = re.compile(r"--(?:no-build-isolation-package \S+|config-settings-package \"[^\"]+\")")
+    in_doctor = options.findall(INSTALL_DETECTRON2)
+    assert len(in_doctor) == 3
+    assert options.findall((ROOT / "Makefile").read_text("utf-8"))[:3] == in_doctor
+    assert (ROOT / "requirements/detectron2.in").read_text("utf-8").splitlines()[-1] == INSTALL_DETECTRON2.split()[-1]
+
+
+def test_pins_satisfy_the_ranges(wheel: zipfile.ZipFile) -> None:
+    requirements = pytest.importorskip("packaging.requirements")
+    pins = re.findall(r"^([a-z0-9-]+)==([\w.]+)", LOCK.read_text("utf-8"), re.M)
+    for line in re.findall(r"^Requires-Dist: ([^;\n]+)", metadata(wheel), re.M):
+        requirement = requirements.Requirement(line.strip())
+        for name, version in pins:
+            if name == requirement.name.lower():
+                assert requirement.specifier.contains(version, prereleases=True), f"{line}: {version} pinned"
