@@ -319,7 +319,7 @@ def create_model(
     """A classifier of the family with He-initialised weights.
 
     Args:
-        name: ``resnet50``, ``resnext50_32x4d``, ..., any ``resnext{depth}_{C}x{d}d``, with ``_cifar`` for 32x32 pictures.
+        name: ``resnet50``, ``resnext50_32x4d``, ..., any ``resnext{depth}_{C}x{d}d``, ``_cifar`` for 32x32 pictures.
         num_classes: outputs of ``fc``.
         form: "a" (sum of paths), "b" (early concatenation) or "c" (grouped convolution) of Fig. 3; equal functions.
         residual: False builds the network of Sec. 5.1 without shortcuts.

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Train and evaluate a detector: tools/train_net.py --config-file configs/detection/... [--num-gpus N] [KEY VALUE ...]"""
+"""Train and evaluate a detector: tools/train_net.py --config-file FILE [--num-gpus N] [KEY VALUE ...]"""
 
 from resnext_det.detection.train import main
 from resnext_det.engine.cli import run

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +12,6 @@ from detectron2.engine import hooks
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
-from torch import nn
 
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.cli import parse_training_arguments
@@ -75,8 +73,12 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool) -> dict[str, dict]:
 
 
 def _log_run(cfg: CfgNode) -> None:
-    devices = torch.cuda.get_device_name() if cfg.MODEL.DEVICE.startswith("cuda") else f"{torch.get_num_threads()} threads"
-    logger.info("torch %s on %s (%s), %d processes", torch.__version__, cfg.MODEL.DEVICE, devices, comm.get_world_size())
+    devices = (
+        torch.cuda.get_device_name() if cfg.MODEL.DEVICE.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    )
+    logger.info(
+        "torch %s on %s (%s), %d processes", torch.__version__, cfg.MODEL.DEVICE, devices, comm.get_world_size()
+    )
     path = Path(cfg.OUTPUT_DIR) / "config.yaml"
     path.write_text(cfg.dump(), encoding="utf-8")
     logger.info("the whole config is in %s", path)

@@ -1,4 +1,4 @@
 """What both trainings share: command line, processes, configuration, data order, checkpoints and the training loop.
 
-All of it stands on detectron2's engine (trainer, hooks, event storage), so a run of either kind looks and resumes alike.
+All of it stands on detectron2's engine (trainer, hooks, event storage), so both kinds of run look and resume alike.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all, read as plain tensors, resumed from the newest one that is whole."""
+"""Checkpoints of a run: written whole or not at all, read as plain tensors, resumed from the newest whole one."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ LAST = "last_checkpoint"  # detectron2's name for the file that names the newest
 class RunCheckpointer(Checkpointer):
     """fvcore's checkpointer, made safe.
 
-    A file holds ``{"model", "trainer", "iteration", "metadata"}``: tensors and plain values only, so reading one can run
-    no code. It replaces an older file of the same name only when it is on the disk; a full disk loses nothing.
+    A file holds ``{"model", "trainer", "iteration", "metadata"}``: tensors and plain values only, so reading one
+    can run no code. It replaces an older file of the same name only when it is on the disk; a full disk loses nothing.
 
     Args:
         model: or the DistributedDataParallel that wraps it.
@@ -51,7 +51,8 @@ class RunCheckpointer(Checkpointer):
             self.tag_last_checkpoint(path.name)
         except OSError as error:
             raise UserError(
-                f"{path}: cannot be written: {error}; free some space and continue with --resume, earlier checkpoints are whole"
+                f"{path}: cannot be written: {error}; free some space and continue with --resume; "
+                "earlier checkpoints are whole"
             ) from error
         logger.info("saved %s", path)
 
