@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 SEVERITIES = ("error", "warning", "note")
@@ -64,14 +64,12 @@ class Findings:
             self.items.append(Finding(severity, code, file or self.file, id, field, message, fix))
         self.counts[kind] += count
 
-    def room(self, severity: str, code: str, records: Iterable) -> list:
-        """Those of ``records`` that will be listed; the others are counted now, so that nobody words them in vain."""
+    def add_each(self, severity: str, code: str, records: Iterable, word: Callable[[int], dict]) -> None:
+        """One finding for each of ``records`` (row numbers); ``word`` makes the arguments of :meth:`add` of a row."""
         records = list(records)
-        room = max(0, self.listed - self.counts[(severity, code)])
-        if len(records) > room:
-            self.counts[(severity, code)] += len(records) - room
-        # The listed ones are added, and counted, by the caller. Those counted above must not use up their room.
-        return records[:room]
+        for record in records[: self.listed]:
+            self.add(severity, code, **word(int(record)))
+        self.counts[(severity, code)] += len(records[self.listed :])
 
     def count(self, severity: str) -> int:
         """How many records have findings of this severity."""
