@@ -183,7 +183,8 @@ def check_images(rows: list[dict], findings: Findings) -> Images:
     twice = unique[counts > 1]
     if len(twice):
         findings.add(
-            "error", "duplicate-image-id", f"used more than once: {some(twice.tolist())}", "give every picture its own id",
+            "error", "duplicate-image-id", f"used more than once: {some(twice.tolist())}",
+            "give every picture its own id",
             field="images[].id", count=len(twice),
         )  # fmt: skip
     kept = np.zeros(len(rows), dtype=bool)
@@ -334,8 +335,8 @@ def check_annotations(rows: list[dict], images: Images, categories: Categories, 
         findings.add(
             "error",
             "bbox-xyxy",
-            f"{shorten(raw_boxes[row])} and the others look like corners x1, y1, x2, y2: as x, y, width, height many leave "
-            "their pictures",
+            f"{shorten(raw_boxes[row])} and the others look like corners x1, y1, x2, y2: as x, y, width, height many "
+            "leave their pictures",
             "write [x, y, width, height], or --fix",
             count=int(sized.sum()),
             **where(row, "bbox"),
@@ -545,8 +546,8 @@ def _segmentations(rows: list[dict], where, findings: Findings) -> None:
         "segmentation",
         [row for row, value in enumerate(raw) if value and not valid_segmentation(value)],
         lambda row: {
-            "message": f"{shorten(raw[row])} is neither polygons of three points or more nor a run-length encoding; the "
-            "box is used without it",
+            "message": f"{shorten(raw[row])} is neither polygons of three points or more nor a run-length encoding; "
+            "the box is used without it",
             "fix": "correct or remove it",
             **where(row, "segmentation"),
         },
