@@ -54,6 +54,8 @@ class CheckedDataset:
     def kept(self) -> np.ndarray:
         """Mask over the annotations: usable, and of a usable picture."""
         table = self.annotations
+        if not len(self.images.ids):
+            return np.zeros_like(table.keep)
         return table.keep & self.images.keep[table.image]
 
     def raise_errors(self) -> None:

@@ -69,7 +69,8 @@ class Findings:
         records = list(records)
         for record in records[: self.listed]:
             self.add(severity, code, **word(int(record)))
-        self.counts[(severity, code)] += len(records[self.listed :])
+        if len(records) > self.listed:
+            self.counts[(severity, code)] += len(records) - self.listed
 
     def count(self, severity: str) -> int:
         """How many records have findings of this severity."""
