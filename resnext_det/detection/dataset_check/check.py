@@ -206,9 +206,9 @@ def read_json(json_file: str | Path) -> dict:
 def _json_error(path: Path, text: str, error: json.JSONDecodeError) -> str:
     near = text[error.pos : error.pos + 40]
     if near.startswith(("np.", "numpy.", "int64(", "float32(", "array(", "tensor(")):
-        why = f"numpy's notation {' '.join(near.split())[:20]!r}: convert with int(), float() or .tolist() and write it again"
+        why = f"numpy's notation {' '.join(near.split())[:20]!r}: convert with int(), float() or .tolist()"
     elif not near.strip() or error.msg.startswith("Unterminated"):
-        why = "the file ends in the middle: copy it again, or, if json.dump stopped at a numpy integer, convert with int()"
+        why = "the file ends in the middle: copy it again; if json.dump stopped at a numpy integer, use int()"
     else:
         why = f"{error.msg.lower()}: correct it there"
     return f"{path}: not JSON at line {error.lineno}, column {error.colno}; {why}"
@@ -414,8 +414,8 @@ def report(checked: CheckedDataset) -> str:
         crowds = kept & (table.iscrowd == 1)
         negatives = int(images.keep.sum()) - len(np.unique(table.image[kept]))
         lines.append(
-            f"annotations: {int(kept.sum())} used of {len(kept)}, {int((~kept).sum())} left out, {int(crowds.sum())} crowds; "
-            f"{negatives} images without objects"
+            f"annotations: {int(kept.sum())} used of {len(kept)}, {int((~kept).sum())} left out, "
+            f"{int(crowds.sum())} crowds; {negatives} images without objects"
         )
         side = np.sqrt(table.areas[kept])
         lines.append(

@@ -1,7 +1,7 @@
 """What a COCO-format document must be, and what becomes of records that are not.
 
-The tables hold the mended records: a box outside its picture is clipped there, a missing area filled in. Whether one may
-train on them is the findings' severity; errors stop, warnings and notes do not.
+The tables hold the mended records: a box outside its picture is clipped there, a missing area filled in. Whether one
+may train on them is the findings' severity; errors stop, warnings and notes do not.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Images:
 
 @dataclass
 class Annotations:
-    """One entry per record of ``annotations``: ``image`` and ``category`` are indices into the other tables, -1 unknown."""
+    """One entry per record of ``annotations``: ``image`` and ``category`` are indices into the tables, -1 unknown."""
 
     ids: np.ndarray
     image: np.ndarray
@@ -91,7 +91,8 @@ def _integers(rows: list[dict], key: str, field: str, table: str, findings: Find
         findings.add(
             "warning",
             f"{key}-cast",
-            f"{len(column.cast)} are not written as integers, the first {shorten(raw[column.cast[0]])}; read as integers",
+            f"{len(column.cast)} are not written as integers, the first "
+            f"{shorten(raw[column.cast[0]])}; read as integers",
             "write integers, or --fix",
             field=f"{table}[].{field}",
             count=len(column.cast),
