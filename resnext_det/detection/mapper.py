@@ -14,10 +14,13 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
+from ..compat import mend_resampling
 from ..errors import UserError
 from .images import MAX_MEGAPIXELS, check_policy, read_header, read_image
 
 logger = logging.getLogger(__name__)
+
+mend_resampling()
 
 
 class CheckedDatasetMapper(DatasetMapper):

@@ -368,6 +368,7 @@ def test_size_that_is_not_the_pictures_is_an_error(root):
     doc = document()
     doc["images"][0]["width"] = 65
     assert "images[0] (id 1): size 65x48 is not that of" in error(doc, root)
+    assert "size 65x48" in error(inspect(doc, root).mended(), root), "mending must not hide it"
 
 
 def test_mended_copy_is_clean_and_the_original_untouched(root, tmp_path):

@@ -1,7 +1,9 @@
 """Boxes that resizing loses, pictures to skip, and crowds: what reaches the model is finite and whole."""
 
+import resnext_det  # noqa: F401, I001 (first: it makes detectron2 importable)
 import pytest
 import torch
+from detectron2.data import MapDataset
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
@@ -54,3 +56,11 @@ def test_another_size_than_the_data_set_says_is_an_error(tmp_path):
     data["width"] = 99
     with pytest.raises(UserError, match="is 100x50, but its data set says width 99"):
         mapper()(data)
+
+
+def test_case_31_the_loader_replaces_a_skipped_picture(tmp_path):
+    whole, broken = record(tmp_path / "a.png", []), record(tmp_path / "b.png", [])
+    (tmp_path / "b.png").write_bytes(b"not a picture")
+    skipping = mapper(broken_images="skip")
+    loader = MapDataset([whole, broken], skipping)
+    assert loader[1]["file_name"] == whole["file_name"] and skipping.skipped.value == 1

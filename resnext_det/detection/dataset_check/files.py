@@ -95,9 +95,12 @@ def _judge(table: Images, i: int, path: Path, result: Picture | UserError, findi
         )
     given = (int(table.widths[i]), int(table.heights[i]))
     actual = (result.width, result.height)
-    table.widths[i], table.heights[i] = actual
-    if 0 in given or given == actual:
+    if 0 in given:
+        table.widths[i], table.heights[i] = actual
         return
+    if given == actual:
+        return
+    # The size stays as it was given: whether the boxes fit the picture is for people to say, so --fix must not hide it.
     if result.turned and given == actual[::-1]:
         why = (
             f"{given[0]}x{given[1]} is the size before the EXIF orientation {result.orientation}; upright {path} is "
