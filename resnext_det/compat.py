@@ -15,6 +15,7 @@ Differences between detectron2's 0.6 and its main branch belong here and nowhere
 from __future__ import annotations
 
 import importlib.util
+import random
 import sys
 import types
 import warnings
@@ -145,3 +146,23 @@ def forget_local_process_group() -> None:
     from detectron2.utils import comm
 
     comm._LOCAL_PROCESS_GROUP = None
+
+
+def mend_resampling() -> None:
+    """Let the 0.6 loader replace a picture that the mapper skips: it samples from a set, which Python 3.11 refuses."""
+    from detectron2.data.common import MapDataset
+
+    class Sampler(random.Random):
+        def sample(self, population, k):
+            return super().sample(sorted(population), k)
+
+    plain = MapDataset.__init__
+    if getattr(plain, "resamples_sets", False):
+        return
+
+    def __init__(self, *args, **kwargs):
+        plain(self, *args, **kwargs)
+        self._rng = Sampler(42)  # detectron2's own seed
+
+    __init__.resamples_sets = True
+    MapDataset.__init__ = __init__
