@@ -156,7 +156,9 @@ class _Pool(torch.autograd.Function):
     def backward(ctx, gradient: Tensor):
         index, weight, offsets = ctx.saved_tensors
         ends = torch.cat([offsets[1:], offsets.new_tensor([len(index)])])
-        row = torch.repeat_interleave(torch.arange(len(offsets), dtype=torch.int32, device=index.device), ends - offsets)
+        row = torch.repeat_interleave(
+            torch.arange(len(offsets), dtype=torch.int32, device=index.device), ends - offsets
+        )
         # Stable, so that each position adds up its bins in one order and the bits never change.
         index, order = index.sort(stable=True)
         starts = _exclusive_sum(torch.bincount(index, minlength=ctx.positions).to(torch.int32))
