@@ -134,7 +134,7 @@ def roi_align(
 def box_weights(
     boxes: Tensor, features: Tensor, output_size: tuple[int, int], spatial_scale: float, sampling_ratio: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Both axes' matrices of :func:`axis_weights` for (R, 5) boxes on a map (N, C, H, W), and the index of the image."""
+    """Both matrices of :func:`axis_weights` for (R, 5) boxes on a map (N, C, H, W), and the index of the image."""
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     x1, y1, x2, y2 = (boxes[:, 1:].detach().to(dtype) * spatial_scale - 0.5).unbind(1)
     rows = axis_weights(y1, y2, features.shape[2], output_size[0], sampling_ratio)

@@ -31,8 +31,10 @@ SHAPES = {"res4": ShapeSpec(channels=32, stride=16)}
 
 
 def build(cls, cfg, **attributes):
-    torch.manual_seed(0)
     head = cls(cfg, SHAPES).double()
+    torch.manual_seed(0)
+    head.load_state_dict(ResNeXtC4ROIHeads(cfg, SHAPES).state_dict())
+    torch.manual_seed(0)
     for m in head.modules():
         if isinstance(m, (FrozenBatchNorm2d, torch.nn.BatchNorm2d)):
             for tensor in (m.weight.data, m.running_var):
@@ -60,10 +62,10 @@ def passed(head, regions, training):
     return {"y": y, "x": x.grad, **gradients, **dict(head.named_buffers())}
 
 
-def assert_equal(results, expected):
+def assert_equal(results, expected, tolerance=1e-9):
     assert results.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(results[name], value, rtol=1e-9, atol=1e-9, msg=name)
+        torch.testing.assert_close(results[name], value, rtol=tolerance, atol=tolerance, msg=name)
 
 
 @pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
@@ -112,10 +114,9 @@ def test_other_poolers_take_the_plain_path_and_say_so(caplog):
 
 def losses_and_detections(head, mask):
     torch.manual_seed(2)
-    features = {"res4": torch.randn(1, 32, 20, 24).double()}
-    proposals = Instances(
-        (320, 384), proposal_boxes=Boxes(torch.rand(40, 4).double() * 150 + torch.tensor([0, 0, 150, 150.0]))
-    )
+    head.float()  # detectron2 decodes boxes in float32 only
+    features = {"res4": torch.randn(1, 32, 20, 24)}
+    proposals = Instances((320, 384), proposal_boxes=Boxes(torch.rand(40, 4) * 150 + torch.tensor([0, 0, 150, 150.0])))
     proposals.objectness_logits = torch.zeros(40)
     targets = Instances(
         (320, 384), gt_boxes=Boxes(proposals.proposal_boxes.tensor[:2]), gt_classes=torch.tensor([0, 2])
@@ -137,7 +138,7 @@ def losses_and_detections(head, mask):
 def test_losses_and_detections_are_stocks(mask):
     cfg = config(mask=mask)
     expected = losses_and_detections(build(Res5ROIHeads, cfg), mask)
-    assert_equal(losses_and_detections(build(ResNeXtC4ROIHeads, cfg, chunk_size=16), mask), expected)
+    assert_equal(losses_and_detections(build(ResNeXtC4ROIHeads, cfg, chunk_size=16), mask), expected, 2e-4)
     assert len(expected["scores"]) > 10
 
 
