@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -29,5 +30,5 @@ def test_sides_agree(name):
 def test_tool_writes_json(tmp_path):
     file = tmp_path / "out.json"
     command = [sys.executable, "tools/benchmark.py", "roi-align", "--quick", "--json", str(file)]
-    subprocess.run(command, cwd=ROOT, check=True, env={**__import__("os").environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert {"ratios", "agreement", "machine"} <= json.loads(file.read_text()).keys()

@@ -1,4 +1,4 @@
-"""Measure this package against what a user would otherwise run: python tools/benchmark.py c4-inference --json out.json"""
+"""Measure this package against its peers: python tools/benchmark.py c4-inference --json out.json"""
 
 import argparse
 import json

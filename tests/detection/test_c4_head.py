@@ -35,7 +35,7 @@ def build(cls, cfg, **attributes):
     torch.manual_seed(0)
     head.load_state_dict(ResNeXtC4ROIHeads(cfg, SHAPES).state_dict())
     torch.manual_seed(0)
-    for m in head.modules():
+    for _, m in sorted(head.named_modules()):  # the two classes list a block's layers in another order
         if isinstance(m, (FrozenBatchNorm2d, torch.nn.BatchNorm2d)):
             for tensor in (m.weight.data, m.running_var):
                 tensor.uniform_(0.5, 1.5)
