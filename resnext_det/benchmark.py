@@ -168,7 +168,7 @@ def c4_inference(device: str, quick: bool) -> Result:
         "optimized fp32": lambda: fp32(inputs),
         "optimized bf16": lambda: bf16(inputs),
     }
-    seconds = timed(functions, device, 1 if quick else 2)
+    seconds = timed(functions, device, 1)
     expected, output = (model(inputs)[0]["instances"] for model in (stock, fp32))
     same = len(expected) == len(output)
     agreement = {
@@ -177,9 +177,10 @@ def c4_inference(device: str, quick: bool) -> Result:
         "fp32 boxes, pixels": _largest(output.pred_boxes.tensor, expected.pred_boxes.tensor) if same else float("inf"),
         "fp32 scores": _largest(output.scores, expected.scores) if same else float("inf"),
     }
-    x = stock.preprocess_image(inputs).tensor
+    images = stock.preprocess_image(inputs)
+    x = images.tensor
     maps = stock.backbone(x)
-    boxes = [p.proposal_boxes for p in stock.proposal_generator(stock.preprocess_image(inputs), maps)[0]]
+    boxes = [p.proposal_boxes[:200] for p in stock.proposal_generator(images, maps)[0]]
     features = stock.roi_heads._shared_roi_transform([maps["res4"]], boxes).mean((2, 3))
     for name, model in (("fp32", fp32), ("bf16", bf16)):
         own = model.roi_heads._shared_roi_transform([model.backbone(x)["res4"]], boxes).mean((2, 3))
@@ -238,7 +239,7 @@ def c4_train(device: str, quick: bool) -> Result:
         "ours bf16 autocast": lambda: step(ours, True),
         "ours bf16 autocast recompute": lambda: recomputing(True),
     }
-    seconds = timed(functions, device, 1 if quick else 2)
+    seconds = timed(functions, device, 1)
     expected = step(stock).item()
     gradient, weight = features.grad.clone(), stock.res5[0].conv1.weight.grad.clone()
     agreement = {}
@@ -313,7 +314,7 @@ def classify(device: str, quick: bool) -> Result:
         "optimized fp32": optimize_for_inference(ours, "fp32"),
         "optimized bf16": optimize_for_inference(ours, "bf16"),
     }
-    seconds = timed({name: lambda m=model: m(x) for name, model in models.items()}, device, 1 if quick else 7)
+    seconds = timed({name: lambda m=model: m(x) for name, model in models.items()}, device, 1 if quick else 5)
     logits = {name: model(x) for name, model in models.items()}
     expected = logits["torchvision fp32"]
     agreement = {}
