@@ -185,7 +185,11 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
 
         def finish(*x: Tensor) -> Tensor:
             y = stage.rest(*x) if map_first else stage.whole(*x)
-            return y.mean(dim=(2, 3), keepdim=True, dtype=torch.promote_types(y.dtype, torch.float32)) if mean else y
+            # An optimised stage may be in half precision; the heads behind it are not.
+            wide = torch.promote_types(y.dtype, torch.float32)
+            if mean:
+                return y.mean(dim=(2, 3), keepdim=True, dtype=wide)
+            return y if self.optimized is None else y.to(wide)
 
         gradients = torch.is_grad_enabled() and (
             features.requires_grad or any(p.requires_grad for p in self.res5.parameters())

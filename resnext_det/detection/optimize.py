@@ -38,11 +38,10 @@ def optimize_for_inference(model: nn.Module, dtype: str = "fp32", compile: bool 
     for module in list(model.modules()):
         if isinstance(module, ResNeXtC4ROIHeads) and module.fast:
             module.optimized = FusedSplitRes5(module.res5, kind, fused)
-            module.res5 = nn.Sequential(*(FusedBottleneck(b, kind, fused) for b in module.res5))
+            module.res5 = _fuse_stage(module.res5, kind, fused)
             module.optimized.blocks = module.res5
             device = next(module.box_predictor.parameters()).device
             module.chunk_size = 32 if device.type == "cpu" else 256
-            module.mask_on and module.mask_head.register_forward_pre_hook(_first_to_float)
         elif isinstance(module, Trunk):
             _fuse_trunk(module, kind, fused)
             if compile:
@@ -115,22 +114,27 @@ class FusedConv(nn.Module):
 
 
 class FusedBottleneck(nn.Module):
-    """:class:`~resnext_det.resnext.Bottleneck` from :class:`FusedConv`: four calls, no separate adds and ReLUs."""
+    """:class:`~resnext_det.resnext.Bottleneck` from :class:`FusedConv`: four calls, no separate adds and ReLUs.
 
-    def __init__(self, block: Bottleneck, dtype: torch.dtype, fused: bool) -> None:
+    ``overwrite`` lets it write its sum over its input: right behind another block of its stage, whose result nobody
+    else reads.
+    """
+
+    def __init__(self, block: Bottleneck, dtype: torch.dtype, fused: bool, overwrite: bool) -> None:
         super().__init__()
         self.conv1 = FusedConv(block.conv1, dtype, fused, relu=True)
         self.conv2 = FusedConv(block.conv2, dtype, fused, relu=True)
         self.conv3 = FusedConv(block.conv3, dtype, fused, relu=True)
         self.shortcut = None if block.shortcut is None else FusedConv(block.shortcut, dtype, fused)
         self.residual = block.residual
+        self.overwrite = overwrite
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv2(self.conv1(x))
         if not self.residual:
             return self.conv3(y)
-        # Overwrites its input, which nobody reads again: only blocks without a projection do so.
-        return self.conv3(y, add=x if self.shortcut is None else self.shortcut(x))
+        side = x if self.shortcut is None else self.shortcut(x)
+        return self.conv3(y, add=side.clone() if side is x and not self.overwrite else side)
 
 
 class FusedStem(nn.Module):
@@ -174,14 +178,17 @@ class FusedSplitRes5(SplitRes5):
         return self.blocks(x)
 
 
+def _fuse_stage(stage: nn.Sequential, dtype: torch.dtype, fused: bool) -> nn.Sequential:
+    return nn.Sequential(*(FusedBottleneck(block, dtype, fused, overwrite=i > 0) for i, block in enumerate(stage)))
+
+
 def _fuse_trunk(trunk: Trunk, dtype: torch.dtype, fused: bool) -> None:
     if type(trunk.stem) is Stem:
         trunk.stem = FusedStem(trunk.stem, dtype, fused)
     for name in trunk.stage_names:
         stage = getattr(trunk, name)
         if all(type(block) is Bottleneck for block in stage):
-            setattr(trunk, name, nn.Sequential(*(FusedBottleneck(block, dtype, fused) for block in stage)))
-    # A stage's first block has a projection, so a map that is an output too is never overwritten by the next stage.
+            setattr(trunk, name, _fuse_stage(stage, dtype, fused))
     if hasattr(trunk, "fc"):
         trunk.fc.register_forward_pre_hook(_first_to_float)
 

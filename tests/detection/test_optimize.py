@@ -54,9 +54,10 @@ def test_fp32_detections_do_not_move(mask):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize("mask", [False, True])
 @torch.no_grad()
-def test_bf16_features_move_by_its_precision():
-    model = detector()
+def test_bf16_features_move_by_its_precision(mask):
+    model = detector(mask)
     optimized = optimize_for_inference(model, "bf16")
     x = torch.randn(1, 3, 96, 128)
     expected, result = model.backbone(x)["res4"], optimized.backbone(x)["res4"]
