@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as mask_tools
+from faster_coco_eval.core.cocoeval import Params
 
 from .coco import Detections, GroundTruth, listed, read_ground_truth
 from .errors import UserError
@@ -160,13 +161,13 @@ def evaluate(
         index = order[starts[k] : starts[k + 1]]
         parts.append(_evaluate_category(gt, _records(detections, index, chosen, iou_type), iou_type, limits, sizes,
                                         kpt_oks_sigmas))  # fmt: skip
-    params = parts[0].params
+    params = parts[0][0].params
     return Evaluation(
         iou_type,
-        np.concatenate([part.eval["precision"] for part in parts], axis=2),
-        np.concatenate([part.eval["recall"] for part in parts], axis=1),
+        np.concatenate([precision for _, precision in parts], axis=2),
+        np.concatenate([part.eval["recall"] for part, _ in parts], axis=1),
         params.iouThrs,
-        params.recThrs,
+        Params(iouType=iou_type).recThrs,
         list(params.areaRngLbl),
         limits,
         truth.category_ids,
@@ -274,7 +275,7 @@ def _evaluate_category(
     limits: list[int],
     sizes: Mapping[int, tuple[int, int]],
     kpt_oks_sigmas: Sequence[float],
-) -> COCOeval_faster:
+) -> tuple[COCOeval_faster, np.ndarray]:
     # Images without either say nothing. COCOeval wants one at least.
     images = sorted({record["image_id"] for records in (annotations, detections) for record in records}) or [1]
     image_records = [{"id": i, "height": sizes[i][0], "width": sizes[i][1]} if i in sizes else {"id": i} for i in images]
@@ -291,9 +292,41 @@ def _evaluate_category(
         if len(kpt_oks_sigmas):
             evaluation.params.kpt_oks_sigmas = np.asarray(kpt_oks_sigmas, dtype=float)
         _check_keypoints(annotations, detections, len(evaluation.params.kpt_oks_sigmas))
+    second, thresholds = _with_second_match(evaluation.params, annotations)
+    evaluation.params.recThrs = thresholds
     evaluation.evaluate()
     evaluation.accumulate()
-    return evaluation
+    return evaluation, _as_pycocotools(evaluation.eval["precision"], second)
+
+
+# pycocotools divides by (matches + misses + 2.2e-16), faster-coco-eval does not. It shows in one place: a precision of
+# one match and no miss is 0.9999999999999998 there and 1 here; with two matches both round to 1. Which of the two a
+# precision of 1 comes from is seen at the recall of the second match, so that recall is asked for as well.
+_ONE_MATCH = 1 / (1 + np.spacing(1.0))
+
+
+def _with_second_match(params: Params, annotations: list[dict]) -> tuple[list[int], np.ndarray]:
+    """Where the recall of two matches stands for each area among the recall thresholds, and all these thresholds."""
+    ignored = np.array([
+        record["iscrowd"] or (params.iouType == "keypoints" and record["num_keypoints"] == 0) for record in annotations
+    ], dtype=bool)  # fmt: skip
+    areas = np.array([record["area"] for record in annotations], dtype=float)
+    recalls = [
+        2 / max(np.count_nonzero(~ignored & (areas >= low) & (areas <= high)), 1) for low, high in params.areaRng
+    ]
+    thresholds = np.concatenate([params.recThrs, recalls])
+    order = np.argsort(thresholds, kind="stable")
+    places = np.argsort(order, kind="stable")
+    return places[len(params.recThrs) :].tolist(), thresholds[order]
+
+
+def _as_pycocotools(precision: np.ndarray, second: list[int]) -> np.ndarray:
+    """(T, R + A, 1, A, M) with the recalls of the second match -> pycocotools' (T, R, 1, A, M)."""
+    found = np.delete(precision, second, axis=1)
+    for area, place in enumerate(second):
+        part = found[:, :, :, area]
+        part[(part == 1) & (precision[:, place : place + 1, :, area] != 1)] = _ONE_MATCH
+    return found
 
 
 def _check_keypoints(annotations: list[dict], detections: list[dict], expected: int) -> None:
