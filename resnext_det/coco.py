@@ -17,9 +17,7 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
-
-BYTES_PER_DETECTION = 40
-"""Of a detected box made by a model: image id 8, category id 8, four float32 coordinates 16, float64 score 8."""
+from .files import atomic_write
 
 
 def listed(items: Iterable[Any], shown: int = 10) -> str:
@@ -261,15 +259,11 @@ class Detections:
 
     def write_json(self, path: str | os.PathLike) -> None:
         """Write COCO's result format record by record; the file appears under its name only once it is whole."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
+        with atomic_write(path) as file:
             file.write("[")
             for i, record in enumerate(self.records()):
                 file.write((",\n" if i else "") + json.dumps(record))
             file.write("]\n")
-        partial.replace(path)
 
     @classmethod
     def from_records(cls, records: Iterable[Mapping], source: str = "detections") -> Detections:

@@ -6,13 +6,11 @@ category is evaluated at a time: only its detections are ever Python objects, th
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
@@ -278,7 +276,9 @@ def _evaluate_category(
 ) -> tuple[COCOeval_faster, np.ndarray]:
     # Images without either say nothing. COCOeval wants one at least.
     images = sorted({record["image_id"] for records in (annotations, detections) for record in records}) or [1]
-    image_records = [{"id": i, "height": sizes[i][0], "width": sizes[i][1]} if i in sizes else {"id": i} for i in images]
+    image_records = [
+        {"id": i, "height": sizes[i][0], "width": sizes[i][1]} if i in sizes else {"id": i} for i in images
+    ]
     tables = []
     for records in (annotations, detections):
         table = COCO()
@@ -373,14 +373,3 @@ def log_reasons(evaluation: Evaluation, number: int) -> None:
         logger.warning("No detections at all: AP is 0 for every class that has ground truth.")
     for reason in evaluation.reasons():
         logger.warning("%s: %s", evaluation.iou_type, reason)
-
-
-def write_results(path: str | os.PathLike, results: Mapping[str, Mapping[str, float]]) -> None:
-    """Write ``{"bbox": {"AP": …}}`` as JSON; NaN, which JSON lacks, becomes null."""
-    clean = {
-        task: {name: None if math.isnan(value) else value for name, value in metrics.items()}
-        for task, metrics in results.items()
-    }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(clean, indent=1) + "\n", encoding="utf-8")
