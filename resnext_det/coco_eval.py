@@ -122,7 +122,7 @@ def evaluate(
 ) -> Evaluation:
     """Match ``detections`` with ``truth`` category by category and accumulate precision and recall.
 
-    With ``segm`` small, medium and large are meant by the mask's area, as in detectron2, also where records carry boxes.
+    With ``segm`` small, medium and large go by the mask's area, as in detectron2, also where records carry boxes.
 
     Args:
         truth: with annotations, and with their masks for ``segm``.

@@ -86,10 +86,6 @@ class FastCOCOEvaluator(DatasetEvaluator):
             metadata = MetadataCatalog.get(dataset_name)
             self._json = metadata.get("json_file") or convert_to_coco_dict(dataset_name)
             category_ids = category_ids or metadata.get("thing_dataset_id_to_contiguous_id")
-            if not metadata.get("json_file"):
-                category_ids = None  # convert_to_coco_dict writes back the ids that it has
-                if metadata.get("thing_dataset_id_to_contiguous_id"):
-                    category_ids = metadata.thing_dataset_id_to_contiguous_id
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._tasks = None if tasks is None else tuple(tasks)
         self._distributed = distributed
@@ -180,7 +176,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
             logger.warning("%d images were never shown to the model; all their objects count as missed.", unseen)
         if self._score_threshold is not None and self._score_threshold > SCORE_THRESHOLD:
             logger.warning(
-                "MODEL.ROI_HEADS.SCORE_THRESH_TEST is %g: detections below it are missing from AP. Set it to %g or less.",
+                "MODEL.ROI_HEADS.SCORE_THRESH_TEST is %g: AP misses the detections below it. Set it to %g or less.",
                 self._score_threshold,
                 SCORE_THRESHOLD,
             )
