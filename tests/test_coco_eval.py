@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import math
+import os
 import subprocess
 import sys
 
@@ -135,7 +136,8 @@ def test_fixture_of_the_coco_api_twelve_numbers_and_classes(tmp_path):
     case = json.loads((folder / "expected.json").read_text())["cocoapi_fakebbox100"]
     out = tmp_path / "results.json"
     files = ["--gt", folder / case["gt"], "--dt", folder / case["dt"], "--out", out]
-    subprocess.run([sys.executable, "tools/evaluate.py", *files], cwd=ROOT, check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, ROOT / "tools" / "evaluate.py", *files], env=environment, check=True)
     results = json.loads(out.read_text())["bbox"]
     for name in TWELVE:
         assert results[name] == case["expected"][name] * 100
