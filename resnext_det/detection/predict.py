@@ -336,11 +336,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time")
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="pictures that cannot be read")
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="settings, last")
-    parser.add_argument("settings", nargs="*", metavar="KEY VALUE", help=argparse.SUPPRESS)
-    args, rest = parser.parse_known_args(argv)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
+    args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    inputs, opts = _settings(args.input, [*args.settings, *rest, *args.opts])
+    inputs, opts = _settings(args.input, args.opts)
     cfg = get_cfg()
     add_resnext_config(cfg)
     load_config(cfg, args.config_file, opts)
@@ -358,8 +357,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _settings(inputs: list[str], opts: list[str]) -> tuple[list[str], list[str]]:
     """Cut ``KEY VALUE`` pairs off the end of the inputs: keys are names such as MODEL.WEIGHTS, never files."""
-    known = get_cfg()
+    sections = get_cfg()
     for position, word in enumerate(inputs):
-        if word.split(".")[0] in known and "." in word and not os.path.exists(word):
+        if "." in word and word.split(".")[0] in sections and not os.path.exists(word):
             return inputs[:position], inputs[position:] + opts
     return inputs, opts
