@@ -159,13 +159,13 @@ def evaluate(
         index = order[starts[k] : starts[k + 1]]
         parts.append(_evaluate_category(gt, _records(detections, index, chosen, iou_type), iou_type, limits, sizes,
                                         kpt_oks_sigmas))  # fmt: skip
-    params = parts[0][0].params
+    params = Params(iouType=iou_type)
     return Evaluation(
         iou_type,
-        np.concatenate([precision for _, precision in parts], axis=2),
-        np.concatenate([part.eval["recall"] for part, _ in parts], axis=1),
+        np.concatenate([precision for precision, _ in parts], axis=2),
+        np.concatenate([recall for _, recall in parts], axis=1),
         params.iouThrs,
-        Params(iouType=iou_type).recThrs,
+        params.recThrs,
         list(params.areaRngLbl),
         limits,
         truth.category_ids,
@@ -273,7 +273,8 @@ def _evaluate_category(
     limits: list[int],
     sizes: Mapping[int, tuple[int, int]],
     kpt_oks_sigmas: Sequence[float],
-) -> tuple[COCOeval_faster, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray]:
+    """pycocotools' precision (T, R, 1, A, M) and recall (T, 1, A, M); nothing else outlives the call."""
     # Images without either say nothing. COCOeval wants one at least.
     images = sorted({record["image_id"] for records in (annotations, detections) for record in records}) or [1]
     image_records = [
@@ -296,7 +297,7 @@ def _evaluate_category(
     evaluation.params.recThrs = thresholds
     evaluation.evaluate()
     evaluation.accumulate()
-    return evaluation, _as_pycocotools(evaluation.eval["precision"], second)
+    return _as_pycocotools(evaluation.eval["precision"], second), evaluation.eval["recall"]
 
 
 # pycocotools divides by (matches + misses + 2.2e-16), faster-coco-eval does not. It shows in one place: a precision of

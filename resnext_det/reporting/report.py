@@ -46,7 +46,7 @@ main{max-width:1160px;margin:0 auto;padding:28px 24px 60px}h1{font-size:26px;mar
 h2{font-size:19px;margin:34px 0 10px}p{margin:6px 0;max-width:75ch}.quiet{color:#59636e}
 .cards{display:flex;gap:12px;flex-wrap:wrap;margin:18px 0}.card{background:#fff;border:1px solid #dde1e6;
 border-radius:10px;padding:10px 18px;min-width:96px}.card b{display:block;font-size:25px;line-height:1.2}
-.card.lead{background:#123c69;color:#fff;border-color:#123c69}.panel{background:#fff;border:1px solid #dde1e6;
+td:first-child{white-space:nowrap}.card.lead{background:#123c69;color:#fff;border-color:#123c69}.panel{background:#fff;border:1px solid #dde1e6;
 border-radius:10px;padding:14px 18px;margin:10px 0}img{max-width:100%;height:auto;display:block}
 table{border-collapse:collapse;width:100%}th,td{padding:5px 10px;text-align:right;border-bottom:1px solid #eceff2;
 font-variant-numeric:tabular-nums}th:first-child,td:first-child{text-align:left}th{color:#59636e;font-weight:600}
