@@ -6,10 +6,12 @@ category is evaluated at a time: only its detections are ever Python objects, th
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -154,11 +156,11 @@ def evaluate(
     order, starts = _order(detections, chosen, truth.category_ids, limits[-1])
 
     parts = []
-    for k, category_id in enumerate(truth.category_ids.tolist()):
-        gt = [_annotation(record, position, iou_type, truth.source) for record in annotations.get(category_id, ())]
-        index = order[starts[k] : starts[k + 1]]
-        parts.append(_evaluate_category(gt, _records(detections, index, chosen, iou_type), iou_type, limits, sizes,
-                                        kpt_oks_sigmas))  # fmt: skip
+    with _no_cycle_search():
+        for k, category_id in enumerate(truth.category_ids.tolist()):
+            gt = [_annotation(record, position, iou_type, truth.source) for record in annotations.get(category_id, ())]
+            found = _records(detections, order[starts[k] : starts[k + 1]], chosen, iou_type)
+            parts.append(_evaluate_category(gt, found, iou_type, limits, sizes, kpt_oks_sigmas))
     params = Params(iouType=iou_type)
     return Evaluation(
         iou_type,
@@ -171,6 +173,19 @@ def evaluate(
         truth.category_ids,
         truth.class_names,
     )
+
+
+@contextlib.contextmanager
+def _no_cycle_search() -> Iterator[None]:
+    """Python's search for reference cycles, called again and again by hundreds of thousands of small records without
+    any, would take 40% of the time."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def check_detections(truth: GroundTruth, detections: Detections, iou_type: str = "bbox") -> None:

@@ -330,8 +330,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``tools/predict.py``."""
     parser = argparse.ArgumentParser(description="Detect objects in pictures and videos.")
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML configuration of the detector")
-    parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="files, folders, patterns; - for stdin")
-    parser.add_argument("--output", default="output/predictions", metavar="FOLDER", help="drawn copies, detections.json")
+    parser.add_argument(
+        "--input", required=True, nargs="+", metavar="PATH", help="files, folders, patterns; - for stdin"
+    )
+    parser.add_argument(
+        "--output", default="output/predictions", metavar="FOLDER", help="drawn copies, detections.json"
+    )
     parser.add_argument("--score-threshold", type=float, default=0.5, help="leave out detections below it")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time")
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="pictures that cannot be read")

@@ -64,7 +64,9 @@ def error_kinds(
         overlap[:, crowd[here]] = 0
         own_class = detections.category_ids[found][:, None] == labels[here][None]
         for row, i in enumerate(found):
-            kind, at = _kind(overlap[row], inside[row], own_class[row], taken[here], crowd[here], foreground, background)
+            kind, at = _kind(
+                overlap[row], inside[row], own_class[row], taken[here], crowd[here], foreground, background
+            )
             kinds[i] = KINDS.index(kind)
             if kind == "correct":
                 taken[here[at]] = True

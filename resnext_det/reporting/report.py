@@ -232,7 +232,9 @@ def _kinds_table(errors: ErrorKinds) -> str:
         f'<td style="text-align:left">{MEANINGS[kind]}</td></tr>'
         for kind, number in errors.counts().items()
     ]
-    return f'<table><tr><th>Kind</th><th>Count</th><th style="text-align:left">Meaning</th></tr>{"".join(lines)}</table>'
+    return (
+        f'<table><tr><th>Kind</th><th>Count</th><th style="text-align:left">Meaning</th></tr>{"".join(lines)}</table>'
+    )
 
 
 def _galleries(
@@ -254,7 +256,9 @@ def _galleries(
             rated.append((2 * correct / (objects + counted), objects + counted, image))
     # Among equals, the picture with more in it is the better and the worse example.
     best = sorted(rated, key=lambda row: (-row[0], -row[1], row[2]["id"]))[:pictures]
-    worst = [row for row in sorted(rated, key=lambda row: (row[0], -row[1], row[2]["id"])) if row not in best][:pictures]
+    worst = [row for row in sorted(rated, key=lambda row: (row[0], -row[1], row[2]["id"])) if row not in best][
+        :pictures
+    ]
     dots = "".join(
         f'<span><span class="dot" style="background:{_hex(kind)}"></span>{kind}</span>'
         for kind in KINDS
