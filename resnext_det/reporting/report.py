@@ -25,6 +25,8 @@ SCORE_THRESHOLD = 0.5
 """Detections that the error kinds and the pictures show."""
 PICTURE_SIDE = 560  # pixels, the longer side of a picture on the page
 CLASSES_DRAWN = 40  # bars in one plot stay readable up to here
+CURVES_DRAWN = 8
+CLASSES_OPEN = 20  # a longer table of classes is folded away
 COLOURS = {
     "correct": (46, 160, 67), "localisation": (230, 159, 0), "confusion": (204, 60, 160), "both": (130, 80, 200),
     "duplicate": (30, 130, 220), "background": (214, 40, 40), "ignored": (140, 140, 140), "missed": (90, 90, 90),
@@ -46,7 +48,8 @@ main{max-width:1160px;margin:0 auto;padding:28px 24px 60px}h1{font-size:26px;mar
 h2{font-size:19px;margin:34px 0 10px}p{margin:6px 0;max-width:75ch}.quiet{color:#59636e}
 .cards{display:flex;gap:12px;flex-wrap:wrap;margin:18px 0}.card{background:#fff;border:1px solid #dde1e6;
 border-radius:10px;padding:10px 18px;min-width:96px}.card b{display:block;font-size:25px;line-height:1.2}
-td:first-child{white-space:nowrap}.card.lead{background:#123c69;color:#fff;border-color:#123c69}.panel{background:#fff;border:1px solid #dde1e6;
+td:first-child{white-space:nowrap}.card.lead{background:#123c69;color:#fff;border-color:#123c69}
+.split{align-items:start}summary{cursor:pointer}.panel{background:#fff;border:1px solid #dde1e6;
 border-radius:10px;padding:14px 18px;margin:10px 0}img{max-width:100%;height:auto;display:block}
 table{border-collapse:collapse;width:100%}th,td{padding:5px 10px;text-align:right;border-bottom:1px solid #eceff2;
 font-variant-numeric:tabular-nums}th:first-child,td:first-child{text-align:left}th{color:#59636e;font-weight:600}
@@ -82,6 +85,8 @@ def write_report(
     errors = error_kinds(truth, shown)
     results = evaluation.results()
     objects = int(errors.objects.sum())
+    labels = np.array([record["category_id"] for record in truth.annotations], dtype=np.int64)[errors.objects]
+    per_class = (labels[None] == evaluation.category_ids[:, None]).sum(axis=1)
     parts = [
         f"<h1>{html.escape(title)}</h1>",
         f'<p class="quiet">{len(truth.images):,} images, {objects:,} objects, {len(truth.categories)} classes, '
@@ -90,7 +95,7 @@ def write_report(
         "".join(f'<p class="quiet">{html.escape(reason)}</p>' for reason in evaluation.reasons()),
         '<h2>Classes</h2><div class="split">',
         f'<div class="panel">{_image(_bars(evaluation), "AP and AP50 of each class")}</div>',
-        f'<div class="panel">{_image(_precision_recall(evaluation), "precision and recall at IoU 0.5")}</div></div>',
+        f'<div class="panel">{_image(_precision_recall(evaluation, per_class), "precision and recall at IoU 0.5")}</div></div>',
         f'<div class="panel">{_class_table(truth, shown, evaluation, errors)}</div>',
         f"<h2>Kinds of error</h2><p>Of the {len(shown):,} detections with a score of {score_threshold:g} or more, and "
         f"of the objects that none of them points at.</p>",
@@ -165,13 +170,13 @@ def _bars(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _precision_recall(evaluation: Evaluation) -> Figure:
-    """Interpolated precision at the 101 recalls, IoU 0.5: the best and worst classes, and the mean of all."""
+def _precision_recall(evaluation: Evaluation, objects: np.ndarray) -> Figure:
+    """Interpolated precision at the 101 recalls, IoU 0.5: the classes with most objects, and the mean of all."""
     figure, axes = _axes()
     at = int(np.flatnonzero(np.isclose(evaluation.iou_thresholds, 0.5))[0])
     curves = evaluation.precision[at, :, :, 0, -1]  # recalls x classes
     rows = _by_ap(evaluation)
-    names = rows if len(rows) <= 10 else rows[:5] + rows[-5:]
+    names = sorted(rows, key=lambda row: -objects[row[0]])[:CURVES_DRAWN]
     colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, max(len(names), 1)))
     for (k, _, ap50), colour in zip(names, colours, strict=False):
         label = f"{evaluation.class_names[k]} {ap50:.1f}"
@@ -182,7 +187,9 @@ def _precision_recall(evaluation: Evaluation) -> Figure:
         axes.plot(evaluation.recall_thresholds, mean, color="#d62828", linewidth=2.6, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
     axes.grid(alpha=0.3)
-    axes.set_title("Precision and recall at IoU 0.5" + (", best and worst five" if len(rows) > 10 else ""), loc="left")
+    axes.set_title(
+        "Precision and recall at IoU 0.5" + (", largest classes" if len(rows) > len(names) else ""), loc="left"
+    )
     axes.legend(frameon=False, fontsize=8, loc="lower left")
     return figure
 
@@ -206,7 +213,9 @@ def _class_table(truth: GroundTruth, shown: Detections, evaluation: Evaluation, 
         name = html.escape(evaluation.class_names[k])
         lines.append(f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("Class", "AP", "AP50", "objects", "correct", "wrong", "missed"))
-    return f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+    opened = " open" if len(lines) <= CLASSES_OPEN else ""
+    table = f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+    return f"<details{opened}><summary>All {len(lines)} classes</summary>{table}</details>"
 
 
 def _hex(kind: str) -> str:
