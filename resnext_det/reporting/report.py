@@ -95,7 +95,7 @@ def write_report(
         "".join(f'<p class="quiet">{html.escape(reason)}</p>' for reason in evaluation.reasons()),
         '<h2>Classes</h2><div class="split">',
         f'<div class="panel">{_image(_bars(evaluation), "AP and AP50 of each class")}</div>',
-        f'<div class="panel">{_image(_precision_recall(evaluation, per_class), "precision and recall at IoU 0.5")}</div></div>',
+        f'<div class="panel">{_image(_precision_recall(evaluation, per_class), "precision and recall")}</div></div>',
         f'<div class="panel">{_class_table(truth, shown, evaluation, errors)}</div>',
         f"<h2>Kinds of error</h2><p>Of the {len(shown):,} detections with a score of {score_threshold:g} or more, and "
         f"of the objects that none of them points at.</p>",
