@@ -1,0 +1,341 @@
+"""One HTML page about an evaluation, pictures inside: what the detector finds, what it gets wrong, and where."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from ..coco import Detections, GroundTruth
+from ..coco_eval import Evaluation
+from ..files import atomic_write
+from .boxes import draw_boxes
+from .error_kinds import KINDS, ErrorKinds, error_kinds
+
+SCORE_THRESHOLD = 0.5
+"""Detections that the error kinds and the pictures show."""
+PICTURE_SIDE = 560  # pixels, the longer side of a picture on the page
+CLASSES_DRAWN = 40  # bars in one plot stay readable up to here
+CURVES_DRAWN = 8
+CLASSES_OPEN = 20  # a longer table of classes is folded away
+COLOURS = {
+    "correct": (46, 160, 67), "localisation": (230, 159, 0), "confusion": (204, 60, 160), "both": (130, 80, 200),
+    "duplicate": (30, 130, 220), "background": (214, 40, 40), "ignored": (140, 140, 140), "missed": (90, 90, 90),
+}  # fmt: skip
+MEANINGS = {
+    "correct": "the right class, IoU 0.5 or more",
+    "localisation": "the right class, badly placed: IoU 0.1 to 0.5",
+    "confusion": "well placed, the wrong class",
+    "both": "badly placed and the wrong class",
+    "duplicate": "an object that a better detection has found",
+    "background": "nothing there: IoU below 0.1",
+    "ignored": "inside a crowd, not counted",
+    "missed": "an object that nothing points at",
+}
+TRUTH_COLOUR = (46, 160, 67)
+STYLE = """
+:root{color-scheme:light}body{font:15px/1.5 system-ui,sans-serif;color:#1c2128;background:#f5f6f8;margin:0}
+main{max-width:1160px;margin:0 auto;padding:28px 24px 60px}h1{font-size:26px;margin:0 0 4px}
+h2{font-size:19px;margin:34px 0 10px}p{margin:6px 0;max-width:75ch}.quiet{color:#59636e}
+.cards{display:flex;gap:12px;flex-wrap:wrap;margin:18px 0}.card{background:#fff;border:1px solid #dde1e6;
+border-radius:10px;padding:10px 18px;min-width:96px}.card b{display:block;font-size:25px;line-height:1.2}
+td:first-child{white-space:nowrap}.card.lead{background:#123c69;color:#fff;border-color:#123c69}
+.split{align-items:start}summary{cursor:pointer}.panel{background:#fff;border:1px solid #dde1e6;
+border-radius:10px;padding:14px 18px;margin:10px 0}img{max-width:100%;height:auto;display:block}
+table{border-collapse:collapse;width:100%}th,td{padding:5px 10px;text-align:right;border-bottom:1px solid #eceff2;
+font-variant-numeric:tabular-nums}th:first-child,td:first-child{text-align:left}th{color:#59636e;font-weight:600}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:10px}.pair img{border-radius:6px;width:100%}
+.key{display:flex;gap:6px 16px;flex-wrap:wrap;font-size:13px}.dot{display:inline-block;width:11px;height:11px;
+border-radius:3px;margin-right:5px}.split{display:grid;grid-template-columns:1fr 1fr;gap:12px}
+@media(max-width:800px){.split,.pair{grid-template-columns:1fr}}
+"""
+
+
+def write_report(
+    path: str | os.PathLike,
+    truth: GroundTruth,
+    detections: Detections,
+    evaluation: Evaluation,
+    *,
+    image_root: str | os.PathLike | None = None,
+    title: str = "Evaluation",
+    score_threshold: float = SCORE_THRESHOLD,
+    pictures: int = 4,
+) -> Path:
+    """Write the page; it needs no other file.
+
+    Args:
+        path: the HTML file.
+        truth, detections, evaluation: what was compared, and the outcome (``bbox``).
+        image_root: folder of the pictures; without it, or where one is missing, boxes stand on grey.
+        title: heading, such as the set's name.
+        score_threshold: error kinds and pictures show the detections from here up; AP counts all.
+        pictures: how many best and how many worst ones to show.
+    """
+    shown = detections.take(detections.scores >= score_threshold)
+    errors = error_kinds(truth, shown)
+    results = evaluation.results()
+    objects = int(errors.objects.sum())
+    labels = np.array([record["category_id"] for record in truth.annotations], dtype=np.int64)[errors.objects]
+    per_class = (labels[None] == evaluation.category_ids[:, None]).sum(axis=1)
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        f'<p class="quiet">{len(truth.images):,} images, {objects:,} objects, {len(truth.categories)} classes, '
+        f"{len(detections):,} detections. Numbers are percent, COCO's definitions.</p>",
+        _cards(results),
+        "".join(f'<p class="quiet">{html.escape(reason)}</p>' for reason in evaluation.reasons()),
+        '<h2>Classes</h2><div class="split">',
+        f'<div class="panel">{_image(_bars(evaluation), "AP and AP50 of each class")}</div>',
+        f'<div class="panel">{_image(_precision_recall(evaluation, per_class), "precision and recall")}</div></div>',
+        f'<div class="panel">{_class_table(truth, shown, evaluation, errors)}</div>',
+        f"<h2>Kinds of error</h2><p>Of the {len(shown):,} detections with a score of {score_threshold:g} or more, and "
+        f"of the objects that none of them points at.</p>",
+        f'<div class="split"><div class="panel">{_image(_kinds_plot(errors), "detections by kind")}</div>'
+        f'<div class="panel">{_kinds_table(errors)}</div></div>',
+        _galleries(truth, shown, errors, image_root, pictures, score_threshold),
+    ]
+    with atomic_write(path) as file:
+        file.write(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>')
+        file.write('<meta name="viewport" content="width=device-width,initial-scale=1">')
+        file.write(f"<style>{STYLE}</style><main>{''.join(parts)}</main></html>\n")
+    return Path(path)
+
+
+def _percent(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.1f}"
+
+
+def _cards(results: dict[str, float]) -> str:
+    names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR100"]
+    cells = [
+        f'<div class="card{" lead" if name in ("AP", "AP50") else ""}">{name}<b>{_percent(results[name])}</b></div>'
+        for name in names
+        if name in results
+    ]
+    return f'<div class="cards">{"".join(cells)}</div>'
+
+
+def _embedded(data: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _image(figure: Figure, text: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    return f'<img src="{_embedded(buffer.getvalue())}" alt="{html.escape(text)}">'
+
+
+def _axes(width: float = 5.6, height: float = 4.2) -> tuple[Figure, matplotlib.axes.Axes]:
+    figure = Figure(figsize=(width, height))
+    axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _by_ap(evaluation: Evaluation) -> list[tuple[int, float, float]]:
+    """(class, AP, AP50) from the best class down; classes without ground truth are left out."""
+    rows = [
+        (k, 100 * evaluation.average_precision(category=k), 100 * evaluation.average_precision(0.5, category=k))
+        for k in range(len(evaluation.class_names))
+    ]
+    return sorted((row for row in rows if not math.isnan(row[1])), key=lambda row: (-row[1], row[0]))
+
+
+def _bars(evaluation: Evaluation) -> Figure:
+    rows = _by_ap(evaluation)
+    half = CLASSES_DRAWN // 2
+    cut = len(rows) > CLASSES_DRAWN
+    rows = rows[:half] + rows[-half:] if cut else rows
+    figure, axes = _axes(height=max(4.2, 0.24 * len(rows) + 1))
+    places = np.arange(len(rows))
+    axes.barh(places, [row[2] for row in rows], color="#b7cfe8", label="AP50")
+    axes.barh(places, [row[1] for row in rows], color="#123c69", height=0.45, label="AP")
+    axes.set_yticks(places, [evaluation.class_names[row[0]] for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.grid(axis="x", alpha=0.3)
+    note = f": the {half} best and the {half} worst" if cut else ""
+    axes.set_title(f"AP by class{note}", loc="left")
+    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, -0.3 if not cut else -0.1), ncols=2)
+    return figure
+
+
+def _precision_recall(evaluation: Evaluation, objects: np.ndarray) -> Figure:
+    """Interpolated precision at the 101 recalls, IoU 0.5: the classes with most objects, and the mean of all."""
+    figure, axes = _axes()
+    at = int(np.flatnonzero(np.isclose(evaluation.iou_thresholds, 0.5))[0])
+    curves = evaluation.precision[at, :, :, 0, -1]  # recalls x classes
+    rows = _by_ap(evaluation)
+    names = sorted(rows, key=lambda row: -objects[row[0]])[:CURVES_DRAWN]
+    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, max(len(names), 1)))
+    for (k, _, ap50), colour in zip(names, colours, strict=False):
+        label = f"{evaluation.class_names[k]} {ap50:.1f}"
+        axes.plot(evaluation.recall_thresholds, curves[:, k], color=colour, linewidth=1.2, label=label)
+    if rows:
+        mean = curves[:, [row[0] for row in rows]].mean(axis=1)
+        label = f"mean of {len(rows)}: {100 * mean.mean():.1f}"
+        axes.plot(evaluation.recall_thresholds, mean, color="#d62828", linewidth=2.6, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.grid(alpha=0.3)
+    axes.set_title(
+        "Precision and recall at IoU 0.5" + (", largest classes" if len(rows) > len(names) else ""), loc="left"
+    )
+    axes.legend(frameon=False, fontsize=8, loc="lower left")
+    return figure
+
+
+def _class_table(truth: GroundTruth, shown: Detections, evaluation: Evaluation, errors: ErrorKinds) -> str:
+    labels = np.array([record["category_id"] for record in truth.annotations], dtype=np.int64)
+    order = [k for k, _, _ in _by_ap(evaluation)]
+    order += [k for k in range(len(evaluation.class_names)) if k not in order]
+    lines = []
+    for k in order:
+        category = evaluation.category_ids[k]
+        ap, ap50 = (100 * evaluation.average_precision(iou, category=k) for iou in (None, 0.5))
+        of_class = shown.category_ids == category
+        numbers = [
+            int((errors.objects & (labels == category)).sum()),
+            int((of_class & (errors.kinds == KINDS.index("correct"))).sum()),
+            int((of_class & (errors.kinds != KINDS.index("correct")) & (errors.kinds != KINDS.index("ignored"))).sum()),
+            int((errors.missed & (labels == category)).sum()),
+        ]
+        cells = [_percent(ap), _percent(ap50), *(f"{number:,}" for number in numbers)]
+        name = html.escape(evaluation.class_names[k])
+        lines.append(f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    head = "".join(f"<th>{name}</th>" for name in ("Class", "AP", "AP50", "objects", "correct", "wrong", "missed"))
+    opened = " open" if len(lines) <= CLASSES_OPEN else ""
+    table = f"<table><tr>{head}</tr>{''.join(lines)}</table>"
+    return f"<details{opened}><summary>All {len(lines)} classes</summary>{table}</details>"
+
+
+def _hex(kind: str) -> str:
+    return "#{:02x}{:02x}{:02x}".format(*COLOURS[kind])
+
+
+def _kinds_plot(errors: ErrorKinds) -> Figure:
+    counts = {kind: number for kind, number in errors.counts().items() if kind != "correct"}
+    figure, axes = _axes(height=3.4)
+    places = np.arange(len(counts))
+    bars = axes.barh(places, list(counts.values()), color=[_hex(kind) for kind in counts])
+    axes.bar_label(bars, padding=3)
+    axes.set_yticks(places, list(counts))
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_title("Errors by kind", loc="left")
+    return figure
+
+
+def _kinds_table(errors: ErrorKinds) -> str:
+    lines = [
+        f'<tr><td><span class="dot" style="background:{_hex(kind)}"></span>{kind}</td><td>{number:,}</td>'
+        f'<td style="text-align:left">{MEANINGS[kind]}</td></tr>'
+        for kind, number in errors.counts().items()
+    ]
+    return (
+        f'<table><tr><th>Kind</th><th>Count</th><th style="text-align:left">Meaning</th></tr>{"".join(lines)}</table>'
+    )
+
+
+def _galleries(
+    truth: GroundTruth,
+    shown: Detections,
+    errors: ErrorKinds,
+    image_root: str | os.PathLike | None,
+    pictures: int,
+    score_threshold: float,
+) -> str:
+    image_of = np.array([record["image_id"] for record in truth.annotations], dtype=np.int64)
+    rated = []
+    for image in truth.images:
+        of_image = shown.image_ids == image["id"]
+        correct = int((errors.kinds[of_image] == KINDS.index("correct")).sum())
+        counted = int((errors.kinds[of_image] != KINDS.index("ignored")).sum())
+        objects = int((errors.objects & (image_of == image["id"])).sum())
+        if objects + counted:
+            rated.append((2 * correct / (objects + counted), objects + counted, image))
+    # Among equals, the picture with more in it is the better and the worse example.
+    best = sorted(rated, key=lambda row: (-row[0], -row[1], row[2]["id"]))[:pictures]
+    worst = [row for row in sorted(rated, key=lambda row: (row[0], -row[1], row[2]["id"])) if row not in best][
+        :pictures
+    ]
+    dots = "".join(
+        f'<span><span class="dot" style="background:{_hex(kind)}"></span>{kind}</span>'
+        for kind in KINDS
+    )  # fmt: skip
+    parts = []
+    for name, rows in (("Worst pictures", worst), ("Best pictures", best)):
+        parts.append(
+            f"<h2>{name}</h2><p>By F1 at IoU 0.5. Left the ground truth (missed objects grey), right the detections "
+            f'from a score of {score_threshold:g}.</p><div class="key">{dots}</div>'
+        )
+        for f1, _, image in rows:
+            here = np.flatnonzero(image_of == image["id"])
+            parts.append(_pair(truth, shown, errors, image, here, image_root, f1))
+    return "".join(parts)
+
+
+def _pair(
+    truth: GroundTruth,
+    shown: Detections,
+    errors: ErrorKinds,
+    image: dict,
+    here: np.ndarray,
+    image_root: str | os.PathLike | None,
+    f1: float,
+) -> str:
+    names = dict(zip(truth.category_ids.tolist(), truth.class_names, strict=True))
+    records = [truth.annotations[i] for i in here]
+    boxes = np.array([record["bbox"] for record in records], dtype=float).reshape(-1, 4)
+    found = np.flatnonzero(shown.image_ids == image["id"])
+    pixels = _picture(image, image_root, np.concatenate([boxes, shown.boxes[found]]))
+    scale = PICTURE_SIDE / max(pixels.size)
+    colours = [
+        COLOURS["ignored"] if record["iscrowd"] else COLOURS["missed"] if errors.missed[i] else TRUTH_COLOUR
+        for i, record in zip(here, records, strict=True)
+    ]
+    texts = [names[record["category_id"]] + (" (crowd)" if record["iscrowd"] else "") for record in records]
+    left = draw_boxes(pixels, boxes, texts, colours, scale=scale)
+    found = found[np.argsort(shown.scores[found])]  # the surest on top
+    kinds = [KINDS[kind] for kind in errors.kinds[found]]
+    scored = zip(shown.category_ids[found].tolist(), shown.scores[found].tolist(), strict=True)
+    texts = [f"{names[category]} {100 * score:.0f}%" for category, score in scored]
+    right = draw_boxes(pixels, shown.boxes[found], texts, [COLOURS[kind] for kind in kinds], scale=scale)
+    name = html.escape(str(image.get("file_name", image["id"])))
+    sides = "".join(f'<img src="{_png(side)}" alt="{what} of {name}">' for side, what in
+                    ((left, "ground truth"), (right, "detections")))  # fmt: skip
+    errors_here = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds) or "nothing detected"
+    missed = int(errors.missed[here].sum())
+    return (
+        f'<div class="panel"><p><b>{name}</b> <span class="quiet">F1 {100 * f1:.0f}; {errors_here}'
+        f'{f", {missed} missed" if missed else ""}</span></p><div class="pair">{sides}</div></div>'
+    )
+
+
+def _png(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    # 256 colours: a third of the bytes, and boxes and letters stay sharp
+    image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(buffer, format="png", optimize=True)
+    return _embedded(buffer.getvalue())
+
+
+def _picture(image: dict, image_root: str | os.PathLike | None, boxes: np.ndarray) -> Image.Image:
+    """The picture, or grey of its size where it cannot be read."""
+    if image_root is not None and "file_name" in image:
+        try:
+            with Image.open(Path(image_root) / image["file_name"]) as file:
+                return ImageOps.exif_transpose(file).convert("RGB")
+        except (OSError, SyntaxError, ValueError):
+            pass
+    reach: Sequence[float] = (boxes[:, :2] + boxes[:, 2:]).max(axis=0) if len(boxes) else (64, 64)
+    size = (image.get("width") or math.ceil(reach[0]), image.get("height") or math.ceil(reach[1]))
+    return Image.new("RGB", (max(int(size[0]), 1), max(int(size[1]), 1)), (226, 229, 233))

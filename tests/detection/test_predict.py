@@ -1,0 +1,177 @@
+"""Prediction on pictures and videos, with a detector that finds the one white rectangle in a picture."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+
+# isort: split
+from detectron2.structures import Boxes, Instances
+
+from resnext_det import UserError
+from resnext_det.detection import predict as module
+from resnext_det.detection.predict import Predictor, Writer, find_inputs, predict, read_picture
+
+
+class WhiteRectangle(torch.nn.Module):
+    """Gives the box of what is bright, its mean blue as the score, and class 1; remembers its batches."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def forward(self, inputs):
+        self.batches.append(len(inputs))
+        outputs = []
+        for given in inputs:
+            image = given["image"]
+            rows, columns = torch.where(image[2] > 128)
+            box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            scale = given["width"] / image.shape[2]
+            instances = Instances((given["height"], given["width"]))
+            instances.pred_boxes = Boxes(torch.tensor([[float(v) for v in box], [0, 0, 1, 1]]) * scale)
+            instances.scores = torch.stack([image[0][rows, columns].mean() / 255, torch.tensor(0.1)])
+            instances.pred_classes = torch.tensor([1, 0])
+            outputs.append({"instances": instances})
+        return outputs
+
+
+def picture(left: int = 20, top: int = 10, width: int = 160, height: int = 100) -> np.ndarray:
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[top : top + 40, left : left + 60] = (255, 255, 204)  # RGB
+    return pixels
+
+
+@pytest.fixture
+def detector():
+    return Predictor(WhiteRectangle(), min_size=200, max_size=1000)
+
+
+def run(detector, folder, inputs, **choices):
+    writer = Writer(folder, [7, 9], ["dog", "cat"])
+    summary = predict(detector, inputs, writer, **choices)
+    return summary, json.loads(writer.close().read_text())
+
+
+def test_pictures_are_resized_in_order_and_given_back_in_their_own_pixels(detector, tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for number in range(3):
+        Image.fromarray(picture(left=20 + 10 * number)).save(tmp_path / "in" / f"{number}.png")
+    Image.fromarray(picture()).save(tmp_path / "in" / "sub" / "0.png")
+    (tmp_path / "in" / "notes.txt").write_text("not a picture")
+    lines = []
+    inputs = find_inputs([str(tmp_path / "in")])
+    summary, content = run(detector, tmp_path / "out", inputs, batch_size=3, progress=lines.append)
+    assert detector._model.batches == [3, 1]
+    assert (summary.frames, summary.detections) == (4, 4)
+    assert "4/4 pictures" in lines[-1] and "0 s left" in lines[-1]
+    assert [c["name"] for c in content["categories"]] == ["dog", "cat"]
+    for number, (image, found) in enumerate(zip(content["images"], content["annotations"], strict=True)):
+        assert (found["image_id"], found["category_id"]) == (image["id"], 9)
+        np.testing.assert_allclose(found["bbox"], [20 + 10 * (number % 3), 10, 60, 40], atol=1)
+        assert found["score"] == pytest.approx(204 / 255, abs=0.02), "the first channel is blue"
+    drawn = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert drawn == ["0.png", "0_2.png", "1.png", "2.png"]
+    changed = np.asarray(Image.open(tmp_path / "out" / "0.png")) != picture()
+    assert changed[10, 40:70].any() and not changed[70:].any()
+
+
+def test_exif_orientation_is_respected(tmp_path):
+    image = Image.fromarray(picture())
+    exif = image.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    pixels = read_picture(tmp_path / "turned.jpg")
+    assert pixels.shape == (160, 100, 3)
+    assert pixels[40, 70].min() > 128 and pixels[40, 20].max() < 128
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.fromarray(picture()).convert(mode).save(path)
+    assert read_picture(path).shape == (100, 160, 3)
+
+
+def test_broken_pictures_by_policy(detector, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "c.mp4").write_bytes(b"not a video")
+    inputs = find_inputs([str(tmp_path)])
+    with pytest.raises(UserError, match="b.png: cannot be read"):
+        run(detector, tmp_path / "out", inputs)
+    summary, content = run(detector, tmp_path / "out", inputs, broken="skip")
+    assert [path.rsplit("/")[-1] for path in summary.broken] == ["b.png", "c.mp4"]
+    assert len(content["images"]) == 1
+
+
+def test_files_patterns_folders_and_stdin(tmp_path):
+    for name in ("a.png", "b.png", "c.jpg"):
+        Image.fromarray(picture()).save(tmp_path / name)
+    names = [path.name for path in find_inputs([str(tmp_path / "*.png"), "-"], [f"{tmp_path}/c.jpg\n", "\n"])]
+    assert names == ["a.png", "b.png", "c.jpg"]
+    with pytest.raises(UserError, match="no such file"):
+        find_inputs([str(tmp_path / "none*.png")])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no pictures"):
+        find_inputs([str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize("name, code", [("clip.avi", "MJPG"), ("clip.mp4", "mp4v")])
+def test_a_video_in_and_out(detector, tmp_path, name, code):
+    video = cv2.VideoWriter(str(tmp_path / name), cv2.VideoWriter_fourcc(*code), 12.0, (160, 100))
+    if not video.isOpened():
+        pytest.skip(f"this OpenCV cannot write {code}")
+    for number in range(10):
+        video.write(np.ascontiguousarray(picture(left=5 * number)[:, :, ::-1]))
+    video.release()
+    summary, content = run(detector, tmp_path / "out", find_inputs([str(tmp_path / name)]), batch_size=4)
+    assert summary.frames == 10 and [image["frame"] for image in content["images"]] == list(range(10))
+    lefts = [found["bbox"][0] for found in content["annotations"]]
+    np.testing.assert_allclose(lefts, 5 * np.arange(10), atol=2)
+    drawn = cv2.VideoCapture(str(tmp_path / "out" / name))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 10 and drawn.get(cv2.CAP_PROP_FPS) == pytest.approx(12)
+    there, pixels = drawn.read()
+    # the box's left edge has the class's colour now
+    assert there and np.abs(pixels[30, 0:3].astype(int).mean(0) - pixels[30, 40]).max() > 40
+
+
+def test_settings_are_told_from_inputs():
+    assert module._settings(["a.jpg", "MODEL.WEIGHTS", "w.pth"], ["SEED", "1"]) == (
+        ["a.jpg"],
+        ["MODEL.WEIGHTS", "w.pth", "SEED", "1"],
+    )
+    assert module._settings(["a.jpg", "b.MODEL"], []) == (["a.jpg", "b.MODEL"], [])
+
+
+def test_command_line(tmp_path, monkeypatch):
+    from detectron2.config import get_cfg
+
+    (tmp_path / "config.yaml").write_text(get_cfg().dump())
+    truth = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"n{i}"} for i in (4, 2)]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+
+    def load(cfg):
+        assert cfg.MODEL.WEIGHTS == "w.pth"
+        detector = Predictor(WhiteRectangle(), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=1000)
+        return detector, *module.categories_of(cfg)
+
+    monkeypatch.setattr(module, "load_predictor", load)
+    files = ["--config-file", tmp_path / "config.yaml", "--output", tmp_path / "out", "--input", tmp_path / "a.png"]
+    register = [["set", str(tmp_path / "truth.json"), "."]]
+    settings = ["MODEL.WEIGHTS", "w.pth", "DATASETS.TEST", "('set',)", "DATASETS.REGISTER", register]
+    settings += ["MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.DEVICE", "cpu"]
+    module.main([str(part) for part in files + settings])
+    content = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert content["annotations"][0]["category_id"] == 4 and content["categories"][1]["name"] == "n4"
+    with pytest.raises(UserError, match="no such file"):
+        module.main([str(part) for part in files[:-1] + ["missing.png"] + settings])
