@@ -24,7 +24,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.sampler import seed_everything
-from ..engine.trainer import PRECISIONS, Trainer, choose_seed, standard_hooks, start_log, weak, wrap_distributed, writers
+from ..engine.trainer import (
+    PRECISIONS,
+    Trainer,
+    choose_seed,
+    standard_hooks,
+    start_log,
+    weak,
+    wrap_distributed,
+    writers,
+)
 from ..errors import UserError
 from ..files import write_json
 from ..resnext import Classifier, create_model
