@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from detectron2.config import CfgNode
+from fvcore.common.config import CfgNode
 
-import resnext_det  # noqa: F401, I001 (mends detectron2 before it is imported)
 from resnext_det.classification.config import check_config, get_config
 from resnext_det.classification.train import evaluate_only, train
 from resnext_det.engine.cli import parse_training_arguments, run
