@@ -59,7 +59,7 @@ def test_logits_equal_torchvision(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "published"), [("resnet50", 4.09), ("resnext50_32x4d", 4.23)])
 def test_cost_of_table_1(name: str, published: float) -> None:
-    """GFLOPs (multiply-adds) that torchvision publishes; the paper rounds ResNet-50's to 4.1 and ResNeXt-50's to 4.2."""
+    """GFLOPs (multiply-adds) that torchvision publishes; the paper's: 4.1 and 4.2."""
     parameters, multiply_adds = totals(analyze(name))
     assert parameters == PARAMETERS[name]
     assert multiply_adds / 1e9 == pytest.approx(published, rel=0.01)
