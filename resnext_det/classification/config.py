@@ -1,0 +1,107 @@
+"""Every key of a pretraining configuration, with its default: the paper's ImageNet recipe (Sec. 4)."""
+
+from __future__ import annotations
+
+from detectron2.config import CfgNode as CN
+
+from ..engine.trainer import PRECISIONS
+from ..errors import UserError
+
+SCHEDULES = ("step", "cosine")
+AUGMENTATIONS = ("imagenet", "cifar")
+NORMS = ("BN", "SyncBN")
+
+
+def get_config() -> CN:
+    """A fresh configuration. The names are detectron2's wherever it has one for the same thing."""
+    cfg = CN()
+    cfg.OUTPUT_DIR = "output/pretrain"
+    cfg.SEED = 0  # of weights, data order and augmentation; negative for a random one
+    cfg.VERSION = 2  # of detectron2's key names; load_config refuses other files
+
+    cfg.MODEL = CN()
+    cfg.MODEL.NAME = "resnext50_32x4d"  # see resnext_det.list_models()
+    cfg.MODEL.WEIGHTS = ""  # start from, or evaluate, these weights
+    cfg.MODEL.DEVICE = "auto"  # cuda where there is a GPU, else cpu
+    cfg.MODEL.FORM = "c"  # a, b or c of Fig. 3
+    cfg.MODEL.RESIDUAL = True  # False: no shortcuts (Sec. 5.1)
+    cfg.MODEL.NORM = "BN"  # BN: each process its own statistics, as in the paper; SyncBN: those of the whole batch
+    cfg.MODEL.STEM_OUT_CHANNELS = 64
+    cfg.MODEL.RES2_OUT_CHANNELS = 256
+    cfg.MODEL.STRIDE_IN_1X1 = False  # False: stride in the 3x3, as the paper
+    cfg.MODEL.CHANNELS_LAST = False  # memory order; measure before switching
+    cfg.MODEL.COMPILE = False  # torch.compile
+
+    cfg.DATASETS = CN()
+    cfg.DATASETS.TRAIN = "datasets/imagenet/train"  # one folder per class
+    cfg.DATASETS.TEST = "datasets/imagenet/val"
+
+    cfg.DATALOADER = CN()
+    cfg.DATALOADER.NUM_WORKERS = 4  # per process
+
+    cfg.INPUT = CN()
+    cfg.INPUT.AUGMENTATION = "imagenet"  # imagenet: AREA, COLOR_JITTER and LIGHTING apply; cifar: pad by 4 and crop
+    cfg.INPUT.CROP_SIZE = 224
+    cfg.INPUT.AREA = (0.08, 1.0)  # share of the picture's area in a random crop
+    cfg.INPUT.FLIP = 0.5  # probability
+    cfg.INPUT.COLOR_JITTER = 0.4
+    cfg.INPUT.LIGHTING = 0.1
+    cfg.INPUT.MEAN = (0.485, 0.456, 0.406)  # RGB, of pixels in [0, 1]
+    cfg.INPUT.STD = (0.229, 0.224, 0.225)
+
+    cfg.TEST = CN()
+    cfg.TEST.SHORT_SIDE = 256
+    cfg.TEST.CROP_SIZE = 224  # of the centre
+    cfg.TEST.DENSE_SIZES = ()  # short sides for multi-scale dense testing with flips (Table 5); empty: one centre crop
+    cfg.TEST.AMONG = "train"  # classes that compete: all of training's, or only those with test pictures (Table 6)
+    cfg.TEST.BATCH_SIZE = 100  # per process
+    cfg.TEST.EVAL_PERIOD = 1  # epochs
+
+    cfg.SOLVER = CN()
+    cfg.SOLVER.EPOCHS = 100
+    cfg.SOLVER.IMS_PER_BATCH = 256  # in one step, over all processes and accumulated parts
+    cfg.SOLVER.REFERENCE_BATCH = 256  # the batch BASE_LR is meant for; another IMS_PER_BATCH scales it linearly
+    cfg.SOLVER.BASE_LR = 0.1
+    cfg.SOLVER.SCHEDULE = "step"  # step: times GAMMA at STEPS; cosine: to 0
+    cfg.SOLVER.STEPS = (30, 60, 90)  # epochs
+    cfg.SOLVER.GAMMA = 0.1
+    cfg.SOLVER.WARMUP_EPOCHS = 0  # linear, from a thousandth
+    cfg.SOLVER.MOMENTUM = 0.9
+    cfg.SOLVER.NESTEROV = False
+    cfg.SOLVER.WEIGHT_DECAY = 1e-4
+    cfg.SOLVER.LABEL_SMOOTHING = 0.0
+    cfg.SOLVER.EMA_DECAY = 0.0  # of an average of the weights that is evaluated and saved beside them; 0: none
+    cfg.SOLVER.ACCUMULATE = 1  # forward passes in one step
+    cfg.SOLVER.PRECISION = "fp32"  # fp32, bf16 or fp16
+    cfg.SOLVER.CHECKPOINT_PERIOD = 1  # epochs
+    cfg.SOLVER.KEEP_CHECKPOINTS = 3  # newest; the last one stays as model_final.pth
+    return cfg
+
+
+def check_config(cfg: CN) -> None:
+    """Refuse values that could only fail later.
+
+    Raises:
+        UserError: names the key and the fix.
+    """
+    _choice("SOLVER.SCHEDULE", cfg.SOLVER.SCHEDULE, SCHEDULES)
+    _choice("SOLVER.PRECISION", cfg.SOLVER.PRECISION, tuple(PRECISIONS))
+    _choice("INPUT.AUGMENTATION", cfg.INPUT.AUGMENTATION, AUGMENTATIONS)
+    _choice("MODEL.NORM", cfg.MODEL.NORM, NORMS)
+    _choice("TEST.AMONG", cfg.TEST.AMONG, ("train", "test"))
+    for key in ("EPOCHS", "IMS_PER_BATCH", "REFERENCE_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS"):
+        if not cfg.SOLVER[key] > 0:
+            raise UserError(f"SOLVER.{key} {cfg.SOLVER[key]}: must be above 0")
+    if cfg.SOLVER.SCHEDULE == "step":
+        steps = list(cfg.SOLVER.STEPS)
+        if steps != sorted(steps) or (steps and steps[-1] >= cfg.SOLVER.EPOCHS):
+            raise UserError(f"SOLVER.STEPS {steps}: must rise and end before SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}")
+    if not 0 <= cfg.SOLVER.EMA_DECAY < 1:
+        raise UserError(f"SOLVER.EMA_DECAY {cfg.SOLVER.EMA_DECAY}: must be in [0, 1)")
+    if len(cfg.INPUT.MEAN) != 3 or len(cfg.INPUT.STD) != 3 or min(cfg.INPUT.STD) <= 0:
+        raise UserError("INPUT.MEAN and INPUT.STD: give three numbers each (R, G, B), STD above 0")
+
+
+def _choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{key} {value!r}: choose from {', '.join(allowed)}")

@@ -1,0 +1,174 @@
+"""Folders of classified pictures, read strictly, and the loaders that feed training and evaluation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ..engine.sampler import SeededDataset, TrainingBatches
+from ..errors import UserError
+from .augmentation import Sample
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
+SHOWN = 5  # stray names in one message
+
+
+class ImageFolder(Dataset):
+    """Pictures in one folder per class: ``root/class/picture.jpg``, at any depth below the class.
+
+    Args:
+        root: the folder.
+        classes: the names and order of the classes, from training; None takes the folder's own, sorted. With it,
+            classes without pictures are fine (and named), and unknown ones are an error.
+
+    Attributes:
+        classes: tuple of class names; a label is an index into it.
+        files: list of (path, label), sorted by class and name.
+
+    Raises:
+        UserError: no such folder, pictures without class folders, a class folder that training does not know,
+            a training class without pictures.
+    """
+
+    def __init__(self, root: str, classes: Sequence[str] | None = None) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise UserError(f"image folder {root}: no such folder; set DATASETS.TRAIN or DATASETS.TEST")
+        entries = sorted(entry for entry in self.root.iterdir() if not entry.name.startswith("."))
+        found = [entry.name for entry in entries if entry.is_dir()]
+        stray = [entry for entry in entries if not entry.is_dir()]
+        if not found:
+            raise UserError(
+                f"image folder {root}: {len(stray)} files and no class folders; sort the pictures into one folder per "
+                "class (for ImageNet's validation set: tools/make_imagenet_val.py)"
+            )
+        unknown = sorted(set(found) - set(classes)) if classes is not None else []
+        if unknown:
+            raise UserError(
+                f"image folder {root}: class folder {unknown[0]} ({len(unknown)} such) is not among the "
+                f"{len(classes)} classes of training; remove it or train with it"
+            )
+        self.classes = tuple(found if classes is None else classes)
+        self.files: list[tuple[str, int]] = []
+        empty = []
+        for label, name in enumerate(self.classes):
+            files = sorted(path for path in (self.root / name).rglob("*") if path.is_file())
+            pictures = [path for path in files if path.suffix.lower() in EXTENSIONS]
+            stray += [path for path in files if path.suffix.lower() not in EXTENSIONS]
+            self.files += [(str(path), label) for path in pictures]
+            if not pictures:
+                empty.append(name)
+        if stray:
+            names = ", ".join(str(path.relative_to(self.root)) for path in stray[:SHOWN])
+            logger.warning("%s: skipped %d files that are not pictures: %s", root, len(stray), names)
+        if empty and classes is None:
+            raise UserError(f"image folder {root}: class folder {empty[0]} has no pictures ({len(empty)} such)")
+        if empty:
+            logger.warning("%s: no pictures of %d classes: %s", root, len(empty), ", ".join(empty[:SHOWN]))
+        if not self.files:
+            raise UserError(f"image folder {root}: no pictures")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        path, label = self.files[index]
+        try:
+            return Sample(Image.open(path), label, path)
+        except OSError as error:
+            raise UserError(f"{path}: not a picture: {error}; remove or replace it") from error
+
+
+class _Decoding:
+    """``transform``, naming the file when its picture cannot be decoded."""
+
+    def __init__(self, transform: Callable[[Sample], Any]) -> None:
+        self.transform = transform
+
+    def __call__(self, sample: Sample) -> Any:
+        try:
+            return self.transform(sample)
+        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG files
+            raise UserError(f"{sample.path}: cannot be decoded: {error}; replace or remove it") from error
+
+
+class TrainingLoader:
+    """Endless training batches; ``start_batch`` may be set until the first one is taken, which resuming does.
+
+    Yields: uint8 (N, 3, H, W), labels (N,), lighting shifts (N, 3).
+    """
+
+    def __init__(
+        self,
+        folder: ImageFolder,
+        transform: Callable[[Sample], Any],
+        batch_size: int,
+        *,
+        seed: int,
+        workers: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.dataset = SeededDataset(folder, _Decoding(transform), seed)
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.rank, self.world_size = rank, world_size
+        self.start_batch = 0
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        batches = TrainingBatches(
+            len(self.dataset),
+            self.batch_size,
+            self.seed,
+            rank=self.rank,
+            world_size=self.world_size,
+            start_batch=self.start_batch,
+        )
+        yield from DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_one_thread,
+        )
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+class _Transformed(Dataset):
+    def __init__(self, folder: ImageFolder, transform: Callable[[Sample], Any]) -> None:
+        self.folder, self.transform = folder, _Decoding(transform)
+
+    def __len__(self) -> int:
+        return len(self.folder)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.folder[index])
+
+
+def evaluation_loader(
+    folder: ImageFolder,
+    transform: Callable[[Sample], Any],
+    batch_size: int,
+    *,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Every picture once over all processes: process ``rank`` reads pictures rank, rank + world_size, ..."""
+    return DataLoader(
+        _Transformed(folder, transform),
+        batch_size=batch_size,
+        sampler=range(rank, len(folder), world_size),
+        num_workers=workers,
+        worker_init_fn=_one_thread,
+    )

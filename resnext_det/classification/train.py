@@ -1,0 +1,348 @@
+"""Pretraining: builds everything a configuration names, trains on the shared engine, evaluates."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase, hooks
+from detectron2.layers.batch_norm import NaiveSyncBatchNorm
+from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..engine.checkpoint import RunCheckpointer
+from ..engine.sampler import seed_everything
+from ..engine.trainer import (
+    PRECISIONS,
+    Trainer,
+    choose_seed,
+    standard_hooks,
+    start_log,
+    weak,
+    wrap_distributed,
+    writers,
+)
+from ..errors import UserError
+from ..files import write_json
+from ..resnext import Classifier, create_model
+from ..variants import parse_name
+from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
+from .data import ImageFolder, TrainingLoader, evaluation_loader
+from .evaluate import evaluate
+
+logger = logging.getLogger(__name__)
+
+WARMUP_FACTOR = 0.001
+
+
+class TrainingModel(nn.Module):
+    """Classifier with its normalisation and loss: a training batch in, {"loss": scalar} out."""
+
+    def __init__(self, classifier: Classifier, normalize: Normalize, label_smoothing: float) -> None:
+        super().__init__()
+        self.classifier, self.normalize, self.label_smoothing = classifier, normalize, label_smoothing
+
+    def forward(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
+        images, labels, shifts = (part.to(self.normalize.mean.device, non_blocking=True) for part in batch)
+        logits = self.classifier(self.normalize(images, shifts))
+        error = 100 * (1 - (logits.argmax(1) == labels).float().mean())
+        get_event_storage().put_scalar("train/top1_error", error.item())
+        return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)}
+
+
+def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
+    """The classifier of MODEL, with random weights, on its device."""
+    norm: Any = nn.BatchNorm2d
+    if cfg.MODEL.NORM == "SyncBN" and comm.get_world_size() == 1:
+        logger.warning("MODEL.NORM SyncBN: one process, so plain batch norm")
+    elif cfg.MODEL.NORM == "SyncBN":
+        norm = nn.SyncBatchNorm if cfg.MODEL.DEVICE.startswith("cuda") else NaiveSyncBatchNorm
+    model = create_model(
+        cfg.MODEL.NAME,
+        num_classes,
+        cfg.MODEL.FORM,
+        cfg.MODEL.RESIDUAL,
+        norm=norm,
+        stem_out_channels=cfg.MODEL.STEM_OUT_CHANNELS,
+        res2_out_channels=cfg.MODEL.RES2_OUT_CHANNELS,
+        stride_in_1x1=cfg.MODEL.STRIDE_IN_1X1,
+    )
+    return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
+
+
+def metadata(cfg: CfgNode, model: Classifier, classes: Sequence[str]) -> dict[str, Any]:
+    """What a user of the weights must know; plain values that travel in the checkpoint."""
+    variant = parse_name(cfg.MODEL.NAME)
+    return {
+        "name": cfg.MODEL.NAME,
+        "depth": variant.depth,
+        "cardinality": variant.cardinality,
+        "width": variant.width,
+        "cifar": variant.cifar,
+        "form": cfg.MODEL.FORM,
+        "residual": cfg.MODEL.RESIDUAL,
+        "stem_out_channels": cfg.MODEL.STEM_OUT_CHANNELS,
+        "res2_out_channels": cfg.MODEL.RES2_OUT_CHANNELS,
+        "stride_in_1x1": cfg.MODEL.STRIDE_IN_1X1,
+        "norm_eps": model.stem.conv1.norm.eps,
+        "channel_order": "RGB",
+        "mean": list(cfg.INPUT.MEAN),  # of pixels in [0, 1]
+        "std": list(cfg.INPUT.STD),
+        "input_size": cfg.INPUT.CROP_SIZE,
+        "classes": list(classes),
+    }
+
+
+def read_weights(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """(weights by native name, metadata) of a checkpoint of ours; the average of the weights where it has one."""
+    if not os.path.isfile(path):
+        raise UserError(f"MODEL.WEIGHTS {path}: no such file")
+    try:
+        data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for torn and foreign files
+        raise UserError(f"MODEL.WEIGHTS {path}: torn or not a checkpoint ({type(error).__name__})") from error
+    if not isinstance(data, dict):
+        raise UserError(f"MODEL.WEIGHTS {path}: holds {type(data).__name__}, not weights")
+    if "model_ema" in data:
+        average = data["model_ema"]
+        return {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}, data.get("metadata", {})
+    return data.get("model", data), data.get("metadata", {})
+
+
+def load_weights(model: Classifier, path: str, *, new_head: bool) -> None:
+    """Load strictly; with ``new_head``, an ``fc`` of another class count starts anew, and is named.
+
+    Raises:
+        UserError: a missing, unknown or misshapen weight.
+    """
+    state, _ = read_weights(path)
+    own = model.state_dict()
+    head = [key for key in own if key.startswith("fc.")]
+    if new_head and any(key not in state or state[key].shape != own[key].shape for key in head):
+        logger.warning("%s: fc is for other classes and starts anew", path)
+        state = {**state, **{key: own[key] for key in head}}
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    wrong += [key for key in state if key not in own]
+    if wrong:
+        raise UserError(
+            f"MODEL.WEIGHTS {path}: {len(wrong)} weights do not fit the model of this config, such as {wrong[0]}; "
+            "set MODEL.NAME to the network they belong to"
+        )
+    model.load_state_dict(state)
+    logger.info("loaded %d of %d weights from %s", len(own), len(own), path)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes and rates in iterations, worked out from epochs and the number of pictures."""
+
+    iterations: int
+    per_epoch: float
+    batch_size: int  # of one forward pass in one process
+    lr: float
+
+    @classmethod
+    def of(cls, cfg: CfgNode, pictures: int, processes: int) -> Plan:
+        """Raises UserError where the batch cannot be divided."""
+        solver = cfg.SOLVER
+        parts = processes * solver.ACCUMULATE
+        if solver.IMS_PER_BATCH % parts:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}: not divisible by {processes} processes times "
+                f"SOLVER.ACCUMULATE {solver.ACCUMULATE}"
+            )
+        per_epoch = pictures / solver.IMS_PER_BATCH
+        lr = solver.BASE_LR * solver.IMS_PER_BATCH / solver.REFERENCE_BATCH
+        return cls(math.ceil(solver.EPOCHS * per_epoch), per_epoch, solver.IMS_PER_BATCH // parts, lr)
+
+    def period(self, epochs: float) -> int:
+        """``epochs`` in iterations, at least one."""
+        return max(1, round(epochs * self.per_epoch))
+
+
+def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: Plan) -> LRMultiplier:
+    """The learning rate for every iteration."""
+    if cfg.SOLVER.SCHEDULE == "cosine":
+        multiplier: Any = CosineParamScheduler(1, 0)
+    else:
+        steps = [round(epoch * plan.per_epoch) for epoch in cfg.SOLVER.STEPS]
+        multiplier = MultiStepParamScheduler(
+            [cfg.SOLVER.GAMMA**i for i in range(len(steps) + 1)], milestones=steps, num_updates=plan.iterations
+        )
+    if cfg.SOLVER.WARMUP_EPOCHS:
+        length = min(1.0, cfg.SOLVER.WARMUP_EPOCHS / cfg.SOLVER.EPOCHS)
+        multiplier = WarmupParamScheduler(multiplier, WARMUP_FACTOR, length, "linear")
+    return LRMultiplier(optimizer, multiplier=multiplier, max_iter=plan.iterations)
+
+
+class _Average(HookBase):
+    """Moves the average of the weights after every step."""
+
+    def __init__(self, average: AveragedModel, model: nn.Module) -> None:
+        self.average, self.model = average, model
+
+    def after_step(self) -> None:
+        self.average.update_parameters(self.model)
+
+
+class _Best(RunCheckpointer):
+    """Writes the best checkpoint; resuming still starts from the newest."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
+
+
+def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
+    """Evaluate on DATASETS.TEST as TEST says, over all processes."""
+    folder = ImageFolder(cfg.DATASETS.TEST, classes)
+    place = {"workers": cfg.DATALOADER.NUM_WORKERS, "rank": comm.get_rank(), "world_size": comm.get_world_size()}
+    if cfg.TEST.DENSE_SIZES:  # whole pictures differ in shape: one at a time
+        loaders = [evaluation_loader(folder, CenterCrop(size, 0), 1, **place) for size in cfg.TEST.DENSE_SIZES]
+    else:
+        transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
+        loaders = [evaluation_loader(folder, transform, cfg.TEST.BATCH_SIZE, **place)]
+    if comm.get_world_size() > 1:  # every process judges with the batch-norm statistics that are saved: the first's
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+    return evaluate(
+        model,
+        normalize,
+        loaders,
+        flip=bool(cfg.TEST.DENSE_SIZES),
+        among=sorted({label for _, label in folder.files}) if cfg.TEST.AMONG == "test" else None,
+        autocast_dtype=PRECISIONS[cfg.SOLVER.PRECISION],
+    )
+
+
+def evaluate_only(cfg: CfgNode) -> dict[str, float]:
+    """Evaluate MODEL.WEIGHTS and write ``results.json``."""
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("--eval-only evaluates MODEL.WEIGHTS, which is empty: add MODEL.WEIGHTS FILE")
+    start_log(cfg.OUTPUT_DIR)
+    classes = read_weights(cfg.MODEL.WEIGHTS)[1].get("classes") or ImageFolder(cfg.DATASETS.TRAIN).classes
+    model = build_classifier(cfg, len(classes))
+    load_weights(model, cfg.MODEL.WEIGHTS, new_head=False)
+    normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
+    return _report(cfg, run_evaluation(cfg, model, normalize, classes))
+
+
+def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+    """Train as ``cfg`` says, in every process of the run.
+
+    Writes into OUTPUT_DIR: ``config.yaml``, ``log.txt``, ``metrics.json``, TensorBoard events, checkpoints
+    (``model_final.pth`` last, ``model_best.pth`` by top-1 error) and ``results.json``.
+
+    Returns:
+        {"top1_error", "top5_error"} in percent, of the averaged weights where SOLVER.EMA_DECAY is set.
+    """
+    start_log(cfg.OUTPUT_DIR)
+    seed = choose_seed(cfg.SEED)
+    seed_everything((seed,))
+    processes = comm.get_world_size()
+    folder = ImageFolder(cfg.DATASETS.TRAIN)
+    plan = Plan.of(cfg, len(folder), processes)
+    logger.info(
+        "%d pictures of %d classes; %d iterations of %d pictures (%d processes x %d parts x %d); learning rate %g "
+        "(SOLVER.BASE_LR %g for a batch of %d)",
+        *(len(folder), len(folder.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
+        *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
+    )
+    model = build_classifier(cfg, len(folder.classes))
+    if cfg.MODEL.WEIGHTS and not resume:
+        load_weights(model, cfg.MODEL.WEIGHTS, new_head=True)
+    if cfg.MODEL.COMPILE:
+        model.compile()
+    normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        plan.lr,
+        momentum=cfg.SOLVER.MOMENTUM,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        nesterov=cfg.SOLVER.NESTEROV,
+    )
+    loader = TrainingLoader(
+        folder,
+        _training_transform(cfg),
+        plan.batch_size,
+        seed=seed,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=comm.get_rank(),
+        world_size=processes,
+    )
+    trainer = Trainer(
+        wrap_distributed(TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING)),
+        loader,
+        optimizer,
+        seed=seed,
+        precision=cfg.SOLVER.PRECISION,
+        accumulate=cfg.SOLVER.ACCUMULATE,
+    )
+    saved: dict[str, Any] = {"trainer": weak(trainer)}
+    judged: nn.Module = model
+    if cfg.SOLVER.EMA_DECAY:
+        judged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.SOLVER.EMA_DECAY), use_buffers=True)
+        saved["model_ema"] = judged
+    facts = metadata(cfg, model, folder.classes)
+    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
+
+    results: dict[str, float] = {}
+
+    def judge() -> dict[str, float]:
+        results.update(run_evaluation(cfg, judged, normalize, folder.classes))
+        return {**results, "epoch": (trainer.iter + 1) / plan.per_epoch}
+
+    period = plan.period(cfg.TEST.EVAL_PERIOD)
+    trainer.register_hooks([_Average(judged, model)] if judged is not model else [])
+    trainer.register_hooks(
+        standard_hooks(
+            optimizer,
+            build_scheduler(cfg, optimizer, plan),
+            checkpointer,
+            checkpoint_period=plan.period(cfg.SOLVER.CHECKPOINT_PERIOD),
+            keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS,
+        )
+    )
+    trainer.register_hooks([hooks.EvalHook(period, judge)])
+    if comm.is_main_process():
+        best = _Best(model, cfg.OUTPUT_DIR, facts, **saved)
+        trainer.register_hooks([hooks.BestCheckpointer(period, best, "top1_error", "min", "model_best")])
+        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
+            file.write(cfg.dump())
+    trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
+
+    done = checkpointer.resume() if resume else None
+    start = 0 if done is None else done + 1
+    if resume and done is None:
+        logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
+    loader.start_batch = start * cfg.SOLVER.ACCUMULATE
+    trainer.train(start, plan.iterations)
+    if not results:  # resumed after the last iteration
+        results = run_evaluation(cfg, judged, normalize, folder.classes)
+    return _report(cfg, results)
+
+
+def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
+    if cfg.INPUT.AUGMENTATION == "cifar":
+        return CifarTraining(cfg.INPUT.CROP_SIZE, cfg.INPUT.FLIP)
+    return ImageNetTraining(
+        cfg.INPUT.CROP_SIZE, cfg.INPUT.AREA, cfg.INPUT.FLIP, cfg.INPUT.COLOR_JITTER, cfg.INPUT.LIGHTING
+    )
+
+
+def _report(cfg: CfgNode, results: dict[str, float]) -> dict[str, float]:
+    logger.info("top-1 error %.2f%%, top-5 error %.2f%%", results["top1_error"], results["top5_error"])
+    if comm.is_main_process():
+        write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
+    return results

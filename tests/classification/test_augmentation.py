@@ -1,0 +1,88 @@
+"""Crops, lighting, normalisation and errors against few-line references."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms import v2
+
+from resnext_det.classification.augmentation import (
+    LIGHTING_EIGENVALUES,
+    LIGHTING_EIGENVECTORS,
+    CenterCrop,
+    CifarTraining,
+    ImageNetTraining,
+    Normalize,
+    Sample,
+    lighting_shift,
+    to_tensor,
+)
+from resnext_det.classification.evaluate import evaluate, hits, restrict
+
+
+def picture(width: int = 90, height: int = 70) -> Image.Image:
+    return Image.fromarray(np.random.randint(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_random_crop_equals_torchvision() -> None:
+    """Everything but the crop switched off: Pillow's resize of a box equals torchvision's crop, then resize."""
+    image = picture()
+    torch.manual_seed(3)
+    ours, label, shift = ImageNetTraining(32, (0.3, 0.6), 0.0, 0.0, 0.0)(Sample(image, 5))
+    torch.manual_seed(3)
+    theirs = to_tensor(v2.RandomResizedCrop(32, (0.3, 0.6), antialias=True)(image))
+    # The box's border pixels may draw on neighbours outside the crop; inside it the two agree to rounding.
+    assert (ours.int() - theirs.int())[:, 2:-2, 2:-2].abs().max() <= 1
+    assert label == 5 and not shift.any()
+
+
+def test_lighting_is_a_weighted_sum_of_the_principal_colours() -> None:
+    torch.manual_seed(1)
+    alpha = 0.1 * torch.randn(3)
+    expected = sum(alpha[i] * LIGHTING_EIGENVALUES[i] * np.array(LIGHTING_EIGENVECTORS)[:, i] for i in range(3))
+    torch.manual_seed(1)
+    np.testing.assert_allclose(lighting_shift(0.1), expected, rtol=1e-6)
+
+
+def test_normalisation() -> None:
+    image, shift = to_tensor(picture()), torch.tensor([[0.1, 0.0, -0.1]])
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    ours = Normalize(mean, std)(image[None], shift)[0]
+    for c in range(3):
+        torch.testing.assert_close(ours[c], (image[c] / 255 + shift[0, c] - mean[c]) / std[c])
+
+
+def test_cifar_crop_is_a_window_of_the_padded_picture() -> None:
+    image = picture(32, 32)
+    crop = CifarTraining(32, flip=0.0)(Sample(image, 0))[0]
+    padded = torch.nn.functional.pad(to_tensor(image), (4, 4, 4, 4))
+    windows = [padded[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
+    assert sum(torch.equal(crop, window) for window in windows) == 1
+
+
+def test_centre_crop_and_whole_picture() -> None:
+    image = picture(512, 256)
+    crop, _ = CenterCrop(256, 224)(Sample(image, 0))
+    assert torch.equal(crop, to_tensor(image)[:, 16:240, 144:368])
+    assert CenterCrop(64, 0)(Sample(image, 0))[0].shape == (3, 64, 128)
+
+
+def test_errors_and_competing_classes() -> None:
+    scores = torch.tensor([[5.0, 4, 3, 2, 1, 0, 9]] * 3)
+    assert hits(scores, torch.tensor([6, 4, 5])).tolist() == [3, 1, 1]  # best five: 6, 0, 1, 2, 3
+    assert restrict(scores, [4, 5]).argmax(1).tolist() == [4, 4, 4]
+
+
+def test_several_sizes_average_their_softmax() -> None:
+    class Mean(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(dim=(2, 3))
+
+    images = [torch.randint(0, 256, (4, 3, s, s), dtype=torch.uint8) for s in (6, 9)]
+    normalize, model = Normalize((0.5,) * 3, (0.01,) * 3), Mean()
+    scores = sum(torch.softmax(model(normalize(i)), 1) for i in images)
+    labels = scores.argmax(1)
+    labels[0] = scores[0].argmin()
+    results = evaluate(model, normalize, [[(i, labels)] for i in images], flip=True)
+    assert results == {"top1_error": 25.0, "top5_error": 0.0}
