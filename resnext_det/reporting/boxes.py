@@ -1,0 +1,57 @@
+"""Boxes drawn on a picture, each with its label. Pillow only."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+Colour = tuple[int, int, int]
+
+
+def class_colour(index: int) -> Colour:
+    """A colour for each class; neighbours in the list are far apart on the wheel."""
+    red, green, blue = colorsys.hsv_to_rgb((index * 0.61803398875) % 1.0, 0.85, 0.95)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw_boxes(
+    picture: Image.Image | np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[str],
+    colours: Sequence[Colour],
+    *,
+    scale: float = 1.0,
+) -> Image.Image:
+    """A copy of ``picture`` with boxes and labels on it.
+
+    Args:
+        picture: RGB, Pillow's or (H, W, 3) uint8.
+        boxes: (N, 4) ``x, y, width, height`` in pixels of ``picture``.
+        labels: N texts, "" for none.
+        colours: N colours.
+        scale: size of the result by that of ``picture``.
+    """
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
+    image = image.convert("RGB") if size == image.size else image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
+    image = image.copy()
+    draw = ImageDraw.Draw(image)
+    line = max(2, round(min(image.size) / 250))
+    font = ImageFont.load_default(size=max(11, round(min(image.size) / 36)))
+    for (x, y, width, height), label, colour in zip(np.asarray(boxes) * scale, labels, colours, strict=True):
+        x0, x1 = sorted((float(x), float(x + width)))
+        y0, y1 = sorted((float(y), float(y + height)))
+        draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
+        if not label:
+            continue
+        left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
+        text_width, text_height = right - left + 4, bottom - top + 4
+        left_edge = min(max(x0, 0), max(image.width - text_width, 0))
+        top_edge = y0 - text_height if y0 >= text_height else y0  # above the box, or inside where there is no room
+        draw.rectangle((left_edge, top_edge, left_edge + text_width, top_edge + text_height), fill=colour)
+        dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+        draw.text((left_edge + 2 - left, top_edge + 2 - top), label, font=font, fill="black" if dark else "white")
+    return image
