@@ -71,7 +71,13 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
             raise UserError(f"{where}: its metadata says {key} {written[key]}, its tensors {value}; convert it again")
     # Later ones know better: the source's habit, what the library publishes of this file, what the file says.
     metadata = {**metadata_of_source(source, architecture), **published, **written, **architecture}
-    return Checkpoint(native, source, metadata, path, sha256(path))
+    for key in ("pixel_mean", "pixel_std"):  # detectron2 < 0.5 kept them among a detector's tensors
+        if source.endswith("-detector") and key in tensors and key not in metadata:
+            metadata[key] = tensors[key].flatten().tolist()
+    digest = sha256(path)
+    if not written:
+        metadata["source_sha256"] = digest
+    return Checkpoint(native, source, metadata, path, digest)
 
 
 def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .metadata import architecture_of
-from .naming import trunk_name
+from .naming import is_detector, trunk_name
 
-_COUNTER = "num_batches_tracked"  # batch norms have it, frozen ones do not; nothing depends on it
+COUNTER = "num_batches_tracked"  # batch norms have it, frozen ones do not; nothing depends on it
 # Layers with one output per class: the part of the name, and the dimension that the classes are in.
 _CLASS_LAYERS = {
     "fc": 0,
@@ -94,19 +94,19 @@ class _Plan:
 
 
 def _plan(own: Mapping[str, Tensor], given: Mapping[str, Tensor], allowed: tuple[str, ...]) -> _Plan:
-    own = {name: tensor for name, tensor in own.items() if not name.endswith(_COUNTER)}
-    pairs, unused = _match(own, [name for name in given if not name.endswith(_COUNTER)])
+    own = {name: tensor for name, tensor in own.items() if not name.endswith(COUNTER)}
+    pairs, unused = _match(own, [name for name in given if not name.endswith(COUNTER)])
     anew = _class_layers_of_another_size(own, given, pairs)
-    from_classifier = all(trunk_name(name) == name or name.startswith("fc.") for name in given)
-    into_classifier = all(trunk_name(name) == name or name.startswith("fc.") for name in own)
+    file_is_detector, model_is_detector = is_detector(given), is_detector(own)
     stages = {(trunk_name(name) or "").split(".")[0] for name in own}
 
     values, wrong, new = {}, [], Counter()
     totals = Counter(part_of(name) for name in own)
     for name, tensor in own.items():
         source = pairs.get(name)
-        is_head = trunk_name(name) is None
-        if source is None and (_is_allowed(name, allowed) or (from_classifier or into_classifier) and is_head):
+        # Neither half of a detector's life has the other's heads.
+        is_other_head = trunk_name(name) is None and file_is_detector == name.startswith("fc.")
+        if source is None and (is_other_head or _is_allowed(name, allowed)):
             new[part_of(name)] += 1
         elif source is None:
             wrong.append(f"{name} is missing")
@@ -119,9 +119,13 @@ def _plan(own: Mapping[str, Tensor], given: Mapping[str, Tensor], allowed: tuple
     left = Counter()
     for name in unused:
         trunk = trunk_name(name)
-        # A model that ends at res4 has no place for res5, one that is no classifier none for fc, and so on.
-        is_other_half = trunk.split(".")[0] not in stages if trunk else from_classifier or into_classifier
-        if is_other_half or _is_allowed(name, allowed):
+        if trunk:  # a model that ends at res4 has no place for res5
+            has_no_place = trunk.split(".")[0] not in stages
+        elif file_is_detector:
+            has_no_place = not model_is_detector
+        else:
+            has_no_place = name.startswith("fc.") and "fc.weight" not in own
+        if has_no_place or _is_allowed(name, allowed):
             left[trunk.split(".")[0] if trunk else part_of(name)] += 1
         else:
             wrong.append(f"{name} is not in the model")

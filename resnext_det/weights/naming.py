@@ -38,7 +38,7 @@ def detect(names: Iterable[str], where: str) -> str:
     names = set(names)
     if any(name.startswith("backbone.body.") for name in names):
         raise UserError(f"{where}: a torchvision detector; of torchvision only classifiers are read")
-    if any(name.startswith(_DETECTOR_PARTS) for name in names):
+    if is_detector(names):
         return "native-detector"
     if "stem.conv1.weight" in names:
         return "native-classifier"
@@ -75,7 +75,16 @@ def to_native(tensors: Mapping[str, Tensor], source: str, where: str) -> dict[st
         native[new] = tensor
     if source == "detectron2-zoo":
         _add_folded_statistics(native)
+    if any(trunk_name(name) == "res2.0.conv2.weight" for name in native) and not any(
+        (trunk_name(name) or "").endswith(".conv3.weight") for name in native
+    ):
+        raise UserError(f"{where}: a network of basic blocks (ResNet-18 or 34); the family has bottleneck blocks only")
     return native
+
+
+def is_detector(names: Iterable[str]) -> bool:
+    """Whether these native names are a detector's."""
+    return any(name.startswith(_DETECTOR_PARTS) for name in names)
 
 
 def from_native(tensors: Mapping[str, Tensor], target: str, where: str) -> dict[str, Tensor]:
@@ -107,7 +116,7 @@ def classifier_tensors(tensors: Mapping[str, Tensor], where: str) -> dict[str, T
     Raises:
         UserError: no trunk, or one tensor twice.
     """
-    if not any(name.startswith(_DETECTOR_PARTS) for name in tensors):
+    if not is_detector(tensors):
         return dict(tensors)
     trunk: dict[str, Tensor] = {}
     for name, tensor in tensors.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
@@ -29,6 +30,18 @@ WRAPPINGS = ("model_ema", "state_dict_ema", "model", "state_dict", "blobs")
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _NOT_WEIGHTS = {"n_averaged"}  # the counter that torch's AveragedModel keeps beside them
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # what torch < 1.6 begins its files with
+
+_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
+# Values without code that trainers save beside the weights: their arguments, and numbers that numpy computed.
+_PLAIN_TYPES = [
+    argparse.Namespace,
+    np.dtype,
+    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
+    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+]
 
 _UNSAFE = "runs code when it is opened; if you trust whoever made it, add --trust-pickle"
 _FOREIGN = {
@@ -110,9 +123,10 @@ def _check_zip(path: Path) -> None:
 
 def _torch_load(path: Path, trust_pickle: bool) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        with torch.serialization.safe_globals(_PLAIN_TYPES):
+            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
-        if "weights_only" in str(error) or "Unsupported" in str(error):
+        if "Unsupported" in str(error) or "not an allowed global" in str(error):
             raise UserError(f"{path}: {_UNSAFE}") from error
         raise UserError(f"{path}: torn or not a PyTorch file; copy or download it again") from error
     except (MemoryError, OverflowError):
