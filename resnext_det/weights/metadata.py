@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..variants import BLOCKS_PER_STAGE
-from .naming import CAFFE2_EPS, trunk_name
+from .naming import trunk_name
 
 Metadata = dict[str, Any]
 
@@ -84,7 +84,7 @@ MSRA: Metadata = {
     "pixel_mean": _CAFFE2_MEAN,
     "pixel_std": [1.0, 1.0, 1.0],
     "stride_in_1x1": True,
-    "norm_eps": CAFFE2_EPS,
+    "norm_eps": 1e-5,
 }
 FAIR_RESNEXT: Metadata = {**MSRA, "pixel_std": [57.375, 57.12, 58.395], "stride_in_1x1": False}
 

@@ -25,8 +25,6 @@ _CAFFE2_NORM = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "runnin
 _CADENE_CONV = {"0.0.0": "conv1", "0.0.3": "conv2", "0.1": "conv3", "1.0": "shortcut"}
 _CADENE_NORM = {"0.0.1": "conv1", "0.0.4": "conv2", "0.2": "conv3", "1.1": "shortcut"}
 
-CAFFE2_EPS = 1e-5
-
 
 def detect(names: Iterable[str], where: str) -> str:
     """Which library's names these are: ``torchvision`` (timm's are the same), ``cadene``, ``detectron2-zoo``,
@@ -203,8 +201,11 @@ _RENAME: dict[str, Callable[[str], str | None]] = {
 
 
 def _add_folded_statistics(native: dict[str, Tensor]) -> None:
-    """Caffe2 folded mean and variance into scale and shift: give each norm the statistics that change nothing."""
+    """Caffe2 folded mean and variance into scale and shift: give each norm the mean 0 and variance 1.
+
+    detectron2's loader does the same, so the features are its own. (The norm's eps stays: 5e-6 of the scale.)
+    """
     for name in [name for name in native if name.endswith(".norm.weight")]:
         norm = name.removesuffix("weight")
         native.setdefault(norm + "running_mean", torch.zeros_like(native[name]))
-        native.setdefault(norm + "running_var", torch.full_like(native[name], 1 - CAFFE2_EPS))
+        native.setdefault(norm + "running_var", torch.ones_like(native[name]))
