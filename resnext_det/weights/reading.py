@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import pickletools
+import re
 import struct
 import zipfile
 from collections import OrderedDict
@@ -126,8 +127,8 @@ def _torch_load(path: Path, trust_pickle: bool) -> Any:
         with torch.serialization.safe_globals(_PLAIN_TYPES):
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "not an allowed global" in str(error):
-            raise UserError(f"{path}: {_UNSAFE}") from error
+        if code := re.search(r"(?:GLOBAL|global:?) (?:GLOBAL )?([\w.]+\.\w+)", str(error)):
+            raise UserError(f"{path}: uses {code[1]}: it {_UNSAFE}") from error
         raise UserError(f"{path}: torn or not a PyTorch file; copy or download it again") from error
     except (MemoryError, OverflowError):
         raise
@@ -190,7 +191,7 @@ def _unpickle(path: Path, trust_pickle: bool) -> Any:
             return _PlainUnpickler(file, encoding="latin1").load()
     except pickle.UnpicklingError as error:
         if "." in str(error) and " " not in str(error):
-            raise UserError(f"{path}: a pickle that uses {error}: it {_UNSAFE}") from error
+            raise UserError(f"{path}: uses {error}: it {_UNSAFE}") from error
         raise UserError(f"{path}: torn: the pickle ends too early; copy or download it again") from error
     except (MemoryError, OverflowError):
         raise

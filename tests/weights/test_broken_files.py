@@ -22,7 +22,7 @@ from torch import nn
 
 from resnext_det import create_model
 from resnext_det.engine import cli
-from resnext_det.weights import save_checkpoint
+from resnext_det.weights import read_checkpoint, save_checkpoint
 from resnext_det.weights.naming import from_native
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,10 +53,10 @@ def with_header(header: dict, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-def zip_bomb() -> bytes:
+def zipped(name: str, data: bytes, compression: int) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    with zipfile.ZipFile(buffer, "w", compression) as archive:
+        archive.writestr(name, data)
     return buffer.getvalue()
 
 
@@ -109,13 +109,21 @@ FILES: dict[str, tuple[str, Callable, str]] = {
     ),
     "other zip": (
         ".pth",
-        lambda s, t: (zipfile.ZipFile(t / "z", "w").writestr("a.txt", "x"), (t / "z").read_bytes())[1] + b"",
-        f"torn: its end is missing; {AGAIN}",
+        lambda s, t: zipped("a.txt", b"x", zipfile.ZIP_STORED),
+        f"torn or not a PyTorch file (RuntimeError); {AGAIN}",
     ),
-    "zip bomb": (".pth", lambda s, t: zip_bomb(), "so it is refused"),
-    "torch file with code": (".pth", lambda s, t: saved({"state_dict": s, "x": RunsCode()}), UNSAFE),
-    "whole module": (".pth", lambda s, t: saved(nn.Linear(1, 1)), UNSAFE),
-    "pickle with code": (".pkl", lambda s, t: pickle.dumps({"conv1_w": RunsCode()}), f"posix.system: it {UNSAFE}"),
+    "zip bomb": (
+        ".pth",
+        lambda s, t: zipped("archive/data.pkl", bytes(10**7), zipfile.ZIP_DEFLATED),
+        "so it is refused",
+    ),
+    "torch file with code": (
+        ".pth",
+        lambda s, t: saved({"state_dict": s, "x": RunsCode()}),
+        f"uses posix.system: it {UNSAFE}",
+    ),
+    "whole module": (".pth", lambda s, t: saved(nn.Linear(1, 1)), f"uses torch.nn.modules.linear.Linear: it {UNSAFE}"),
+    "pickle with code": (".pkl", lambda s, t: pickle.dumps({"conv1_w": RunsCode()}), f"uses posix.system: it {UNSAFE}"),
     "torn pickle": (
         ".pkl",
         lambda s, t: pickle.dumps({"conv1_w": np.ones((64, 3, 7, 7), np.float32)}, 2)[:-2000],
@@ -134,7 +142,8 @@ FILES: dict[str, tuple[str, Callable, str]] = {
     "torn safetensors": (
         ".safetensors",
         lambda s, t: safetensors_of(s, t)[:-5000],
-        f"torn or damaged .safetensors (Error while deserializing header: incomplete metadata, file not fully covered); {AGAIN}",
+        "torn or damaged .safetensors "
+        f"(Error while deserializing header: incomplete metadata, file not fully covered); {AGAIN}",
     ),
     "torn safetensors header": (
         ".safetensors",
@@ -228,7 +237,7 @@ FILES: dict[str, tuple[str, Callable, str]] = {
     ),
     "metadata of the wrong kind": (
         ".safetensors",
-        lambda s, t: safetensors_of(s, t).replace(b"RGB", b"XYZ"),
+        lambda s, t: safetensors_of(s, t, {"channel_order": "RGB"}).replace(b"RGB", b"XYZ"),
         "its metadata says channel_order = 'XYZ'; convert the file again",
     ),
 }
@@ -253,8 +262,7 @@ def line_of(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
 def test_each_has_its_line(name: str, state, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     ending, make, message = FILES[name]
     path = tmp_path / f"weights{ending}"
-    made = make(state if name != "metadata of the wrong kind" else state, tmp_path)
-    path.write_bytes(made)
+    path.write_bytes(make(state, tmp_path))
     line = line_of([str(path), str(tmp_path / "out.pth")], capsys)
     assert line.startswith(f"error: {path}: ") and line.endswith(message), line
     assert not (tmp_path / "out.pth").exists()
@@ -292,9 +300,7 @@ def test_the_command_itself(state, tmp_path: Path) -> None:
     assert bad.stderr == f"error: {tmp_path / 'c.pth'}: no such file\n"
 
 
-def test_trusted_pickles_are_opened(state, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    from resnext_det.weights import read_checkpoint
-
+def test_trusted_pickles_are_opened(state, tmp_path: Path) -> None:
     model = create_model("resnext14_8x14d", num_classes=10)
     model.load_state_dict(state)
     torch.save(model, tmp_path / "whole.pth")
