@@ -32,18 +32,6 @@ _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.co
 _NOT_WEIGHTS = {"n_averaged"}  # the counter that torch's AveragedModel keeps beside them
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # what torch < 1.6 begins its files with
 
-_NUMPY_SCALAR = np.float64(0).__reduce__()[0]
-# Values without code that trainers save beside the weights: their arguments, and numbers that numpy computed.
-_PLAIN_TYPES = [
-    argparse.Namespace,
-    np.dtype,
-    (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
-    (_NUMPY_SCALAR, "numpy._core.multiarray.scalar"),
-    np.dtypes.Float32DType,
-    np.dtypes.Float64DType,
-    np.dtypes.Int64DType,
-]
-
 _UNSAFE = "runs code when it is opened; if you trust whoever made it, add --trust-pickle"
 _FOREIGN = {
     b"<": "is a web page or XML, not weights: the download failed",
@@ -122,6 +110,24 @@ def _check_zip(path: Path) -> None:
         )
 
 
+def _scalar(dtype: np.dtype, data: bytes | str = b"") -> Any:
+    """numpy's function of that name, which would make room for a dtype of any size before it looks at the data."""
+    data = data.encode("latin1") if isinstance(data, str) else data
+    return np.frombuffer(data, dtype, 1)[0].item()
+
+
+# Values without code that trainers save beside the weights: their arguments, and numbers that numpy computed.
+_PLAIN_TYPES = [
+    argparse.Namespace,
+    np.dtype,
+    np.dtypes.Float32DType,
+    np.dtypes.Float64DType,
+    np.dtypes.Int64DType,
+    (_scalar, "numpy.core.multiarray.scalar"),
+    (_scalar, "numpy._core.multiarray.scalar"),
+]
+
+
 def _torch_load(path: Path, trust_pickle: bool) -> Any:
     try:
         with torch.serialization.safe_globals(_PLAIN_TYPES):
@@ -150,7 +156,7 @@ class _PlainUnpickler(pickle.Unpickler):
         if module in numpy_core and name == "scalar":
             return _scalar
         if (module, name) == ("numpy", "ndarray"):
-            return np.ndarray
+            return None  # only ever handed to _reconstruct; called by itself it would allocate
         if (module, name) == ("numpy", "dtype"):
             return np.dtype
         if (module, name) == ("collections", "OrderedDict"):
@@ -166,11 +172,6 @@ class _PlainUnpickler(pickle.Unpickler):
 def _empty_array(cls: Any, shape: Any, typecode: Any) -> np.ndarray:
     """What numpy calls before it fills an array; the shape given here would be allocated, and never counts."""
     return np.ndarray((0,), np.int8)
-
-
-def _scalar(dtype: np.dtype, data: bytes | str = b"") -> Any:
-    data = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(data, dtype, 1)[0].item()
 
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:

@@ -15,8 +15,6 @@ from ..errors import UserError, nearest
 from ..variants import parse_name
 from .metadata import Metadata, on_255
 
-SCHEMES = ("torchvision", "timm")
-
 
 def locate(path_or_uri: str | os.PathLike) -> tuple[Path, Metadata]:
     """The local file of a path or URI, fetched if need be, and what its publisher says of it (nothing for a path).
@@ -40,6 +38,7 @@ def _torchvision(name: str) -> tuple[Path, Metadata]:
 
     model, _, version = name.partition(".")
     family = [known for known in list_models() if known.startswith(("resnet", "resnext", "wide_resnet"))]
+    family = [known for known in family if known not in ("resnet18", "resnet34")]  # basic blocks
     if model not in family:
         raise UserError(f"torchvision://{name}: not one of {', '.join(family)}{nearest(model, family)}")
     published = get_model_weights(model)

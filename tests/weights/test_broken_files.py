@@ -139,6 +139,11 @@ FILES: dict[str, tuple[str, Callable, str]] = {
         lambda s, t: b"\x80\x02}r" + struct.pack("<I", 2**31 - 1) + b".",
         "asks for more memory than there is; it is damaged or was made to do that",
     ),
+    "array of any size": (
+        ".pkl",
+        lambda s, t: b"\x80\x02}X\x07\0\0\0conv1_wcnumpy\nndarray\n(I1000000000000\ntRs.",
+        f"torn or not a pickle (TypeError); {AGAIN}",
+    ),
     "torn safetensors": (
         ".safetensors",
         lambda s, t: safetensors_of(s, t)[:-5000],
