@@ -1,0 +1,109 @@
+"""A file of weights as one object: tensors under our names, and what is known of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+from ..files import atomic_write
+from . import sources
+from .metadata import Metadata, architecture_of, check_types, metadata_of_source
+from .naming import detect, to_native
+from .reading import METADATA, read_file, sha256
+
+
+@dataclass
+class Checkpoint:
+    """Weights in native naming.
+
+    Attributes:
+        tensors: {name: tensor} on the CPU; a detector's keep ``backbone.``, ``roi_heads.``, ...
+        source: ``torchvision``, ``timm``, ``cadene``, ``detectron2-zoo``, ``detectron2-detector``,
+            ``native-classifier`` or ``native-detector``.
+        metadata: see :mod:`resnext_det.weights.metadata`.
+        path: the file.
+        sha256: of the file.
+    """
+
+    tensors: dict[str, Tensor]
+    source: str
+    metadata: Metadata
+    path: Path
+    sha256: str
+
+
+def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = False) -> Checkpoint:
+    """Read weights of any known source: a file, ``torchvision://NAME`` or ``timm://NAME``.
+
+    Args:
+        trust_pickle: also open pickles that may run code.
+
+    Raises:
+        UserError: the file cannot be fetched or read, holds something else, or contradicts itself.
+
+    Example:
+        >>> checkpoint = read_checkpoint("resnext50_32x4d.pth")
+        >>> checkpoint.source, checkpoint.metadata["channel_order"]
+        ('torchvision', 'RGB')
+    """
+    path, published = sources.locate(path_or_uri)
+    tensors, written = read_file(path, trust_pickle=trust_pickle)
+    where = str(path)
+    check_types(written, where)
+    source = detect(tensors, where)
+    native = to_native(tensors, source, where)
+    if published:
+        source = published["source"]
+    elif source == "native-detector" and not written:
+        source = "detectron2-detector"
+    architecture = architecture_of(native)
+    for key, value in architecture.items():
+        if written.get(key, value) != value:
+            raise UserError(f"{where}: its metadata says {key} {written[key]}, its tensors {value}; convert it again")
+    # Later ones know better: the source's habit, what the library publishes of this file, what the file says.
+    metadata = {**metadata_of_source(source, architecture), **published, **written, **architecture}
+    for key in ("pixel_mean", "pixel_std"):  # detectron2 < 0.5 kept them among a detector's tensors
+        if source.endswith("-detector") and key in tensors and key not in metadata:
+            metadata[key] = tensors[key].flatten().tolist()
+    digest = sha256(path)
+    if not written:
+        metadata["source_sha256"] = digest
+    return Checkpoint(native, source, metadata, path, digest)
+
+
+def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
+    """Write tensors and metadata to ``path``, whole or not at all.
+
+    ``.safetensors`` holds the metadata as JSON in its header; ``.pth`` is ``{"model": ..., "metadata": ...}`` of
+    tensors and plain values, which ``torch.load`` opens with ``weights_only=True``.
+
+    Raises:
+        UserError: another ending, values that are not plain, or a path that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix not in (".pth", ".safetensors"):
+        raise UserError(f"{path}: weights are written as .pth or .safetensors")
+    check_types(metadata, str(path))
+    try:
+        text = json.dumps(dict(metadata))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: metadata may hold plain values only: {error}") from error
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    try:
+        with atomic_write(path, "wb") as file:
+            if path.suffix == ".pth":
+                torch.save({"model": tensors, METADATA: json.loads(text)}, file)
+            else:
+                # "format" is what other readers of the format look for.
+                file.write(safetensors.torch.save(tensors, {"format": "pt", METADATA: text}))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,123 @@
+"""One file of weights into another format or another library's names."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..resnext import CifarStem, Classifier, Stem, make_stages
+from ..variants import Variant
+from .checkpoint import Checkpoint, read_checkpoint, save_checkpoint
+from .loading import COUNTER, part_of
+from .metadata import Metadata, same
+from .naming import classifier_tensors, from_native, is_detector, trunk_name
+
+# What a network of torchvision or timm cannot be told: with other values the same tensors compute something else.
+_FOREIGN_FUNCTION: Metadata = {"stride_in_1x1": False, "norm_eps": 1e-5}
+
+
+def convert(source: str | os.PathLike, target: str | os.PathLike, to: str = "native", *, trust_pickle: bool = False):
+    """Read ``source``, check that it is a whole network, and write it to ``target`` under the names of ``to``.
+
+    A detector stays whole under native names; of another library's names only its trunk has any.
+
+    Args:
+        source: a file, ``torchvision://NAME`` or ``timm://NAME``.
+        target: a ``.pth`` or ``.safetensors`` file.
+        to: ``native``, ``torchvision`` or ``timm``.
+
+    Returns:
+        (the checkpoint that was read, {part that ``to`` has no place for: number of tensors}).
+
+    Raises:
+        UserError: as :func:`read_checkpoint` and :func:`save_checkpoint`; tensors are missing or left over; the network
+            cannot be expressed in ``to``.
+    """
+    checkpoint = read_checkpoint(source, trust_pickle=trust_pickle)
+    where = str(checkpoint.path)
+    if Path(target).resolve() == checkpoint.path.resolve():
+        raise UserError(f"{target}: is the file to convert; give the result another name")
+    tensors = classifier_tensors(checkpoint.tensors, where)
+    check_whole(tensors, checkpoint.metadata, where)
+    dropped: Counter[str] = Counter()
+    if to == "native":
+        tensors = checkpoint.tensors
+    else:
+        for key, value in _FOREIGN_FUNCTION.items():
+            if not same(checkpoint.metadata.get(key, value), value):
+                raise UserError(
+                    f"{where}: has {key} {checkpoint.metadata[key]}, which {to} cannot express; keep native"
+                )
+        tensors = from_native(tensors, to, where)
+        if is_detector(checkpoint.tensors):
+            dropped.update(part_of(name) for name in checkpoint.tensors if not trunk_name(name))
+    save_checkpoint(target, tensors, checkpoint.metadata)
+    return checkpoint, dict(dropped)
+
+
+def check_whole(tensors: Mapping[str, Tensor], architecture: Metadata, where: str) -> None:
+    """Compare a classifier's tensors with the network that their names and shapes describe.
+
+    ``fc`` may be absent, and stages behind the last one that is there. Forms (a) and (b) of the block are only counted.
+
+    Raises:
+        UserError: naming the first tensor that is missing, left over or of the wrong shape.
+    """
+    if any(".paths." in name for name in tensors):
+        return
+    expected = _skeleton(tensors, architecture, where)
+    stages = {name.split(".")[0] for name in tensors}
+    given = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith(COUNTER)}
+    for name, shape in expected.items():
+        if name not in given and name.split(".")[0] in stages:
+            raise UserError(f"{where}: {name} is missing; copy or download it again")
+        if given.get(name, shape) != shape:
+            raise UserError(f"{where}: {name} has shape {given[name]}, which does not fit its neighbours ({shape})")
+    left = [name for name in given if name not in expected]
+    if left:
+        raise UserError(f"{where}: {left[0]} is no part of a plain ResNet or ResNeXt: another family of networks")
+
+
+def _skeleton(tensors: Mapping[str, Tensor], architecture: Metadata, where: str) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the network, without the counters; built without allocating it."""
+    stem, out = tensors.get("stem.conv1.weight"), tensors.get("res2.0.conv3.weight")
+    if (
+        stem is None
+        or out is None
+        or stem.ndim != 4
+        or "depth" not in architecture
+        or "cardinality" not in architecture
+    ):
+        raise UserError(f"{where}: its blocks make no network of the family; see resnext_det.list_models()")
+    cifar = "res5.0.conv1.weight" not in tensors and stem.shape[2] == 3
+    variant = Variant(architecture["depth"], architecture["cardinality"], architecture["width"], cifar)
+    fc = tensors.get("fc.weight")
+    with torch.device("meta"):
+        model: nn.Module = Classifier(
+            (CifarStem if cifar else Stem)(stem.shape[1], stem.shape[0]),
+            make_stages(
+                variant.blocks,
+                stem.shape[0],
+                cardinality=variant.cardinality,
+                width=variant.width,
+                res2_out_channels=out.shape[0],
+            ),
+            num_classes=1 if fc is None else fc.shape[0],
+        )
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)}
+
+
+def summary(checkpoint: Checkpoint) -> str:
+    """One paragraph on a checkpoint: source, network, colour order and statistics."""
+    known = checkpoint.metadata
+    lines = [f"source: {checkpoint.source}, {len(checkpoint.tensors)} tensors, SHA-256 {checkpoint.sha256}"]
+    lines += [f"{key}: {known[key]}" for key in known if key not in ("source", "class_names", "source_sha256")]
+    if "class_names" in known:
+        lines.append(f"class_names: {len(known['class_names'])}")
+    return "\n".join(lines)
