@@ -11,3 +11,11 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.DATASETS.setdefault("REGISTER", [])
     # Added to the variance in every batch norm. It belongs to the weights; 1e-5 is PyTorch's and detectron2's.
     cfg.MODEL.RESNETS.setdefault("NORM_EPS", 1e-5)
+    if "RESNEXT" not in cfg.MODEL:
+        cfg.MODEL.RESNEXT = CfgNode()
+        # res5's first 1x1 and its shortcut run once on the map instead of once per region: equal results, less work.
+        cfg.MODEL.RESNEXT.FAST_C4 = True
+        # Regions that go through res5 together; it bounds the memory of inference.
+        cfg.MODEL.RESNEXT.C4_CHUNK_SIZE = 32
+        # Compute each chunk again in the backward pass instead of keeping it: about a third of the memory.
+        cfg.MODEL.RESNEXT.C4_RECOMPUTE = False

@@ -9,6 +9,9 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import nn
 
+from ..errors import UserError
+from ..weights import check_metadata, check_norm_statistics, load_strictly, read_checkpoint
+
 logger = logging.getLogger(__name__)
 
 
@@ -29,6 +32,26 @@ def architecture(cfg: CfgNode) -> dict[str, Any]:
 
 
 def load_initial_weights(cfg: CfgNode, model: nn.Module, *, allow_new_heads: bool = True) -> None:
+    """Load MODEL.WEIGHTS into ``model``, strictly, and log what went where.
+
+    Args:
+        cfg: MODEL.WEIGHTS is a file, ``torchvision://NAME`` or ``timm://NAME``; empty leaves random weights.
+        allow_new_heads: heads may start anew (training from a classifier); False to evaluate.
+
+    Raises:
+        UserError: the file cannot be read, does not fit, or contradicts the config; frozen batch norms over random
+            weights.
+    """
     if cfg.MODEL.WEIGHTS:
-        raise NotImplementedError
-    logger.warning("MODEL.WEIGHTS is empty: the network starts from random weights")
+        checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS)
+        expected = {key: value for key, value in architecture(cfg).items() if key != "class_names"}
+        check_metadata(checkpoint.metadata, expected, cfg.MODEL.WEIGHTS)
+        report = load_strictly(model, checkpoint)
+        if report.new and not allow_new_heads:
+            raise UserError(
+                f"{cfg.MODEL.WEIGHTS}: has no weights for {', '.join(report.new)}; give a trained detector of this config"
+            )
+        logger.info("%s: %s", cfg.MODEL.WEIGHTS, report)
+    else:
+        logger.warning("MODEL.WEIGHTS is empty: the network starts from random weights")
+    check_norm_statistics(model, cfg.MODEL.WEIGHTS or "MODEL.WEIGHTS is empty")
