@@ -49,7 +49,7 @@ def load_initial_weights(cfg: CfgNode, model: nn.Module, *, allow_new_heads: boo
         report = load_strictly(model, checkpoint)
         if report.new and not allow_new_heads:
             raise UserError(
-                f"{cfg.MODEL.WEIGHTS}: has no weights for {', '.join(report.new)}; give a trained detector of this config"
+                f"{cfg.MODEL.WEIGHTS}: has no weights for {', '.join(report.new)}; give a detector of this config"
             )
         logger.info("%s: %s", cfg.MODEL.WEIGHTS, report)
     else:
