@@ -101,7 +101,7 @@ class _Decoding:
 
 
 class TrainingLoader:
-    """Endless training batches; ``start_batch`` may be set until the first one is taken, which resuming does.
+    """Endless training batches, from batch ``start_batch`` on.
 
     Yields: uint8 (N, 3, H, W), labels (N,), lighting shifts (N, 3).
     """
@@ -116,11 +116,12 @@ class TrainingLoader:
         workers: int,
         rank: int,
         world_size: int,
+        start_batch: int = 0,
     ) -> None:
         self.dataset = SeededDataset(folder, _Decoding(transform), seed)
         self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.rank, self.world_size = rank, world_size
-        self.start_batch = 0
+        self.start_batch = start_batch
 
     def __iter__(self) -> Iterator[list[torch.Tensor]]:
         batches = TrainingBatches(

@@ -272,18 +272,8 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
         nesterov=cfg.SOLVER.NESTEROV,
     )
-    loader = TrainingLoader(
-        folder,
-        _training_transform(cfg),
-        plan.batch_size,
-        seed=seed,
-        workers=cfg.DATALOADER.NUM_WORKERS,
-        rank=comm.get_rank(),
-        world_size=processes,
-    )
     trainer = Trainer(
         wrap_distributed(TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING)),
-        loader,
         optimizer,
         seed=seed,
         precision=cfg.SOLVER.PRECISION,
@@ -326,7 +316,17 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     start = 0 if done is None else done + 1
     if resume and done is None:
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
-    loader.start_batch = start * cfg.SOLVER.ACCUMULATE
+    loader = TrainingLoader(
+        folder,
+        _training_transform(cfg),
+        plan.batch_size,
+        seed=trainer.seed,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=comm.get_rank(),
+        world_size=processes,
+        start_batch=start * cfg.SOLVER.ACCUMULATE,
+    )
+    trainer.set_data_loader(loader)
     trainer.train(start, plan.iterations)
     if not results:  # resumed after the last iteration
         results = run_evaluation(cfg, judged, normalize, folder.classes)
