@@ -57,4 +57,5 @@ setup(
         "tqdm>=4.60,<5",
     ],
     extras_require=EXTRAS,
+    entry_points={"console_scripts": ["resnext-det = resnext_det.cli:main"]},
 )
