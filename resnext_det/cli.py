@@ -43,7 +43,15 @@ def call(argv: Sequence[str]) -> None:
     if name not in COMMANDS:
         raise UserError(f"resnext-det {name}: no such command{nearest(name, COMMANDS)}; resnext-det --help lists them")
     sys.argv[0] = f"resnext-det {name}"  # what argparse calls the program
-    import_module(COMMANDS[name][0]).main(rest)
+    try:
+        module = import_module(COMMANDS[name][0])
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("resnext_det"):
+            raise
+        raise UserError(
+            f"resnext-det {name} needs {error.name}, which is not installed: resnext-det doctor tells what installs it"
+        ) from error
+    module.main(rest)
 
 
 def main() -> None:
