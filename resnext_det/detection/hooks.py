@@ -40,7 +40,7 @@ class Evaluations(HookBase):
         folder: OUTPUT_DIR.
         metric: decides what is best: a name such as AP or AP50, looked for in the first set; "" for none.
         save_best: called whenever an evaluation is the best so far, with the number of iterations done.
-        patience: after so many evaluations in a row without a better one, :class:`EarlyStop` ends the training; 0 never.
+        patience: evaluations in a row without a better one until :class:`EarlyStop` ends the training; 0 for none.
     """
 
     def __init__(

@@ -90,7 +90,7 @@ def _log_run(cfg: CfgNode) -> None:
 
 
 def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool) -> None:
-    """Load trained weights: MODEL.WEIGHTS, or those of the newest checkpoint in OUTPUT_DIR (its average, if it has one).
+    """Load trained weights: MODEL.WEIGHTS, or the newest checkpoint of OUTPUT_DIR (with EMA_DECAY its average).
 
     Raises:
         UserError: none there, or they do not fit.

@@ -52,10 +52,8 @@ def test_what_is_written(trained, tiny_run):
     folder = tiny_run.folder / "trained"
     written = json.loads((folder / "results.json").read_text())
     assert written["bbox"]["AP50"] == results["bbox"]["AP50"] and written["bbox"]["APl"] is None
-    assert (
-        "bbox: AP@0.5 / AP %.1f / %.1f" % (results["bbox"]["AP50"], results["bbox"]["AP"])
-        in (folder / "log.txt").read_text()
-    )
+    line = f"bbox: AP@0.5 / AP {results['bbox']['AP50']:.1f} / {results['bbox']['AP']:.1f}"
+    assert line in (folder / "log.txt").read_text()
     (record,) = read_evaluations(folder / "evaluations.jsonl")
     assert record["iteration"] == 60 and record["bbox"] == written["bbox"]
     (folder / "results.json").unlink()

@@ -25,14 +25,11 @@ class Idle(TrainerBase):
 def train(folder, values, start=0, stop=5, **choices):
     """Evaluate after every iteration with the given AP50; returns (iterations saved as best, iterations done)."""
     saved, waiting = [], iter(values)
-    hook = Evaluations(
-        lambda: {"bbox": {"AP": 0.0, "AP50": next(waiting)}},
-        1,
-        folder,
-        metric="AP50",
-        save_best=saved.append,
-        **choices,
-    )
+
+    def evaluate():
+        return {"bbox": {"AP": 0.0, "AP50": next(waiting)}}
+
+    hook = Evaluations(evaluate, 1, folder, metric="AP50", save_best=saved.append, **choices)
     trainer = Idle()
     trainer.register_hooks([hook])
     try:
