@@ -16,7 +16,9 @@ from detectron2.utils import comm
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.cli import parse_training_arguments
 from ..engine.config import load_config
+from ..engine.determinism import make_deterministic
 from ..engine.launch import launch
+from ..engine.sampler import seed_everything
 from ..engine.trainer import Trainer, choose_seed, standard_hooks, start_log, weak, wrap_distributed, writers
 from ..errors import UserError
 from .checked_sets import check_sets_from_config
@@ -24,14 +26,18 @@ from .config import add_resnext_config
 from .data import known_sets, register_sets, train_loader_from_config
 from .evaluate import evaluate_model
 from .initial_weights import architecture, load_initial_weights
+from .replay import replay
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: parse the flags, read the config, run in as many processes as asked for."""
-    args = parse_training_arguments("Train and evaluate a detector.", argv)
+    args = parse_training_arguments("Train and evaluate a detector.", argv, replay=True)
     cfg = setup(args.config_file, args.opts)
+    if args.replay:
+        replay(cfg, args.replay)
+        return
     launch(
         run,
         (cfg, args.resume, args.eval_only),
@@ -59,6 +65,7 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool) -> dict[str, dict]:
         The last evaluation, ``{"bbox": {"AP": ..., "AP50": ...}}``, or by set where DATASETS.TEST has several; it is
         also in ``OUTPUT_DIR/results.json``.
     """
+    make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     register_sets(cfg.DATASETS.REGISTER)
     known_sets(cfg.DATASETS.TEST, "TEST")
     if not eval_only:
@@ -98,6 +105,7 @@ def _evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, dict]:
 
 def _train(cfg: CfgNode, resume: bool) -> dict[str, dict]:
     seed = choose_seed(cfg.SEED)
+    seed_everything((seed,))  # of the weights that start anew
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
