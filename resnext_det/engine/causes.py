@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import errno
-
-from detectron2.utils import comm
+import sys
 
 from ..errors import RunFailed, UserError
 
@@ -31,9 +30,11 @@ def cause_of(error: BaseException) -> BaseException:
             f"a data worker died ({text[:200]}); too little memory or /dev/shm is the usual cause: lower "
             "DATALOADER.NUM_WORKERS and continue with --resume"
         )
-    if isinstance(error, RuntimeError) and comm.get_world_size() > 1 and any(sign in text for sign in _LOST):
+    dist = sys.modules.get("torch.distributed")  # this module serves commands that need no torch
+    several = dist is not None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if several and isinstance(error, RuntimeError) and any(sign in text for sign in _LOST):
         return RunFailed(
-            f"process {comm.get_rank()} lost another process of the run ({text[:200]}); that one's log names the "
+            f"process {dist.get_rank()} lost another process of the run ({text[:200]}); that one's log names the "
             "cause; continue with --resume"
         )
     return error

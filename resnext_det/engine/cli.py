@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 
 from ..errors import RunFailed, UserError
 from .causes import cause_of
-from .dump import CONFIG
 from .signals import Stopped
 
 EXIT_OK = 0
@@ -61,7 +60,7 @@ def exit_with(error: BaseException, code: int = EXIT_USER_ERROR) -> None:
 def training_parser(description: str, replay: bool = False) -> argparse.ArgumentParser:
     """A parser with detectron2's flags, shared by ``train_net.py`` and ``pretrain.py``; ``replay`` adds that flag."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config-file", metavar="FILE", help="YAML configuration")
+    parser.add_argument("--config-file", metavar="FILE", help="YAML: a path, or one of the package's own")
     if replay:
         parser.add_argument("--replay", metavar="DUMP", help="run the step again that wrote OUTPUT_DIR/dump_NNNNNNN")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
@@ -88,7 +87,7 @@ def parse_training_arguments(
     args = training_parser(description, replay).parse_args(argv)
     if not args.config_file and replay and args.replay:
         folder = args.replay if os.path.isdir(args.replay) else os.path.dirname(args.replay)
-        args.config_file = os.path.join(folder, CONFIG)
+        args.config_file = os.path.join(folder, "config.yaml")
     if not args.config_file:
         raise UserError("--config-file is missing: give a YAML configuration, such as one of configs/")
     if args.resume and args.init_from:
