@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..engine.checkpoint import RunCheckpointer
+from ..engine.determinism import make_deterministic
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     PRECISIONS,
@@ -247,6 +248,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     Returns:
         {"top1_error", "top5_error"} in percent, of the averaged weights where SOLVER.EMA_DECAY is set.
     """
+    make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     start_log(cfg.OUTPUT_DIR)
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))

@@ -9,6 +9,8 @@ from .images import MAX_MEGAPIXELS
 
 def add_resnext_config(cfg: CfgNode) -> None:
     """Add this package's keys, each with its default, to a detectron2 config. Safe to call twice."""
+    # Equal bits on the same machine, together with SEED; slower, see docs/training_safety.md.
+    cfg.setdefault("DETERMINISTIC", False)
     # A user's own COCO-format sets: a list of [name, json_file, image_root]; the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])
     # How much of every COCO-format set is checked before a run: full (each picture decoded), headers (each picture's
