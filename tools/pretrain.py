@@ -13,12 +13,12 @@ from resnext_det.engine.config import load_config
 from resnext_det.engine.launch import launch
 
 
-def work(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
+def work(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool) -> None:
     """What every process of the run does."""
     if eval_only:
-        evaluate_only(cfg)
+        evaluate_only(cfg, trust_pickle)
     else:
-        train(cfg, resume)
+        train(cfg, resume, trust_pickle)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg.freeze()
     launch(
         work,
-        (cfg, args.resume, args.eval_only),
+        (cfg, args.resume, args.eval_only, args.trust_pickle),
         processes=args.num_gpus,
         machines=args.num_machines,
         machine_rank=args.machine_rank,
