@@ -4,11 +4,24 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from .images import MAX_MEGAPIXELS
+
 
 def add_resnext_config(cfg: CfgNode) -> None:
     """Add this package's keys, each with its default, to a detectron2 config. Safe to call twice."""
     # A user's own COCO-format sets: a list of [name, json_file, image_root]; the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])
+    # How much of every COCO-format set is checked before a run: full (each picture decoded), headers (each picture's
+    # size), json (only that the files are there), off; auto is full for up to 20,000 pictures and headers above.
+    cfg.DATASETS.setdefault("CHECK", "auto")
+    # Pictures that cannot be decoded whole: error, skip (in training only), or load what can be decoded.
+    cfg.DATASETS.setdefault("BROKEN_IMAGES", "error")
+    # Larger pictures are refused; the default is Pillow's limit against decompression bombs.
+    cfg.DATASETS.setdefault("MAX_MEGAPIXELS", MAX_MEGAPIXELS)
+    # Allow symbolic links that lead out of an image folder.
+    cfg.DATASETS.setdefault("FOLLOW_LINKS", False)
+    # Leave out a supercategory that stands among the categories without annotations, as Roboflow writes it.
+    cfg.DATASETS.setdefault("DROP_UNUSED_ROOT", False)
     # Added to the variance in every batch norm. It belongs to the weights; 1e-5 is PyTorch's and detectron2's.
     cfg.MODEL.RESNETS.setdefault("NORM_EPS", 1e-5)
     # Parts of the detector, or prefixes of names, that start anew where MODEL.WEIGHTS lacks them or has another shape.
