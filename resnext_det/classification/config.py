@@ -22,7 +22,8 @@ def get_config() -> CN:
 
     cfg.MODEL = CN()
     cfg.MODEL.NAME = "resnext50_32x4d"  # see resnext_det.list_models()
-    cfg.MODEL.WEIGHTS = ""  # start from, or evaluate, these weights
+    cfg.MODEL.WEIGHTS = ""  # start from, or evaluate: a file, torchvision://NAME or timm://NAME
+    cfg.MODEL.ALLOW_MISSING = ()  # parts of the network, or prefixes of names, that MODEL.WEIGHTS may lack, such as fc
     cfg.MODEL.DEVICE = "auto"  # cuda where there is a GPU, else cpu
     cfg.MODEL.FORM = "c"  # a, b or c of Fig. 3
     cfg.MODEL.RESIDUAL = True  # False: no shortcuts (Sec. 5.1)
