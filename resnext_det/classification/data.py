@@ -103,7 +103,7 @@ class _Decoding:
 class TrainingLoader:
     """Endless training batches, from batch ``start_batch`` on.
 
-    Yields: uint8 (N, 3, H, W), labels (N,), lighting shifts (N, 3).
+    Yields: uint8 (N, 3, H, W), labels (N,), colours (N, 3, 7).
     """
 
     def __init__(

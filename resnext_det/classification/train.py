@@ -55,8 +55,8 @@ class TrainingModel(nn.Module):
         self.classifier, self.normalize, self.label_smoothing = classifier, normalize, label_smoothing
 
     def forward(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        images, labels, shifts = (part.to(self.normalize.mean.device, non_blocking=True) for part in batch)
-        logits = self.classifier(self.normalize(images, shifts))
+        images, labels, colors = (part.to(self.normalize.mean.device, non_blocking=True) for part in batch)
+        logits = self.classifier(self.normalize(images, colors))
         error = 100 * (1 - (logits.argmax(1) == labels).float().mean())
         get_event_storage().put_scalar("train/top1_error", error.item())
         return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)}
