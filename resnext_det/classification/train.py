@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -39,8 +40,9 @@ from ..files import write_json
 from ..resnext import Classifier, create_model
 from ..variants import parse_name
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
-from .data import ImageFolder, TrainingLoader, evaluation_loader
+from .data import TrainingLoader, evaluation_loader
 from .evaluate import evaluate
+from .shards import open_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -206,13 +208,13 @@ class _Best(RunCheckpointer):
 
 def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
     """Evaluate on DATASETS.TEST as TEST says, over all processes."""
-    folder = ImageFolder(cfg.DATASETS.TEST, classes)
+    pictures = open_pictures(cfg.DATASETS.TEST, classes)
     place = {"workers": cfg.DATALOADER.NUM_WORKERS, "rank": comm.get_rank(), "world_size": comm.get_world_size()}
     if cfg.TEST.DENSE_SIZES:  # whole pictures differ in shape: one at a time
-        loaders = [evaluation_loader(folder, CenterCrop(size, 0), 1, **place) for size in cfg.TEST.DENSE_SIZES]
+        loaders = [evaluation_loader(pictures, CenterCrop(size, 0), 1, **place) for size in cfg.TEST.DENSE_SIZES]
     else:
         transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
-        loaders = [evaluation_loader(folder, transform, cfg.TEST.BATCH_SIZE, **place)]
+        loaders = [evaluation_loader(pictures, transform, cfg.TEST.BATCH_SIZE, **place)]
     if comm.get_world_size() > 1:  # every process judges with the batch-norm statistics that are saved: the first's
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -221,7 +223,7 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
         normalize,
         loaders,
         flip=bool(cfg.TEST.DENSE_SIZES),
-        among=sorted({label for _, label in folder.files}) if cfg.TEST.AMONG == "test" else None,
+        among=np.unique(pictures.labels).tolist() if cfg.TEST.AMONG == "test" else None,
         autocast_dtype=PRECISIONS[cfg.SOLVER.PRECISION],
     )
 
@@ -231,7 +233,7 @@ def evaluate_only(cfg: CfgNode) -> dict[str, float]:
     if not cfg.MODEL.WEIGHTS:
         raise UserError("--eval-only evaluates MODEL.WEIGHTS, which is empty: add MODEL.WEIGHTS FILE")
     start_log(cfg.OUTPUT_DIR)
-    classes = read_weights(cfg.MODEL.WEIGHTS)[1].get("classes") or ImageFolder(cfg.DATASETS.TRAIN).classes
+    classes = read_weights(cfg.MODEL.WEIGHTS)[1].get("classes") or open_pictures(cfg.DATASETS.TRAIN).classes
     model = build_classifier(cfg, len(classes))
     load_weights(model, cfg.MODEL.WEIGHTS, new_head=False)
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
@@ -251,15 +253,15 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))
     processes = comm.get_world_size()
-    folder = ImageFolder(cfg.DATASETS.TRAIN)
-    plan = Plan.of(cfg, len(folder), processes)
+    pictures = open_pictures(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
+    plan = Plan.of(cfg, len(pictures), processes)
     logger.info(
         "%d pictures of %d classes; %d iterations of %d pictures (%d processes x %d parts x %d); learning rate %g "
         "(SOLVER.BASE_LR %g for a batch of %d)",
-        *(len(folder), len(folder.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
+        *(len(pictures), len(pictures.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
         *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
     )
-    model = build_classifier(cfg, len(folder.classes))
+    model = build_classifier(cfg, len(pictures.classes))
     if cfg.MODEL.WEIGHTS and not resume:
         load_weights(model, cfg.MODEL.WEIGHTS, new_head=True)
     if cfg.MODEL.COMPILE:
@@ -284,13 +286,13 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     if cfg.SOLVER.EMA_DECAY:
         judged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.SOLVER.EMA_DECAY), use_buffers=True)
         saved["model_ema"] = judged
-    facts = metadata(cfg, model, folder.classes)
+    facts = metadata(cfg, model, pictures.classes)
     checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
 
     results: dict[str, float] = {}
 
     def judge() -> dict[str, float]:
-        results.update(run_evaluation(cfg, judged, normalize, folder.classes))
+        results.update(run_evaluation(cfg, judged, normalize, pictures.classes))
         return {**results, "epoch": (trainer.iter + 1) / plan.per_epoch}
 
     period = plan.period(cfg.TEST.EVAL_PERIOD)
@@ -317,7 +319,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     if resume and done is None:
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
     loader = TrainingLoader(
-        folder,
+        pictures,
         _training_transform(cfg),
         plan.batch_size,
         seed=trainer.seed,
@@ -329,7 +331,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     trainer.set_data_loader(loader)
     trainer.train(start, plan.iterations)
     if not results:  # resumed after the last iteration
-        results = run_evaluation(cfg, judged, normalize, folder.classes)
+        results = run_evaluation(cfg, judged, normalize, pictures.classes)
     return _report(cfg, results)
 
 
