@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import yaml
 from fvcore.common.config import CfgNode
 
 from .coco import read_ground_truth
@@ -41,7 +42,7 @@ class Settings:
 
     Attributes:
         output: folder of all runs.
-        data: a set in place of the paper's: ``train`` and ``val`` (or ``test``) folders of classes for Tables 3 to 7; for
+        data: a set in place of the paper's: for Tables 3 to 7 folders ``train`` and ``val`` of classes, for
             Table 8 ``annotations/instances_SPLIT.json`` beside picture folders ``SPLIT``.
         options: ``KEY VALUE ...`` over every configuration.
         width: factor of all channel numbers.
@@ -243,8 +244,24 @@ def _detector_width(config: Path, width: Fraction) -> list[str]:
     return [part for key, value in keys.items() for part in (f"MODEL.RESNETS.{key}", str(_whole(value, width)))]
 
 
-def _read(config: Path) -> dict:
-    return CfgNode.load_yaml_with_base(str(config))
+def _read(config: str | Path) -> dict:
+    try:
+        return CfgNode.load_yaml_with_base(str(config), allow_unsafe=False)
+    except (OSError, yaml.YAMLError) as error:
+        raise UserError(f"{config}: cannot be read: {error}") from error
+
+
+def _options_of(file: str | None) -> list[str]:
+    """A YAML file's settings as ``KEY VALUE ...``."""
+
+    def flat(node: Mapping, prefix: str) -> Iterable[str]:
+        for key, value in node.items():
+            if isinstance(value, Mapping):
+                yield from flat(value, f"{prefix}{key}.")
+            else:
+                yield from (prefix + key, str(value))
+
+    return list(flat(_read(file), "")) if file else []
 
 
 def _whole(channels: int, width: Fraction) -> int:
@@ -266,15 +283,16 @@ def table_text(number: int, rows: Sequence[str], seeds: Sequence[int], settings:
     """The table in Markdown: means over the finished seeds, and for several of them the single numbers below."""
     table = TABLES[number]
     measured = {name: _measured(number, name, seeds, settings) for name in rows}
-    runs = {_label(table, name): _mean(found, table.columns) for name, found in measured.items()}
-    paper = {table.rows[name].label: table.rows[name].paper for name in rows}
+    labels = {name: _label(table, name, settings) for name in rows}
+    runs = {labels[name]: _mean(found, table.columns) for name, found in measured.items()}
+    paper = {labels[name]: table.rows[name].paper for name in rows}
     digits = 1 if table.detection else 2
     text = [f"Table {number}: {table.title}", ""]
     if changes := _changes(settings):
         text += [f"A miniature ({changes}): only its lines can be compared with one another, not with the paper's.", ""]
     text.append(results_table(runs, table.columns, paper=paper, digits=digits))
     if len(seeds) > 1:
-        text += ["", *_by_seed(table, measured, digits)]
+        text += ["", *_by_seed(table, {labels[name]: found for name, found in measured.items()}, digits)]
     return "\n".join(text)
 
 
@@ -282,12 +300,21 @@ def _changes(settings: Settings) -> str:
     """How the runs differ from the paper's, "" where they do not."""
     changes = [f"data {settings.data.name}"] if settings.data is not None else []
     changes += [f"{settings.width} of the channels"] if settings.width != 1 else []
-    changes += [" ".join(pair) for pair in zip(settings.options[::2], settings.options[1::2], strict=True)]
+    changes += [f"{len(settings.options) // 2} settings"] if settings.options else []
     return ", ".join(changes)
 
 
-def _label(table: Table, name: str) -> str:
-    return table.rows[name].label
+def _label(table: Table, name: str, settings: Settings) -> str:
+    """The paper's name of a line, and the network that stands in for it in a miniature."""
+    row = table.rows[name]
+    keys = dict(zip(settings.options[::2], settings.options[1::2], strict=True))
+    depth = keys.get("MODEL.RESNETS.DEPTH")
+    if not table.detection or (settings.width == 1 and depth is None):
+        return row.label
+    resnets = _read(_config(f"detection/coco/{row.config}_C4_1x.yaml"))["MODEL"]["RESNETS"]
+    width = _whole(resnets["WIDTH_PER_GROUP"], settings.width)
+    network = Variant(int(depth or resnets["DEPTH"]), resnets["NUM_GROUPS"], width)
+    return f"{row.label}, here {network.depth} layers {network.template}"
 
 
 def _measured(number: int, name: str, seeds: Sequence[int], settings: Settings) -> dict[int, Results]:
@@ -310,16 +337,16 @@ def _value(number: float | None) -> float:
     return math.nan if number is None else number
 
 
-def _by_seed(table: Table, measured: Mapping[str, Mapping[int, Results]], digits: int) -> list[str]:
+def _by_seed(table: Table, by_label: Mapping[str, Mapping[int, Results]], digits: int) -> list[str]:
     lines = []
-    for name, found in measured.items():
+    for label, found in by_label.items():
         for metric, heading in table.columns.items():
             numbers = [_value(results.get(metric)) for results in found.values()]
             if len(numbers) > 1:
                 single = ", ".join(f"{n:.{digits}f} (seed {seed})" for seed, n in zip(found, numbers, strict=True))
                 spread = statistics.stdev(numbers)
                 mean = statistics.mean(numbers)
-                lines.append(f"{_label(table, name)}, {heading}: {mean:.{digits}f} ± {spread:.{digits}f}; {single}")
+                lines.append(f"{label}, {heading}: {mean:.{digits}f} ± {spread:.{digits}f}; {single}")
     return lines
 
 
@@ -335,6 +362,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="runs of each line")
     parser.add_argument("--output", default="output/reproduce", metavar="FOLDER", help="of all runs (%(default)s)")
     parser.add_argument("--data", metavar="FOLDER", help="a set of your own in place of the paper's")
+    parser.add_argument("--settings", metavar="FILE", help="YAML with settings for every run")
     parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="options",
                         help="a setting for every run, may be repeated")  # fmt: skip
     parser.add_argument("--width", type=Fraction, default=Fraction(1), help="factor of all channels, such as 1/4")
@@ -349,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = Settings(
         Path(args.output),
         Path(args.data) if args.data else None,
-        tuple(part for pair in args.options for part in pair),
+        (*_options_of(args.settings), *(part for pair in args.options for part in pair)),
         args.width,
         dict(args.weights),
         args.protocol,
