@@ -44,15 +44,16 @@ def _sync_folder(folder: Path) -> None:
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write ``value`` as JSON, atomically. NaN and infinities, which JSON does not know, become null."""
     with atomic_write(path) as file:
-        json.dump(_finite(value), file, indent=2)
+        json.dump(finite(value), file, indent=2)
         file.write("\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``value`` as JSON can hold it: numpy and torch scalars become numbers, NaN and infinities None."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if hasattr(value, "item"):  # numpy and torch scalars
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -43,7 +43,8 @@ def test_config_builds_the_network_it_names(path: str) -> None:
     variant = named_network(path)
     if variant is not None:
         keys = cfg.MODEL.RESNETS
-        assert (keys.DEPTH, keys.NUM_GROUPS, keys.WIDTH_PER_GROUP) == (variant.depth, variant.cardinality, variant.width)
+        built = Variant(keys.DEPTH, keys.NUM_GROUPS, keys.WIDTH_PER_GROUP)
+        assert built == variant
     assert isinstance(model.backbone, ResNeXtBackbone)
     assert len(model.backbone.res4) == blocks_per_stage(cfg.MODEL.RESNETS.DEPTH)[2]
     if path != "configs/detection/Base-RCNN-C4.yaml":

@@ -13,12 +13,12 @@ from .config import check_config, get_config
 from .train import evaluate_only, train
 
 
-def work(cfg: CfgNode, resume: bool, eval_only: bool) -> None:
+def work(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool) -> None:
     """What every process of the run does."""
     if eval_only:
-        evaluate_only(cfg)
+        evaluate_only(cfg, trust_pickle)
     else:
-        train(cfg, resume)
+        train(cfg, resume, trust_pickle)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg.freeze()
     launch(
         work,
-        (cfg, args.resume, args.eval_only),
+        (cfg, args.resume, args.eval_only, args.trust_pickle),
         processes=args.num_gpus,
         machines=args.num_machines,
         machine_rank=args.machine_rank,

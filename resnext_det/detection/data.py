@@ -21,6 +21,7 @@ from ..engine.sampler import SeededDataset, TrainingBatches
 from ..errors import UserError, nearest
 from .dataset_check import read_json
 from .mapper import CheckedDatasetMapper
+from .proposals import attach_proposals
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +84,22 @@ def load_dicts(
     Raises:
         UserError: missing file, another number of classes, nothing left.
     """
-    try:
-        dicts = get_detection_dataset_dicts(
-            list(names), filter_empty=filter_empty, min_keypoints=min_keypoints, proposal_files=proposal_files
+
+    def load(chosen: Sequence[str]) -> list[dict]:
+        return get_detection_dataset_dicts(list(chosen), filter_empty=filter_empty, min_keypoints=min_keypoints)
+
+    if proposal_files is not None and len(proposal_files) != len(names):
+        raise UserError(
+            f"DATASETS.PROPOSAL_FILES_TRAIN and _TEST: {len(proposal_files)} files for {len(names)} sets "
+            f"({', '.join(names)}); give one for each, tools/dump_proposals.py writes them"
         )
+    try:
+        if proposal_files is None:
+            dicts = load(names)
+        else:  # set by set: image ids of two sets may be the same
+            dicts = [
+                d for n, file in zip(names, proposal_files, strict=True) for d in attach_proposals(load([n]), file)
+            ]
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename}: no such file, wanted by the set {', '.join(names)}; datasets/README.md shows what goes "
@@ -190,28 +203,44 @@ def annotation_ids(sets: Sequence[str], files: Collection[str]) -> dict[str, lis
     return found
 
 
-def train_loader_from_config(
-    cfg, seed: int, start_batch: int = 0, *, rank: int | None = None, world_size: int | None = None
-) -> TrainingLoader:
-    """:class:`TrainingLoader` as DATASETS, DATALOADER, INPUT and SOLVER say; of this process if not told otherwise."""
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN}: only TrainingSampler can resume at the very "
-            "next batch, and it is the one used here"
-        )
-    dicts = load_dicts(
+def train_dicts_from_config(cfg) -> list[dict]:
+    """The dataset dicts of DATASETS.TRAIN, with their proposals where MODEL.LOAD_PROPOSALS asks for them."""
+    return load_dicts(
         cfg.DATASETS.TRAIN,
         num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
+
+
+def train_loader_from_config(
+    cfg,
+    seed: int,
+    start_iteration: int = 0,
+    dicts: list[dict] | None = None,
+    *,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> TrainingLoader:
+    """:class:`TrainingLoader` as DATASETS, DATALOADER, INPUT and SOLVER say.
+
+    Args:
+        start_iteration: optimiser steps already made, each of SOLVER.ACCUMULATE batches.
+        dicts: of :func:`train_dicts_from_config`, where they are there already.
+        rank, world_size: of another process than this one, to look at what it reads.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN}: only TrainingSampler can resume at the very "
+            "next batch, and it is the one used here"
+        )
     return TrainingLoader(
-        dicts,
+        train_dicts_from_config(cfg) if dicts is None else dicts,
         mapper_from_config(cfg, is_train=True),
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE,
         seed=seed,
-        start_batch=start_batch,
+        start_batch=start_iteration * cfg.SOLVER.ACCUMULATE,
         group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         rank=comm.get_rank() if rank is None else rank,
@@ -222,14 +251,21 @@ def train_loader_from_config(
 
 def test_loader_from_config(cfg, name: str) -> Iterable[list[dict]]:
     """The pictures of the set ``name``, one by one, read by the same rules as in training."""
-    return build_detection_test_loader(cfg, name, mapper=mapper_from_config(cfg, is_train=False))
+    files = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        known = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
+        files = [known[name]] if name in known else []
+    dicts = load_dicts([name], num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, filter_empty=False, proposal_files=files)
+    mapper = mapper_from_config(cfg, is_train=False)
+    return build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
-def mapper_from_config(cfg, *, is_train: bool) -> CheckedDatasetMapper:
-    """The mapper as INPUT and DATASETS say."""
+def mapper_from_config(cfg, *, is_train: bool, **instead) -> CheckedDatasetMapper:
+    """The mapper as INPUT and DATASETS say; ``instead`` holds arguments that stand in for those of the config."""
     return CheckedDatasetMapper(
         cfg,
         is_train=is_train,
         max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS,
         broken_images=cfg.DATASETS.BROKEN_IMAGES,
+        **instead,
     )

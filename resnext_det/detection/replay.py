@@ -44,7 +44,7 @@ def replay(cfg: CfgNode, dump: str) -> dict[str, list]:
     )
     process = facts["process"]
     loader = train_loader_from_config(
-        cfg, facts["seed"], facts["batches"][0]["batch"], rank=process, world_size=facts["processes"]
+        cfg, facts["seed"], facts["iteration"], rank=process, world_size=facts["processes"]
     )
     now = [{"batch": b["batch"], "samples": loader.describe(b["batch"])} for b in facts["batches"]]
     if now != facts["batches"]:

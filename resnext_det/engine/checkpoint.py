@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..files import atomic_write
+from ..weights import LoadReport
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +74,11 @@ class RunCheckpointer(Checkpointer):
         with atomic_write(Path(self.save_dir) / LAST) as file:
             file.write(last_filename_basename)
 
-    def resume(self) -> int | None:
+    def resume(self, check: Callable[[Mapping[str, Any], str], None] | None = None) -> int | None:
         """Load the newest whole checkpoint of the folder into the model and every checkpointable, in every process.
+
+        Args:
+            check: told the metadata of the file and its name; raises UserError where they contradict this run.
 
         Returns:
             The iteration it was saved after; None where the folder has no checkpoint.
@@ -90,12 +95,15 @@ class RunCheckpointer(Checkpointer):
             )
         if data is None:
             return None
+        if check is not None:
+            check(data.get("metadata", {}), str(path))
         _load_exactly(self.model, data["model"], path)
         for key, value in self.checkpointables.items():
             if key not in data:
                 raise UserError(f"{path}: holds no {key}; resume with the config the run began with")
             value.load_state_dict(data[key])
-        logger.info("resumed from %s: model, %s", path, ", ".join(self.checkpointables))
+        report = LoadReport.complete(data["model"])
+        logger.info("resumed from %s: %s; %s", path, report, ", ".join(self.checkpointables) or "nothing else")
         return data["iteration"]
 
     def set_aside(self) -> None:

@@ -38,6 +38,12 @@ class LoadReport:
     new: dict[str, int] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
 
+    @classmethod
+    def complete(cls, names: Iterable[str]) -> LoadReport:
+        """Of a model whose every tensor was loaded."""
+        counts = Counter(part_of(name) for name in names if not name.endswith(COUNTER))
+        return cls({part: (count, count) for part, count in counts.items()})
+
     def __str__(self) -> str:
         """Such as ``backbone 215/215, res5 50/50, new: box_predictor 4, unused: fc 2``."""
         parts = [f"{part} {count}/{total}" for part, (count, total) in self.loaded.items()]
