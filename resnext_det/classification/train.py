@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..engine.checkpoint import RunCheckpointer
+from ..engine.determinism import make_deterministic
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     PRECISIONS,
@@ -40,9 +42,10 @@ from ..files import write_json
 from ..resnext import Classifier, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
-from .data import ImageFolder, TrainingLoader, evaluation_loader
+from .data import TrainingLoader, evaluation_loader
 from .evaluate import evaluate
 from .initial_weights import check_against_config, load_initial_weights, metadata
+from .shards import open_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +60,8 @@ class TrainingModel(nn.Module):
         self.classifier, self.normalize, self.label_smoothing = classifier, normalize, label_smoothing
 
     def forward(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        images, labels, shifts = (part.to(self.normalize.mean.device, non_blocking=True) for part in batch)
-        logits = self.classifier(self.normalize(images, shifts))
+        images, labels, colors = (part.to(self.normalize.mean.device, non_blocking=True) for part in batch)
+        logits = self.classifier(self.normalize(images, colors))
         error = 100 * (1 - (logits.argmax(1) == labels).float().mean())
         get_event_storage().put_scalar("train/top1_error", error.item())
         return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)}
@@ -146,13 +149,13 @@ class _Best(RunCheckpointer):
 
 def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
     """Evaluate on DATASETS.TEST as TEST says, over all processes."""
-    folder = ImageFolder(cfg.DATASETS.TEST, classes)
+    pictures = open_pictures(cfg.DATASETS.TEST, classes)
     place = {"workers": cfg.DATALOADER.NUM_WORKERS, "rank": comm.get_rank(), "world_size": comm.get_world_size()}
     if cfg.TEST.DENSE_SIZES:  # whole pictures differ in shape: one at a time
-        loaders = [evaluation_loader(folder, CenterCrop(size, 0), 1, **place) for size in cfg.TEST.DENSE_SIZES]
+        loaders = [evaluation_loader(pictures, CenterCrop(size, 0), 1, **place) for size in cfg.TEST.DENSE_SIZES]
     else:
         transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
-        loaders = [evaluation_loader(folder, transform, cfg.TEST.BATCH_SIZE, **place)]
+        loaders = [evaluation_loader(pictures, transform, cfg.TEST.BATCH_SIZE, **place)]
     if comm.get_world_size() > 1:  # every process judges with the batch-norm statistics that are saved: the first's
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -161,7 +164,7 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
         normalize,
         loaders,
         flip=bool(cfg.TEST.DENSE_SIZES),
-        among=sorted({label for _, label in folder.files}) if cfg.TEST.AMONG == "test" else None,
+        among=np.unique(pictures.labels).tolist() if cfg.TEST.AMONG == "test" else None,
         autocast_dtype=PRECISIONS[cfg.SOLVER.PRECISION],
     )
 
@@ -174,7 +177,7 @@ def evaluate_only(cfg: CfgNode, trust_pickle: bool = False) -> dict[str, float]:
     checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle)
     # Published weights name their classes in words, or not at all: their outputs follow ImageNet's sorted folders.
     names = checkpoint.metadata.get("class_names") if "source" not in checkpoint.metadata else None
-    classes = names or ImageFolder(cfg.DATASETS.TRAIN).classes
+    classes = names or open_pictures(cfg.DATASETS.TRAIN).classes
     model = build_classifier(cfg, len(classes))
     load_initial_weights(cfg, model, checkpoint, allow_new_head=False)
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
@@ -190,19 +193,20 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     Returns:
         {"top1_error", "top5_error"} in percent, of the averaged weights where SOLVER.EMA_DECAY is set.
     """
+    make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     start_log(cfg.OUTPUT_DIR)
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))
     processes = comm.get_world_size()
-    folder = ImageFolder(cfg.DATASETS.TRAIN)
-    plan = Plan.of(cfg, len(folder), processes)
+    pictures = open_pictures(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
+    plan = Plan.of(cfg, len(pictures), processes)
     logger.info(
         "%d pictures of %d classes; %d iterations of %d pictures (%d processes x %d parts x %d); learning rate %g "
         "(SOLVER.BASE_LR %g for a batch of %d)",
-        *(len(folder), len(folder.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
+        *(len(pictures), len(pictures.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
         *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
     )
-    model = build_classifier(cfg, len(folder.classes))
+    model = build_classifier(cfg, len(pictures.classes))
     if cfg.MODEL.WEIGHTS and not resume:
         load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
     if cfg.MODEL.COMPILE:
@@ -227,7 +231,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     if cfg.SOLVER.EMA_DECAY:
         judged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.SOLVER.EMA_DECAY), use_buffers=True)
         saved["model_ema"] = judged
-    facts = metadata(cfg, model, folder.classes)
+    facts = metadata(cfg, model, pictures.classes)
     checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
 
     results: dict[str, float] = {}
@@ -235,7 +239,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     best_facts = dict(facts)
 
     def judge() -> dict[str, float]:
-        results.update(run_evaluation(cfg, judged, normalize, folder.classes))
+        results.update(run_evaluation(cfg, judged, normalize, pictures.classes))
         best_facts["top1_error"] = results["top1_error"]
         return {**results, "epoch": (trainer.iter + 1) / plan.per_epoch}
 
@@ -263,7 +267,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     if resume and done is None:
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
     loader = TrainingLoader(
-        folder,
+        pictures,
         _training_transform(cfg),
         plan.batch_size,
         seed=trainer.seed,
@@ -275,7 +279,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     trainer.set_data_loader(loader)
     trainer.train(start, plan.iterations)
     if not results:  # resumed after the last iteration
-        results = run_evaluation(cfg, judged, normalize, folder.classes)
+        results = run_evaluation(cfg, judged, normalize, pictures.classes)
     return _report(cfg, results)
 
 

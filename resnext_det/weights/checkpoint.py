@@ -95,7 +95,8 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], meta
     """Write tensors and metadata to ``path``, whole or not at all.
 
     ``.safetensors`` holds the metadata as JSON in its header; ``.pth`` is ``{"model": ..., "metadata": ...}`` of
-    tensors and plain values, which ``torch.load`` opens with ``weights_only=True``.
+    tensors and plain values, which ``torch.load`` opens with ``weights_only=True``. In a project that loads its weights
+    with detectron2's own checkpointer, the ``.pth`` finds its places under ``backbone.`` and ``roi_heads.`` by itself.
 
     Raises:
         UserError: another ending, values that are not plain, or a path that cannot be written.
@@ -112,7 +113,8 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], meta
     try:
         with atomic_write(path, "wb") as file:
             if path.suffix == ".pth":
-                torch.save({"model": tensors, METADATA: json.loads(text)}, file)
+                # Without it detectron2's DetectionCheckpointer wants a detector's full names, and skips all others.
+                torch.save({"model": tensors, METADATA: json.loads(text), "matching_heuristics": True}, file)
             else:
                 # "format" is what other readers of the format look for.
                 file.write(safetensors.torch.save(tensors, {"format": "pt", METADATA: text}))

@@ -75,7 +75,7 @@ def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> Content
         elif head.startswith(_LEGACY_TORCH):
             content = _torch_load(path, trust_pickle)
         elif head[:1] == b"\x80":
-            content = _unpickle(path, trust_pickle)
+            content = read_pickle(path, trust_pickle)
         elif head[8:9] == b"{":
             return _read_safetensors(path, head)
         else:
@@ -184,7 +184,12 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")
 
 
-def _unpickle(path: Path, trust_pickle: bool) -> Any:
+def read_pickle(path: Path, trust_pickle: bool = False) -> Any:
+    """What a pickle of numpy arrays and plain containers holds; anything that could run code is refused.
+
+    Raises:
+        UserError: missing parts, damage, or code.
+    """
     size = path.stat().st_size
     try:
         with open(path, "rb") as file:
