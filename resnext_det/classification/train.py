@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -38,10 +39,11 @@ from ..engine.trainer import (
 from ..errors import UserError
 from ..files import write_json
 from ..resnext import Classifier, create_model
-from ..variants import parse_name
+from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
 from .data import TrainingLoader, evaluation_loader
 from .evaluate import evaluate
+from .initial_weights import check_against_config, load_initial_weights, metadata
 from .shards import open_pictures
 
 logger = logging.getLogger(__name__)
@@ -81,69 +83,8 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         res2_out_channels=cfg.MODEL.RES2_OUT_CHANNELS,
         stride_in_1x1=cfg.MODEL.STRIDE_IN_1X1,
     )
+    model.recompute = cfg.MODEL.RECOMPUTE
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
-
-
-def metadata(cfg: CfgNode, model: Classifier, classes: Sequence[str]) -> dict[str, Any]:
-    """What a user of the weights must know; plain values that travel in the checkpoint."""
-    variant = parse_name(cfg.MODEL.NAME)
-    return {
-        "name": cfg.MODEL.NAME,
-        "depth": variant.depth,
-        "cardinality": variant.cardinality,
-        "width": variant.width,
-        "cifar": variant.cifar,
-        "form": cfg.MODEL.FORM,
-        "residual": cfg.MODEL.RESIDUAL,
-        "stem_out_channels": cfg.MODEL.STEM_OUT_CHANNELS,
-        "res2_out_channels": cfg.MODEL.RES2_OUT_CHANNELS,
-        "stride_in_1x1": cfg.MODEL.STRIDE_IN_1X1,
-        "norm_eps": model.stem.conv1.norm.eps,
-        "channel_order": "RGB",
-        "mean": list(cfg.INPUT.MEAN),  # of pixels in [0, 1]
-        "std": list(cfg.INPUT.STD),
-        "input_size": cfg.INPUT.CROP_SIZE,
-        "classes": list(classes),
-    }
-
-
-def read_weights(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights by native name, metadata) of a checkpoint of ours; the average of the weights where it has one."""
-    if not os.path.isfile(path):
-        raise UserError(f"MODEL.WEIGHTS {path}: no such file")
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for torn and foreign files
-        raise UserError(f"MODEL.WEIGHTS {path}: torn or not a checkpoint ({type(error).__name__})") from error
-    if not isinstance(data, dict):
-        raise UserError(f"MODEL.WEIGHTS {path}: holds {type(data).__name__}, not weights")
-    if "model_ema" in data:
-        average = data["model_ema"]
-        return {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}, data.get("metadata", {})
-    return data.get("model", data), data.get("metadata", {})
-
-
-def load_weights(model: Classifier, path: str, *, new_head: bool) -> None:
-    """Load strictly; with ``new_head``, an ``fc`` of another class count starts anew, and is named.
-
-    Raises:
-        UserError: a missing, unknown or misshapen weight.
-    """
-    state, _ = read_weights(path)
-    own = model.state_dict()
-    head = [key for key in own if key.startswith("fc.")]
-    if new_head and any(key not in state or state[key].shape != own[key].shape for key in head):
-        logger.warning("%s: fc is for other classes and starts anew", path)
-        state = {**state, **{key: own[key] for key in head}}
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-    wrong += [key for key in state if key not in own]
-    if wrong:
-        raise UserError(
-            f"MODEL.WEIGHTS {path}: {len(wrong)} weights do not fit the model of this config, such as {wrong[0]}; "
-            "set MODEL.NAME to the network they belong to"
-        )
-    model.load_state_dict(state)
-    logger.info("loaded %d of %d weights from %s", len(own), len(own), path)
 
 
 @dataclass(frozen=True)
@@ -180,6 +121,11 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: Plan) 
         multiplier: Any = CosineParamScheduler(1, 0)
     else:
         steps = [round(epoch * plan.per_epoch) for epoch in cfg.SOLVER.STEPS]
+        if len({0, *steps, plan.iterations}) < len(steps) + 2:
+            raise UserError(
+                f"SOLVER.STEPS {list(cfg.SOLVER.STEPS)}: fall together in a run of only {plan.iterations} iterations; "
+                "lower SOLVER.IMS_PER_BATCH or set SOLVER.STEPS ()"
+            )
         multiplier = MultiStepParamScheduler(
             [cfg.SOLVER.GAMMA**i for i in range(len(steps) + 1)], milestones=steps, num_updates=plan.iterations
         )
@@ -228,19 +174,22 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
     )
 
 
-def evaluate_only(cfg: CfgNode) -> dict[str, float]:
+def evaluate_only(cfg: CfgNode, trust_pickle: bool = False) -> dict[str, float]:
     """Evaluate MODEL.WEIGHTS and write ``results.json``."""
     if not cfg.MODEL.WEIGHTS:
         raise UserError("--eval-only evaluates MODEL.WEIGHTS, which is empty: add MODEL.WEIGHTS FILE")
     start_log(cfg.OUTPUT_DIR)
-    classes = read_weights(cfg.MODEL.WEIGHTS)[1].get("classes") or open_pictures(cfg.DATASETS.TRAIN).classes
+    checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle)
+    # Published weights name their classes in words, or not at all: their outputs follow ImageNet's sorted folders.
+    names = checkpoint.metadata.get("class_names") if "source" not in checkpoint.metadata else None
+    classes = names or open_pictures(cfg.DATASETS.TRAIN).classes
     model = build_classifier(cfg, len(classes))
-    load_weights(model, cfg.MODEL.WEIGHTS, new_head=False)
+    load_initial_weights(cfg, model, checkpoint, allow_new_head=False)
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
     return _report(cfg, run_evaluation(cfg, model, normalize, classes))
 
 
-def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dict[str, float]:
     """Train as ``cfg`` says, in every process of the run.
 
     Writes into OUTPUT_DIR: ``config.yaml``, ``log.txt``, ``metrics.json``, TensorBoard events, checkpoints
@@ -263,7 +212,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     )
     model = build_classifier(cfg, len(pictures.classes))
     if cfg.MODEL.WEIGHTS and not resume:
-        load_weights(model, cfg.MODEL.WEIGHTS, new_head=True)
+        load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
     if cfg.MODEL.COMPILE:
         model.compile()
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
@@ -291,8 +240,11 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
 
     results: dict[str, float] = {}
 
+    best_facts = dict(facts)
+
     def judge() -> dict[str, float]:
         results.update(run_evaluation(cfg, judged, normalize, pictures.classes))
+        best_facts["top1_error"] = results["top1_error"]
         return {**results, "epoch": (trainer.iter + 1) / plan.per_epoch}
 
     period = plan.period(cfg.TEST.EVAL_PERIOD)
@@ -308,13 +260,13 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     )
     trainer.register_hooks([hooks.EvalHook(period, judge)])
     if comm.is_main_process():
-        best = _Best(model, cfg.OUTPUT_DIR, facts, **saved)
+        best = _Best(model, cfg.OUTPUT_DIR, best_facts, **saved)
         trainer.register_hooks([hooks.BestCheckpointer(period, best, "top1_error", "min", "model_best")])
         with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
             file.write(cfg.dump())
     trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
 
-    done = checkpointer.resume() if resume else None
+    done = checkpointer.resume(partial(check_against_config, cfg, model)) if resume else None
     start = 0 if done is None else done + 1
     if resume and done is None:
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)

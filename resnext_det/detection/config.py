@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
+from .images import MAX_MEGAPIXELS
+
 
 def add_resnext_config(cfg: CfgNode) -> None:
     """Add this package's keys, each with its default, to a detectron2 config. Safe to call twice."""
     # A user's own COCO-format sets: a list of [name, json_file, image_root]; the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])
+    # How much of every COCO-format set is checked before a run: full (each picture decoded), headers (each picture's
+    # size), json (only that the files are there), off; auto is full for up to 20,000 pictures and headers above.
+    cfg.DATASETS.setdefault("CHECK", "auto")
+    # Pictures that cannot be decoded whole: error, skip (in training only), or load what can be decoded.
+    cfg.DATASETS.setdefault("BROKEN_IMAGES", "error")
+    # Larger pictures are refused; the default is Pillow's limit against decompression bombs.
+    cfg.DATASETS.setdefault("MAX_MEGAPIXELS", MAX_MEGAPIXELS)
+    # Allow symbolic links that lead out of an image folder.
+    cfg.DATASETS.setdefault("FOLLOW_LINKS", False)
+    # Leave out a supercategory that stands among the categories without annotations, as Roboflow writes it.
+    cfg.DATASETS.setdefault("DROP_UNUSED_ROOT", False)
     # Added to the variance in every batch norm. It belongs to the weights; 1e-5 is PyTorch's and detectron2's.
     cfg.MODEL.RESNETS.setdefault("NORM_EPS", 1e-5)
+    # Parts of the detector, or prefixes of names, that start anew where MODEL.WEIGHTS lacks them or has another shape.
+    cfg.MODEL.setdefault("ALLOW_MISSING", [])
+    # auto: FORMAT, PIXEL_MEAN, PIXEL_STD, STRIDE_IN_1X1 and NORM_EPS are those that belong to MODEL.WEIGHTS.
+    # none: the ones of this config, which MODEL.WEIGHTS must not contradict.
+    cfg.INPUT.setdefault("PRESET", "none")
     if "RESNEXT" not in cfg.MODEL:
         cfg.MODEL.RESNEXT = CfgNode()
         # res5's first 1x1 and its shortcut run once on the map instead of once per region: equal results, less work.

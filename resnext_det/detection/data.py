@@ -6,13 +6,20 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 
-from detectron2.data import DatasetCatalog, DatasetFromList, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetFromList,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from ..engine.sampler import SeededDataset, TrainingBatches
 from ..errors import UserError, nearest
+from .mapper import CheckedDatasetMapper
 
 logger = logging.getLogger(__name__)
 
@@ -156,10 +163,25 @@ def train_loader_from_config(cfg, seed: int, start_batch: int = 0) -> Iterable[l
     )
     return train_loader(
         dicts,
-        DatasetMapper(cfg, is_train=True),
+        mapper_from_config(cfg, is_train=True),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
         seed=seed,
         start_batch=start_batch,
         group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+
+
+def test_loader_from_config(cfg, name: str) -> Iterable[list[dict]]:
+    """The pictures of the set ``name``, one by one, read by the same rules as in training."""
+    return build_detection_test_loader(cfg, name, mapper=mapper_from_config(cfg, is_train=False))
+
+
+def mapper_from_config(cfg, *, is_train: bool) -> CheckedDatasetMapper:
+    """The mapper as INPUT and DATASETS say."""
+    return CheckedDatasetMapper(
+        cfg,
+        is_train=is_train,
+        max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS,
+        broken_images=cfg.DATASETS.BROKEN_IMAGES,
     )

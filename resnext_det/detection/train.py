@@ -19,6 +19,7 @@ from ..engine.config import load_config
 from ..engine.launch import launch
 from ..engine.trainer import Trainer, choose_seed, standard_hooks, start_log, weak, wrap_distributed, writers
 from ..errors import UserError
+from .checked_sets import check_sets_from_config
 from .config import add_resnext_config
 from .data import known_sets, register_sets, train_loader_from_config
 from .evaluate import evaluate_model
@@ -67,6 +68,7 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool) -> dict[str, dict]:
     start_log(cfg.OUTPUT_DIR)
     if comm.is_main_process():
         _log_run(cfg)
+    check_sets_from_config(cfg, training=not eval_only)
     if eval_only:
         return _evaluate_only(cfg, resume)
     return _train(cfg, resume)

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..files import atomic_write
+from ..weights import LoadReport
 
 logger = logging.getLogger(__name__)
 
@@ -60,8 +62,11 @@ class RunCheckpointer(Checkpointer):
         with atomic_write(Path(self.save_dir) / LAST) as file:
             file.write(last_filename_basename)
 
-    def resume(self) -> int | None:
+    def resume(self, check: Callable[[Mapping[str, Any], str], None] | None = None) -> int | None:
         """Load the newest whole checkpoint of the folder into the model and every checkpointable.
+
+        Args:
+            check: told the metadata of the file and its name; raises UserError where they contradict this run.
 
         Returns:
             The iteration it was saved after; None where the folder has no checkpoint.
@@ -76,10 +81,13 @@ class RunCheckpointer(Checkpointer):
             except UserError as error:
                 logger.warning("%s; trying the one before", error)
                 continue
+            if check is not None:
+                check(data.get("metadata", {}), str(path))
             _load_exactly(self.model, data["model"], path)
             for key, value in self.checkpointables.items():
                 value.load_state_dict(data[key])
-            logger.info("resumed from %s: model, %s", path, ", ".join(self.checkpointables))
+            report = LoadReport.complete(data["model"])
+            logger.info("resumed from %s: %s; %s", path, report, ", ".join(self.checkpointables) or "nothing else")
             return data["iteration"]
         if candidates:
             raise UserError(

@@ -35,10 +35,13 @@ def exit_with(error: UserError) -> None:
 def training_parser(description: str) -> argparse.ArgumentParser:
     """A parser with detectron2's flags, shared by ``train_net.py`` and ``pretrain.py``."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML configuration")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="YAML: a path, or one of the package's own"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--init-from", metavar="FILE", help="start a new run from these weights (MODEL.WEIGHTS)")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    parser.add_argument("--trust-pickle", action="store_true", help="open weights even if that can run code from them")
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine: one per GPU, or on the CPU")
     parser.add_argument("--num-machines", type=int, default=1, help="machines in this run")
     parser.add_argument("--machine-rank", type=int, default=0, help="which of them this is, from 0")

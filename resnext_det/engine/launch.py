@@ -12,16 +12,19 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from detectron2.utils import comm
 
 from .. import compat
 from ..errors import UserError
 from .cli import exit_with
 
 TIMEOUT = timedelta(minutes=30)
+Decision = TypeVar("Decision")
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,27 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def decided_by_main(decide: Callable[[], Decision]) -> Decision:
+    """Call ``decide`` in the main process only, and give its result (which is pickled) to all; the others wait.
+
+    Raises:
+        UserError: in every process, when ``decide`` raises it.
+    """
+    if comm.get_world_size() == 1:
+        return decide()
+    decided: Decision | UserError | None = None
+    if comm.is_main_process():
+        try:
+            decided = decide()
+        except UserError as error:
+            decided = error
+    box = [decided]
+    dist.broadcast_object_list(box, src=0)
+    if isinstance(box[0], UserError):
+        raise box[0]
+    return box[0]
 
 
 def _worker(local_rank: int, places: list[Place], device: str, main: Callable, args: tuple) -> None:

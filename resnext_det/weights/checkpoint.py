@@ -32,6 +32,8 @@ class Checkpoint:
         metadata: see :mod:`resnext_det.weights.metadata`.
         path: the file.
         sha256: of the file.
+        entry: which entry of the file they are, such as ``model_ema`` for the average of a run's weights; "" where the
+            file holds the tensors alone.
     """
 
     tensors: dict[str, Tensor]
@@ -39,6 +41,11 @@ class Checkpoint:
     metadata: Metadata
     path: Path
     sha256: str
+    entry: str = ""
+
+    def __str__(self) -> str:
+        """Such as ``model_final.pth (model_ema)``."""
+        return f"{self.path} ({self.entry})" if self.entry else str(self.path)
 
 
 def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = False) -> Checkpoint:
@@ -56,7 +63,7 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
         ('torchvision', 'RGB')
     """
     path, published = sources.locate(path_or_uri)
-    tensors, written = read_file(path, trust_pickle=trust_pickle)
+    tensors, written, entry = read_file(path, trust_pickle=trust_pickle)
     where = str(path)
     check_types(written, where)
     source = detect(tensors, where)
@@ -77,7 +84,7 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
     digest = sha256(path)
     if not written:
         metadata["source_sha256"] = digest
-    return Checkpoint(native, source, metadata, path, digest)
+    return Checkpoint(native, source, metadata, path, digest, entry)
 
 
 def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
