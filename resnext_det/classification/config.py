@@ -96,6 +96,8 @@ def check_config(cfg: CN) -> None:
     for key in ("EPOCHS", "IMS_PER_BATCH", "REFERENCE_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS"):
         if not cfg.SOLVER[key] > 0:
             raise UserError(f"SOLVER.{key} {cfg.SOLVER[key]}: must be above 0")
+    if not 0 <= cfg.INPUT.COLOR_JITTER < 1:
+        raise UserError(f"INPUT.COLOR_JITTER {cfg.INPUT.COLOR_JITTER}: must be in [0, 1)")
     if not cfg.TEST.EVAL_PERIOD > 0:
         raise UserError(f"TEST.EVAL_PERIOD {cfg.TEST.EVAL_PERIOD}: must be above 0")
     if cfg.MODEL.COMPILE and cfg.MODEL.RECOMPUTE:
