@@ -5,9 +5,11 @@ detectron2 is missing on purpose: it is not on PyPI, most users have built their
 """
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "resnext_det/__init__.py").read_text("utf-8"), re.M)[1]
@@ -28,6 +30,18 @@ EXTRAS["dev"] = [
     *EXTRAS["quickstart"],
     *EXTRAS["webdataset"],
 ]
+
+
+class BuildWithConfigs(build_py):
+    """Puts a copy of ``configs/`` into the built package. An editable install reads the clone's own."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib, "resnext_det", "configs")
+            shutil.rmtree(target, ignore_errors=True)  # left over from another build: files that are gone since
+            shutil.copytree(ROOT / "configs", target, ignore=shutil.ignore_patterns("__pycache__"))
+
 
 setup(
     name="resnext-det",
@@ -57,4 +71,6 @@ setup(
         "tqdm>=4.60,<5",
     ],
     extras_require=EXTRAS,
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["resnext-det = resnext_det.cli:main"]},
 )

@@ -3,11 +3,12 @@
 import warnings
 
 from . import compat
+from .config_files import config_path
 from .errors import UserError
 from .variants import list_models
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "create_model", "list_models"]
+__all__ = ["UserError", "config_path", "create_model", "list_models"]
 
 # Models and weights work without detectron2; with it, importing this package is all that registration takes.
 # A library that is broken is named instead of raised, so that `python -m resnext_det` can tell what mends it.

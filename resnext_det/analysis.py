@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from fvcore.nn import FlopCountAnalysis
 
+from .errors import UserError
 from .resnext import create_model
 from .variants import block_parameters, parse_name, stage_channels, width_for_cardinality
 
@@ -84,3 +87,19 @@ def table_2() -> str:
         count = block_parameters(cardinality, width)
         lines.append(f"{cardinality:14} {width:8} {cardinality * width:16} {count:17,}")
     return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``tools/analyze_model.py``."""
+    parser = argparse.ArgumentParser(description="Print the paper's Table 1 for a network of the family, or Table 2.")
+    parser.add_argument("name", nargs="?", help="such as resnext50_32x4d; resnext_det.list_models() lists more")
+    parser.add_argument("--table", type=int, choices=(1, 2), default=1, help="table of the paper")
+    parser.add_argument("--num-classes", type=int, default=1000)
+    parser.add_argument("--size", type=int, help="side of the picture: 224, or 32 for CIFAR networks")
+    args = parser.parse_args(argv)
+    if args.table == 2:
+        print(table_2())
+    elif args.name is None:
+        raise UserError("analyze_model: name a network, such as resnext50_32x4d, or give --table 2")
+    else:
+        print(table_1(args.name, args.num_classes, args.size))

@@ -6,6 +6,7 @@ category is evaluated at a time: only its detections are ever Python objects, th
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import gc
 import logging
@@ -21,6 +22,7 @@ from faster_coco_eval.core.cocoeval import Params
 
 from .coco import Detections, GroundTruth, listed, read_ground_truth
 from .errors import UserError
+from .files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -389,3 +391,19 @@ def log_reasons(evaluation: Evaluation, number: int) -> None:
         logger.warning("No detections at all: AP is 0 for every class that has ground truth.")
     for reason in evaluation.reasons():
         logger.warning("%s: %s", evaluation.iou_type, reason)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the metrics, 0 to 100, and write them where ``--out`` says."""
+    parser = argparse.ArgumentParser(description="COCO metrics of a result file, equal to pycocotools.")
+    parser.add_argument("--gt", required=True, metavar="FILE", help="COCO annotations")
+    parser.add_argument("--dt", required=True, metavar="FILE", help="COCO results")
+    parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
+    parser.add_argument("--out", metavar="FILE", help="results.json to write")
+    args = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    results = evaluate_detections(args.gt, args.dt, args.iou_type)
+    for name, value in results.items():
+        print(f"{name:24s} {'no ground truth' if math.isnan(value) else f'{value:8.4f}'}")
+    if args.out:
+        write_json(args.out, {args.iou_type: results})

@@ -5,10 +5,11 @@ Every library is imported inside a check, so that one which is missing or broken
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -45,11 +46,12 @@ class Finding:
     mend: str = ""
 
 
-def main() -> int:
-    """Print the report; returns the exit code: 0 when C4 training and evaluation can run, 2 otherwise."""
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print the report and leave with its code: 0 when C4 training and evaluation can run, 2 otherwise."""
+    argparse.ArgumentParser(description="What is installed here, and what would mend it.").parse_args(argv)
     findings = examine()
     print(report(findings))
-    return EXIT_READY if ready(findings) else EXIT_NOT_READY
+    sys.exit(EXIT_READY if ready(findings) else EXIT_NOT_READY)
 
 
 def ready(findings: list[Finding]) -> bool:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 import resnext_det
+from resnext_det.config_files import list_configs
 from resnext_det.doctor import INSTALL_DETECTRON2
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +30,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     source = folder / "source"
     source.mkdir()
     shutil.copytree(ROOT / "resnext_det", source / "resnext_det", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    shutil.copytree(ROOT / "configs", source / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-cache-dir"]
     subprocess.run([*command, "--wheel-dir", str(folder), str(source)], check=True, stdin=subprocess.DEVNULL)
@@ -40,12 +44,45 @@ def metadata(wheel: zipfile.ZipFile) -> str:
     return wheel.read(name).decode()
 
 
-def test_wheel_holds_every_module(wheel: zipfile.ZipFile) -> None:
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "resnext_det").rglob("*.py")}
-    packed = {name for name in wheel.namelist() if name.endswith(".py")}
-    assert packed == modules
+def test_wheel_holds_every_module_and_config(wheel: zipfile.ZipFile) -> None:
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "resnext_det").rglob("*.py")}
+    files |= {f"resnext_det/configs/{name}" for name in list_configs()}
+    packed = {name for name in wheel.namelist() if name.endswith((".py", ".yaml"))}
+    assert packed == files
+    assert "resnext_det/configs/detection/Base-RCNN-C4.yaml" in packed
     assert "resnext_det/py.typed" in wheel.namelist()
     assert any(name.endswith("/LICENSE") for name in wheel.namelist())
+    (entries,) = [name for name in wheel.namelist() if name.endswith("/entry_points.txt")]
+    assert "resnext-det = resnext_det.cli:main" in wheel.read(entries).decode()
+
+
+def test_wheel_works_without_the_clone(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    """Unpacked somewhere else: a config is found by its name and merged with its base."""
+    wheel.extractall(tmp_path / "site")
+    code = (
+        "import resnext_det; from resnext_det.detection.train import setup\n"
+        "cfg = setup('detection/coco/X_50_32x4d_C4_1x.yaml', ['MODEL.DEVICE', 'cpu'])\n"
+        "print(resnext_det.config_path('configs/cifar/resnext29_8x64d_cifar.yaml'), cfg.MODEL.RESNETS.NUM_GROUPS)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    expected = tmp_path / "site/resnext_det/configs/cifar/resnext29_8x64d_cifar.yaml"
+    assert done.stdout.split() == [str(expected), "32"] and expected.is_file()
+
+
+def test_sdist_builds_the_same_wheel(tmp_path: Path, wheel: zipfile.ZipFile) -> None:
+    """What is published as sources holds all that its own build needs, and the tests."""
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "output"))
+    quiet = {"cwd": source, "check": True, "stdin": subprocess.DEVNULL, "capture_output": True}
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist"], **quiet)
+    (archive,) = (source / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        names = {name.partition("/")[2] for name in packed.getnames()}
+    wanted = {name.replace("resnext_det/configs/", "configs/") for name in wheel.namelist() if "dist-info" not in name}
+    assert wanted <= names
+    assert {"LICENSE", "MANIFEST.in", "setup.py", "pyproject.toml", "tests/conftest.py", "tools/train_net.py"} <= names
 
 
 def test_version_stands_in_one_place(wheel: zipfile.ZipFile) -> None:

@@ -1,31 +1,8 @@
-"""Convert a file of weights: python tools/convert_weights.py IN OUT [--to native|torchvision|timm].
-
-IN is a .pth, .pkl or .safetensors file of torchvision, timm, pretrainedmodels, detectron2 or this package, or
-torchvision://NAME, timm://NAME. OUT ends in .pth or .safetensors. What IN is gets detected and printed.
-"""
-
-from __future__ import annotations
-
-import argparse
+#!/usr/bin/env python
+"""Convert a file of weights: tools/convert_weights.py IN OUT [--to native|torchvision|timm]"""
 
 from resnext_det.engine.cli import run
-from resnext_det.weights.conversion import convert, summary
-from resnext_det.weights.naming import TARGETS
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", metavar="IN")
-    parser.add_argument("target", metavar="OUT")
-    parser.add_argument("--to", choices=TARGETS, default="native", help="whose names OUT has (default: native)")
-    parser.add_argument("--trust-pickle", action="store_true", help="open IN even if that can run code from it")
-    args = parser.parse_args(argv)
-    checkpoint, dropped = convert(args.source, args.target, args.to, trust_pickle=args.trust_pickle)
-    print(summary(checkpoint))
-    if dropped:
-        print("left out: " + ", ".join(f"{part} {count}" for part, count in dropped.items()))
-    print(f"wrote {args.target}")
-
+from resnext_det.weights.command import main
 
 if __name__ == "__main__":
     run(main)

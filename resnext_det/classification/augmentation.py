@@ -1,6 +1,7 @@
 """From an opened picture to the uint8 crop a classifier sees (paper Sec. 4; fb.resnet.torch's recipe).
 
-Crops stay uint8 until they are on the device; :class:`Normalize` holds the statistics, once, and applies them there.
+Crops stay uint8 until they are on the device; :class:`Normalize` holds the statistics, once, and applies them there,
+with the colour changes that were drawn for each picture.
 Random choices are drawn from torch's and numpy's global generators, which the data set seeds for every sample.
 """
 
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
 
 # Principal components of the RGB values of ImageNet's pixels, in [0, 1] (Krizhevsky et al. 2012; fb.resnet.torch).
 LIGHTING_EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -21,6 +23,8 @@ LIGHTING_EIGENVECTORS = (  # one column for each eigenvalue
     (-0.5808, -0.0045, -0.8140),
     (-0.5836, -0.6948, 0.4203),
 )
+GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B in the grey value (ITU-R 601)
+ASPECT_RATIOS = [3 / 4, 4 / 3]
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,8 @@ class Sample:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """PIL RGB picture -> uint8 (3, H, W)."""
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+    """PIL picture -> uint8 RGB (3, H, W); a view of (H, W, 3) memory, which resizing reads fastest."""
+    return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
 
 
 def lighting_shift(std: float) -> Tensor:
@@ -43,45 +47,65 @@ def lighting_shift(std: float) -> Tensor:
     return torch.tensor(LIGHTING_EIGENVECTORS) @ (alpha * torch.tensor(LIGHTING_EIGENVALUES))
 
 
+NO_JITTER = torch.cat([torch.eye(3), torch.zeros(3, 3)], dim=1)
+
+
+def color_jitter(strength: float) -> Tensor:
+    """Brightness, contrast and saturation changed by up to the share ``strength``, in random order, as one linear map.
+
+    Brightness scales pixels, saturation mixes them with their own grey, contrast with the mean grey of the picture:
+    each is linear in the pixel x and the picture's mean colour m, and so is their sequence. Nothing is clipped, as in
+    fb.resnet.torch, which jitters floats.
+
+    Returns:
+        (3, 6): [A | B], the new pixel being A x + B m.
+    """
+    change = np.hstack([np.eye(3), np.zeros((3, 3))])
+    grey = np.tile(GREY_WEIGHTS, (3, 1))  # (3, 3): every channel becomes the grey value
+    for kind in torch.randperm(3).tolist():
+        factor = 1 + strength * (2 * torch.rand(()).item() - 1)
+        mixed = np.zeros((3, 6))  # brightness: with black
+        if kind == 1:  # contrast
+            mixed[:, 3:] = grey @ (change[:, :3] + change[:, 3:])
+        elif kind == 2:  # saturation
+            mixed = grey @ change
+        change = factor * change + (1 - factor) * mixed
+    return torch.from_numpy(change).float()
+
+
 class ImageNetTraining:
-    """Random crop by area and aspect ratio, resize, colour jitter, flip, lighting.
+    """Random crop by area and aspect ratio, resize, flip; and the draw of colour jitter and PCA lighting.
+
+    The crop stays uint8; :class:`Normalize` changes its colours on the device.
 
     Args:
         crop_size: side of the result in pixels.
         area: smallest and largest share of the picture's area; aspect ratios are 3/4 to 4/3.
         flip: probability of a horizontal flip.
-        color_jitter: brightness, contrast and saturation change by up to this share, in random order.
+        jitter: strength of :func:`color_jitter`; below 1.
         lighting: standard deviation of PCA lighting.
 
-    Returns (when called with a :class:`Sample`): uint8 (3, crop_size, crop_size), label, lighting shift (3,).
+    Returns (when called with a :class:`Sample`): uint8 (3, crop_size, crop_size), label, colours (3, 7):
+        :func:`color_jitter`'s map and, as last column, the lighting shift.
     """
 
-    def __init__(
-        self, crop_size: int, area: tuple[float, float], flip: float, color_jitter: float, lighting: float
-    ) -> None:
-        self.crop_size, self.area, self.flip, self.lighting = crop_size, tuple(area), flip, lighting
-        self.jitter = v2.ColorJitter(color_jitter, color_jitter, color_jitter) if color_jitter else None
+    def __init__(self, crop_size: int, area: tuple[float, float], flip: float, jitter: float, lighting: float) -> None:
+        self.crop_size, self.area, self.flip, self.jitter, self.lighting = crop_size, list(area), flip, jitter, lighting
 
     def __call__(self, sample: Sample) -> tuple[Tensor, int, Tensor]:
-        image = sample.image
+        image, size = sample.image, self.crop_size
         full_width, full_height = image.size
-        top, left, height, width = crop_box(image, self.area)
+        top, left, height, width = RandomResizedCrop.get_params(image, self.area, ASPECT_RATIOS)
         # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; never below the size of the crop.
-        image.draft("RGB", (full_width * self.crop_size // width + 1, full_height * self.crop_size // height + 1))
+        image.draft("RGB", (full_width * size // width + 1, full_height * size // height + 1))
         x, y = image.width / full_width, image.height / full_height
-        box = (left * x, top * y, min((left + width) * x, image.width), min((top + height) * y, image.height))
-        image = image.convert("RGB").resize((self.crop_size, self.crop_size), Image.Resampling.BILINEAR, box=box)
-        if self.jitter is not None:
-            image = self.jitter(image)
+        box = (round(left * x), round(top * y), round((left + width) * x), round((top + height) * y))
+        # torch resizes uint8 as Pillow does (to one unit) in half the time.
+        crop = F.interpolate(to_tensor(image.crop(box))[None], (size, size), mode="bilinear", antialias=True)[0]
         if torch.rand(()) < self.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return to_tensor(image), sample.label, lighting_shift(self.lighting)
-
-
-def crop_box(image: Image.Image, area: tuple[float, float]) -> tuple[int, int, int, int]:
-    """torchvision's random crop: (top, left, height, width) in pixels of ``image``."""
-    box = v2.RandomResizedCrop(1, scale=area, ratio=(3 / 4, 4 / 3)).make_params([image])
-    return box["top"], box["left"], box["height"], box["width"]
+            crop = crop.flip(-1)
+        jitter = color_jitter(self.jitter) if self.jitter else NO_JITTER
+        return crop.contiguous(), sample.label, torch.cat([jitter, lighting_shift(self.lighting)[:, None]], dim=1)
 
 
 class CifarTraining:
@@ -91,7 +115,7 @@ class CifarTraining:
         self.transform = v2.Compose([v2.RandomCrop(crop_size, padding=padding), v2.RandomHorizontalFlip(flip)])
 
     def __call__(self, sample: Sample) -> tuple[Tensor, int, Tensor]:
-        return self.transform(to_tensor(sample.image)), sample.label, torch.zeros(3)
+        return self.transform(to_tensor(sample.image)).contiguous(), sample.label, F.pad(NO_JITTER, (0, 1))
 
 
 class CenterCrop:
@@ -110,7 +134,7 @@ class CenterCrop:
 
 
 class Normalize(nn.Module):
-    """uint8 (N, 3, H, W) RGB -> float: (x / 255 + shift - mean) / std, on the device of ``x``.
+    """uint8 (N, 3, H, W) RGB -> float: (x / 255 - mean) / std, on the device of ``x``.
 
     Args:
         mean, std: RGB, of pixels in [0, 1].
@@ -118,9 +142,16 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1), persistent=False)
 
-    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
-        offset = -self.mean if shift is None else shift.view(-1, 3, 1, 1) - self.mean
-        return (x / 255 + offset) / self.std
+    def forward(self, x: Tensor, colors: Tensor | None = None) -> Tensor:
+        """With ``colors`` (N, 3, 7) of the training transforms, x / 255 is jittered and lit first."""
+        pixels = x.flatten(2).float()  # (N, 3, H W)
+        if colors is None:
+            flat = torch.addcmul(-self.mean / self.std, pixels, 1 / (255 * self.std))
+        else:
+            jitter, of_mean, shift = colors.split([3, 3, 1], dim=2)
+            offset = of_mean @ pixels.mean(2, keepdim=True) / 255 + shift
+            flat = torch.baddbmm((offset - self.mean) / self.std, jitter / (255 * self.std), pixels)
+        return flat.view(x.shape)

@@ -17,11 +17,13 @@ def get_config() -> CN:
     cfg = CN()
     cfg.OUTPUT_DIR = "output/pretrain"
     cfg.SEED = 0  # of weights, data order and augmentation; negative for a random one
+    cfg.DETERMINISTIC = False  # equal bits on the same machine; slower, see docs/training_safety.md
     cfg.VERSION = 2  # of detectron2's key names; load_config refuses other files
 
     cfg.MODEL = CN()
     cfg.MODEL.NAME = "resnext50_32x4d"  # see resnext_det.list_models()
-    cfg.MODEL.WEIGHTS = ""  # start from, or evaluate, these weights
+    cfg.MODEL.WEIGHTS = ""  # start from, or evaluate: a file, torchvision://NAME or timm://NAME
+    cfg.MODEL.ALLOW_MISSING = ()  # parts of the network, or prefixes of names, that MODEL.WEIGHTS may lack, such as fc
     cfg.MODEL.DEVICE = "auto"  # cuda where there is a GPU, else cpu
     cfg.MODEL.FORM = "c"  # a, b or c of Fig. 3
     cfg.MODEL.RESIDUAL = True  # False: no shortcuts (Sec. 5.1)
@@ -33,11 +35,13 @@ def get_config() -> CN:
     cfg.MODEL.COMPILE = False  # torch.compile
 
     cfg.DATASETS = CN()
-    cfg.DATASETS.TRAIN = "datasets/imagenet/train"  # one folder per class
+    cfg.DATASETS.TRAIN = "datasets/imagenet/train"  # one folder per class, or WebDataset shards with an index
     cfg.DATASETS.TEST = "datasets/imagenet/val"
 
     cfg.DATALOADER = CN()
     cfg.DATALOADER.NUM_WORKERS = 4  # per process
+    # Shards are shuffled, then stretches of this many pictures, so that few files are read at a time; 0: the whole set
+    cfg.DATALOADER.SHUFFLE_WINDOW = 50000
 
     cfg.INPUT = CN()
     cfg.INPUT.AUGMENTATION = "imagenet"  # imagenet: AREA, COLOR_JITTER and LIGHTING apply; cifar: pad by 4 and crop

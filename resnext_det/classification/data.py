@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..engine.sampler import SeededDataset, TrainingBatches
+from ..engine.sampler import Order, SeededDataset, TrainingBatches
 from ..errors import UserError
 from .augmentation import Sample
 
@@ -31,12 +32,16 @@ class ImageFolder(Dataset):
 
     Attributes:
         classes: tuple of class names; a label is an index into it.
-        files: list of (path, label), sorted by class and name.
+        files: list of paths, sorted by class and name.
+        labels: (files,) integers.
+        order: None, for a uniform shuffle.
 
     Raises:
         UserError: no such folder, pictures without class folders, a class folder that training does not know,
             a training class without pictures.
     """
+
+    order = None
 
     def __init__(self, root: str, classes: Sequence[str] | None = None) -> None:
         self.root = Path(root)
@@ -50,22 +55,20 @@ class ImageFolder(Dataset):
                 f"image folder {root}: {len(stray)} files and no class folders; sort the pictures into one folder per "
                 "class (for ImageNet's validation set: tools/make_imagenet_val.py)"
             )
-        unknown = sorted(set(found) - set(classes)) if classes is not None else []
-        if unknown:
-            raise UserError(
-                f"image folder {root}: class folder {unknown[0]} ({len(unknown)} such) is not among the "
-                f"{len(classes)} classes of training; remove it or train with it"
-            )
-        self.classes = tuple(found if classes is None else classes)
-        self.files: list[tuple[str, int]] = []
+        self.classes, numbers = match_classes(root, found, classes)
+        self.files: list[str] = []
+        labels: list[int] = []
         empty = []
-        for label, name in enumerate(self.classes):
+        for name, label in zip(found, numbers, strict=True):
             files = sorted(path for path in (self.root / name).rglob("*") if path.is_file())
             pictures = [path for path in files if path.suffix.lower() in EXTENSIONS]
             stray += [path for path in files if path.suffix.lower() not in EXTENSIONS]
-            self.files += [(str(path), label) for path in pictures]
+            self.files += [str(path) for path in pictures]
+            labels += [label] * len(pictures)
             if not pictures:
                 empty.append(name)
+        self.labels = np.array(labels, dtype=np.int64)
+        empty += sorted(set(self.classes) - set(found))
         if stray:
             names = ", ".join(str(path.relative_to(self.root)) for path in stray[:SHOWN])
             logger.warning("%s: skipped %d files that are not pictures: %s", root, len(stray), names)
@@ -80,11 +83,41 @@ class ImageFolder(Dataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        path, label = self.files[index]
+        path = self.files[index]
         try:
-            return Sample(Image.open(path), label, path)
+            return Sample(Image.open(path), int(self.labels[index]), path)
         except OSError as error:
             raise UserError(f"{path}: not a picture: {error}; remove or replace it") from error
+
+
+def match_classes(where: str, found: Sequence[str], classes: Sequence[str] | None) -> tuple[tuple[str, ...], list[int]]:
+    """(classes in the order of training, the number there of each class found); None takes those found.
+
+    Raises:
+        UserError: a class that training does not know.
+    """
+    if classes is None:
+        return tuple(found), list(range(len(found)))
+    number = {name: i for i, name in enumerate(classes)}
+    unknown = [name for name in found if name not in number]
+    if unknown:
+        raise UserError(
+            f"{where}: class {unknown[0]} ({len(unknown)} such) is not among the {len(classes)} classes of training; "
+            "remove it or train with it"
+        )
+    return tuple(classes), [number[name] for name in found]
+
+
+class Pictures(Protocol):
+    """What the loaders read: :class:`ImageFolder` or :class:`~.shards.ShardedPictures`."""
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    order: Order | None  # of one epoch of training; None for a uniform shuffle
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
 
 
 class _Decoding:
@@ -103,12 +136,12 @@ class _Decoding:
 class TrainingLoader:
     """Endless training batches, from batch ``start_batch`` on.
 
-    Yields: uint8 (N, 3, H, W), labels (N,), lighting shifts (N, 3).
+    Yields: uint8 (N, 3, H, W), labels (N,), colours (N, 3, 7).
     """
 
     def __init__(
         self,
-        folder: ImageFolder,
+        pictures: Pictures,
         transform: Callable[[Sample], Any],
         batch_size: int,
         *,
@@ -118,8 +151,8 @@ class TrainingLoader:
         world_size: int,
         start_batch: int = 0,
     ) -> None:
-        self.dataset = SeededDataset(folder, _Decoding(transform), seed)
-        self.batch_size, self.seed, self.workers = batch_size, seed, workers
+        self.dataset = SeededDataset(pictures, _Decoding(transform), seed)
+        self.order, self.batch_size, self.seed, self.workers = pictures.order, batch_size, seed, workers
         self.rank, self.world_size = rank, world_size
         self.start_batch = start_batch
 
@@ -131,14 +164,27 @@ class TrainingLoader:
             rank=self.rank,
             world_size=self.world_size,
             start_batch=self.start_batch,
+            order_of=self.order,
         )
-        yield from DataLoader(
-            self.dataset,
-            batch_sampler=batches,
-            num_workers=self.workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_one_thread,
+        yield from _one_line_errors(
+            DataLoader(
+                self.dataset,
+                batch_sampler=batches,
+                num_workers=self.workers,
+                pin_memory=torch.cuda.is_available(),
+                worker_init_fn=_one_thread,
+            )
         )
+
+
+def _one_line_errors(loader: DataLoader) -> Iterator[Any]:
+    """The batches of ``loader``; a worker's UserError without the traceback that DataLoader puts into its message."""
+    try:
+        yield from loader
+    except UserError as error:
+        raise UserError(
+            str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
+        ) from error
 
 
 def _one_thread(worker: int) -> None:
@@ -146,30 +192,32 @@ def _one_thread(worker: int) -> None:
 
 
 class _Transformed(Dataset):
-    def __init__(self, folder: ImageFolder, transform: Callable[[Sample], Any]) -> None:
-        self.folder, self.transform = folder, _Decoding(transform)
+    def __init__(self, pictures: Pictures, transform: Callable[[Sample], Any]) -> None:
+        self.pictures, self.transform = pictures, _Decoding(transform)
 
     def __len__(self) -> int:
-        return len(self.folder)
+        return len(self.pictures)
 
     def __getitem__(self, index: int) -> Any:
-        return self.transform(self.folder[index])
+        return self.transform(self.pictures[index])
 
 
 def evaluation_loader(
-    folder: ImageFolder,
+    pictures: Pictures,
     transform: Callable[[Sample], Any],
     batch_size: int,
     *,
     workers: int,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader:
+) -> Iterator[list[torch.Tensor]]:
     """Every picture once over all processes: process ``rank`` reads pictures rank, rank + world_size, ..."""
-    return DataLoader(
-        _Transformed(folder, transform),
-        batch_size=batch_size,
-        sampler=range(rank, len(folder), world_size),
-        num_workers=workers,
-        worker_init_fn=_one_thread,
+    return _one_line_errors(
+        DataLoader(
+            _Transformed(pictures, transform),
+            batch_size=batch_size,
+            sampler=range(rank, len(pictures), world_size),
+            num_workers=workers,
+            worker_init_fn=_one_thread,
+        )
     )

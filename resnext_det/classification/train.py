@@ -7,8 +7,10 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..engine.checkpoint import RunCheckpointer
+from ..engine.determinism import make_deterministic
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     PRECISIONS,
@@ -37,10 +40,12 @@ from ..engine.trainer import (
 from ..errors import UserError
 from ..files import write_json
 from ..resnext import Classifier, create_model
-from ..variants import parse_name
+from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
-from .data import ImageFolder, TrainingLoader, evaluation_loader
+from .data import TrainingLoader, evaluation_loader
 from .evaluate import evaluate
+from .initial_weights import check_against_config, load_initial_weights, metadata
+from .shards import open_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +60,8 @@ class TrainingModel(nn.Module):
         self.classifier, self.normalize, self.label_smoothing = classifier, normalize, label_smoothing
 
     def forward(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
-        images, labels, shifts = (part.to(self.normalize.mean.device, non_blocking=True) for part in batch)
-        logits = self.classifier(self.normalize(images, shifts))
+        images, labels, colors = (part.to(self.normalize.mean.device, non_blocking=True) for part in batch)
+        logits = self.classifier(self.normalize(images, colors))
         error = 100 * (1 - (logits.argmax(1) == labels).float().mean())
         get_event_storage().put_scalar("train/top1_error", error.item())
         return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)}
@@ -80,68 +85,6 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         stride_in_1x1=cfg.MODEL.STRIDE_IN_1X1,
     )
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
-
-
-def metadata(cfg: CfgNode, model: Classifier, classes: Sequence[str]) -> dict[str, Any]:
-    """What a user of the weights must know; plain values that travel in the checkpoint."""
-    variant = parse_name(cfg.MODEL.NAME)
-    return {
-        "name": cfg.MODEL.NAME,
-        "depth": variant.depth,
-        "cardinality": variant.cardinality,
-        "width": variant.width,
-        "cifar": variant.cifar,
-        "form": cfg.MODEL.FORM,
-        "residual": cfg.MODEL.RESIDUAL,
-        "stem_out_channels": cfg.MODEL.STEM_OUT_CHANNELS,
-        "res2_out_channels": cfg.MODEL.RES2_OUT_CHANNELS,
-        "stride_in_1x1": cfg.MODEL.STRIDE_IN_1X1,
-        "norm_eps": model.stem.conv1.norm.eps,
-        "channel_order": "RGB",
-        "mean": list(cfg.INPUT.MEAN),  # of pixels in [0, 1]
-        "std": list(cfg.INPUT.STD),
-        "input_size": cfg.INPUT.CROP_SIZE,
-        "classes": list(classes),
-    }
-
-
-def read_weights(path: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights by native name, metadata) of a checkpoint of ours; the average of the weights where it has one."""
-    if not os.path.isfile(path):
-        raise UserError(f"MODEL.WEIGHTS {path}: no such file")
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for torn and foreign files
-        raise UserError(f"MODEL.WEIGHTS {path}: torn or not a checkpoint ({type(error).__name__})") from error
-    if not isinstance(data, dict):
-        raise UserError(f"MODEL.WEIGHTS {path}: holds {type(data).__name__}, not weights")
-    if "model_ema" in data:
-        average = data["model_ema"]
-        return {k.removeprefix("module."): v for k, v in average.items() if k != "n_averaged"}, data.get("metadata", {})
-    return data.get("model", data), data.get("metadata", {})
-
-
-def load_weights(model: Classifier, path: str, *, new_head: bool) -> None:
-    """Load strictly; with ``new_head``, an ``fc`` of another class count starts anew, and is named.
-
-    Raises:
-        UserError: a missing, unknown or misshapen weight.
-    """
-    state, _ = read_weights(path)
-    own = model.state_dict()
-    head = [key for key in own if key.startswith("fc.")]
-    if new_head and any(key not in state or state[key].shape != own[key].shape for key in head):
-        logger.warning("%s: fc is for other classes and starts anew", path)
-        state = {**state, **{key: own[key] for key in head}}
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-    wrong += [key for key in state if key not in own]
-    if wrong:
-        raise UserError(
-            f"MODEL.WEIGHTS {path}: {len(wrong)} weights do not fit the model of this config, such as {wrong[0]}; "
-            "set MODEL.NAME to the network they belong to"
-        )
-    model.load_state_dict(state)
-    logger.info("loaded %d of %d weights from %s", len(own), len(own), path)
 
 
 @dataclass(frozen=True)
@@ -206,13 +149,13 @@ class _Best(RunCheckpointer):
 
 def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
     """Evaluate on DATASETS.TEST as TEST says, over all processes."""
-    folder = ImageFolder(cfg.DATASETS.TEST, classes)
+    pictures = open_pictures(cfg.DATASETS.TEST, classes)
     place = {"workers": cfg.DATALOADER.NUM_WORKERS, "rank": comm.get_rank(), "world_size": comm.get_world_size()}
     if cfg.TEST.DENSE_SIZES:  # whole pictures differ in shape: one at a time
-        loaders = [evaluation_loader(folder, CenterCrop(size, 0), 1, **place) for size in cfg.TEST.DENSE_SIZES]
+        loaders = [evaluation_loader(pictures, CenterCrop(size, 0), 1, **place) for size in cfg.TEST.DENSE_SIZES]
     else:
         transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
-        loaders = [evaluation_loader(folder, transform, cfg.TEST.BATCH_SIZE, **place)]
+        loaders = [evaluation_loader(pictures, transform, cfg.TEST.BATCH_SIZE, **place)]
     if comm.get_world_size() > 1:  # every process judges with the batch-norm statistics that are saved: the first's
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
@@ -221,24 +164,27 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
         normalize,
         loaders,
         flip=bool(cfg.TEST.DENSE_SIZES),
-        among=sorted({label for _, label in folder.files}) if cfg.TEST.AMONG == "test" else None,
+        among=np.unique(pictures.labels).tolist() if cfg.TEST.AMONG == "test" else None,
         autocast_dtype=PRECISIONS[cfg.SOLVER.PRECISION],
     )
 
 
-def evaluate_only(cfg: CfgNode) -> dict[str, float]:
+def evaluate_only(cfg: CfgNode, trust_pickle: bool = False) -> dict[str, float]:
     """Evaluate MODEL.WEIGHTS and write ``results.json``."""
     if not cfg.MODEL.WEIGHTS:
         raise UserError("--eval-only evaluates MODEL.WEIGHTS, which is empty: add MODEL.WEIGHTS FILE")
     start_log(cfg.OUTPUT_DIR)
-    classes = read_weights(cfg.MODEL.WEIGHTS)[1].get("classes") or ImageFolder(cfg.DATASETS.TRAIN).classes
+    checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle)
+    # Published weights name their classes in words, or not at all: their outputs follow ImageNet's sorted folders.
+    names = checkpoint.metadata.get("class_names") if "source" not in checkpoint.metadata else None
+    classes = names or open_pictures(cfg.DATASETS.TRAIN).classes
     model = build_classifier(cfg, len(classes))
-    load_weights(model, cfg.MODEL.WEIGHTS, new_head=False)
+    load_initial_weights(cfg, model, checkpoint, allow_new_head=False)
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
     return _report(cfg, run_evaluation(cfg, model, normalize, classes))
 
 
-def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
+def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dict[str, float]:
     """Train as ``cfg`` says, in every process of the run.
 
     Writes into OUTPUT_DIR: ``config.yaml``, ``log.txt``, ``metrics.json``, TensorBoard events, checkpoints
@@ -247,21 +193,22 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     Returns:
         {"top1_error", "top5_error"} in percent, of the averaged weights where SOLVER.EMA_DECAY is set.
     """
+    make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     start_log(cfg.OUTPUT_DIR)
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))
     processes = comm.get_world_size()
-    folder = ImageFolder(cfg.DATASETS.TRAIN)
-    plan = Plan.of(cfg, len(folder), processes)
+    pictures = open_pictures(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
+    plan = Plan.of(cfg, len(pictures), processes)
     logger.info(
         "%d pictures of %d classes; %d iterations of %d pictures (%d processes x %d parts x %d); learning rate %g "
         "(SOLVER.BASE_LR %g for a batch of %d)",
-        *(len(folder), len(folder.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
+        *(len(pictures), len(pictures.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
         *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
     )
-    model = build_classifier(cfg, len(folder.classes))
+    model = build_classifier(cfg, len(pictures.classes))
     if cfg.MODEL.WEIGHTS and not resume:
-        load_weights(model, cfg.MODEL.WEIGHTS, new_head=True)
+        load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
     if cfg.MODEL.COMPILE:
         model.compile()
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
@@ -284,13 +231,16 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     if cfg.SOLVER.EMA_DECAY:
         judged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.SOLVER.EMA_DECAY), use_buffers=True)
         saved["model_ema"] = judged
-    facts = metadata(cfg, model, folder.classes)
+    facts = metadata(cfg, model, pictures.classes)
     checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
 
     results: dict[str, float] = {}
 
+    best_facts = dict(facts)
+
     def judge() -> dict[str, float]:
-        results.update(run_evaluation(cfg, judged, normalize, folder.classes))
+        results.update(run_evaluation(cfg, judged, normalize, pictures.classes))
+        best_facts["top1_error"] = results["top1_error"]
         return {**results, "epoch": (trainer.iter + 1) / plan.per_epoch}
 
     period = plan.period(cfg.TEST.EVAL_PERIOD)
@@ -306,18 +256,18 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     )
     trainer.register_hooks([hooks.EvalHook(period, judge)])
     if comm.is_main_process():
-        best = _Best(model, cfg.OUTPUT_DIR, facts, **saved)
+        best = _Best(model, cfg.OUTPUT_DIR, best_facts, **saved)
         trainer.register_hooks([hooks.BestCheckpointer(period, best, "top1_error", "min", "model_best")])
         with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
             file.write(cfg.dump())
     trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
 
-    done = checkpointer.resume() if resume else None
+    done = checkpointer.resume(partial(check_against_config, cfg, model)) if resume else None
     start = 0 if done is None else done + 1
     if resume and done is None:
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
     loader = TrainingLoader(
-        folder,
+        pictures,
         _training_transform(cfg),
         plan.batch_size,
         seed=trainer.seed,
@@ -329,7 +279,7 @@ def train(cfg: CfgNode, resume: bool = False) -> dict[str, float]:
     trainer.set_data_loader(loader)
     trainer.train(start, plan.iterations)
     if not results:  # resumed after the last iteration
-        results = run_evaluation(cfg, judged, normalize, folder.classes)
+        results = run_evaluation(cfg, judged, normalize, pictures.classes)
     return _report(cfg, results)
 
 

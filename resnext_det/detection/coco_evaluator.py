@@ -26,6 +26,7 @@ from ..coco import Detections, GroundTruth, listed, read_ground_truth
 from ..coco_eval import SCORE_THRESHOLD, Evaluation, evaluate, log_reasons
 from ..errors import UserError
 from ..reporting.report import write_report
+from .checked_sets import ground_truth
 from .proposals import write_proposals
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
             self._json = json_file
         else:
             metadata = MetadataCatalog.get(dataset_name)
-            self._json = metadata.get("json_file") or convert_to_coco_dict(dataset_name)
+            self._json = ground_truth(dataset_name) or convert_to_coco_dict(dataset_name)
             self._image_root = metadata.get("image_root")
             category_ids = category_ids or metadata.get("thing_dataset_id_to_contiguous_id")
         self._output_dir = None if output_dir is None else Path(output_dir)

@@ -9,6 +9,8 @@ from .images import MAX_MEGAPIXELS
 
 def add_resnext_config(cfg: CfgNode) -> None:
     """Add this package's keys, each with its default, to a detectron2 config. Safe to call twice."""
+    # Equal bits on the same machine, together with SEED; slower, see docs/training_safety.md.
+    cfg.setdefault("DETERMINISTIC", False)
     # A user's own COCO-format sets: a list of [name, json_file, image_root]; the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])
     # How much of every COCO-format set is checked before a run: full (each picture decoded), headers (each picture's
@@ -45,6 +47,11 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("VALIDATION_LOSS", False)
     # Write an HTML page about every evaluation of boxes.
     cfg.TEST.setdefault("REPORT", True)
+    # Parts of the detector, or prefixes of names, that start anew where MODEL.WEIGHTS lacks them or has another shape.
+    cfg.MODEL.setdefault("ALLOW_MISSING", [])
+    # auto: FORMAT, PIXEL_MEAN, PIXEL_STD, STRIDE_IN_1X1 and NORM_EPS are those that belong to MODEL.WEIGHTS.
+    # none: the ones of this config, which MODEL.WEIGHTS must not contradict.
+    cfg.INPUT.setdefault("PRESET", "none")
     if "RESNEXT" not in cfg.MODEL:
         cfg.MODEL.RESNEXT = CfgNode()
         # res5's first 1x1 and its shortcut run once on the map instead of once per region: equal results, less work.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -10,48 +12,94 @@ from detectron2.data import MetadataCatalog
 from torch import nn
 
 from ..errors import UserError
-from ..weights import check_metadata, check_norm_statistics, load_strictly, read_checkpoint
+from ..weights import Metadata, check_metadata, check_norm_statistics, load_strictly, preset, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
 
-def architecture(cfg: CfgNode) -> dict[str, Any]:
+PRESETS = ("none", "auto")
+
+
+def architecture(cfg: CfgNode) -> Metadata:
     """What a checkpoint of this run says of itself: network, norm and picture conventions, class names."""
     keys = cfg.MODEL.RESNETS
     return {
         "depth": keys.DEPTH,
         "cardinality": keys.NUM_GROUPS,
         "width": keys.WIDTH_PER_GROUP,
+        "stem_out_channels": keys.STEM_OUT_CHANNELS,
+        "res2_out_channels": keys.RES2_OUT_CHANNELS,
         "stride_in_1x1": keys.STRIDE_IN_1X1,
         "norm_eps": keys.NORM_EPS,
         "channel_order": cfg.INPUT.FORMAT,
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": list(cfg.MODEL.PIXEL_STD),
-        "class_names": list(MetadataCatalog.get(cfg.DATASETS.TEST[0]).get("thing_classes", [])),
+        "class_names": list(MetadataCatalog.get((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0]).get("thing_classes", [])),
     }
 
 
-def load_initial_weights(cfg: CfgNode, model: nn.Module, *, allow_new_heads: bool = True) -> None:
+def check_against_config(cfg: CfgNode, found: Mapping[str, Any], where: str) -> None:
+    """Compare what a file says of itself with the config.
+
+    Raises:
+        UserError: they contradict each other; the message holds the settings that mend it.
+    """
+    check_metadata(found, architecture(cfg), where)
+
+
+def apply_preset(cfg: CfgNode, *, trust_pickle: bool = False) -> CfgNode:
+    """The config with INPUT.PRESET settled, before the model is built.
+
+    ``auto`` takes INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, MODEL.RESNETS.STRIDE_IN_1X1 and
+    MODEL.RESNETS.NORM_EPS from what MODEL.WEIGHTS says of itself, and logs each. The result has ``none``, so that it
+    means the same where the weights are not at hand.
+
+    Raises:
+        UserError: another value of INPUT.PRESET; no weights, or weights that do not say all of the five.
+    """
+    if cfg.INPUT.PRESET not in PRESETS:
+        raise UserError(f"INPUT.PRESET {cfg.INPUT.PRESET!r}: choose from {', '.join(PRESETS)}")
+    if cfg.INPUT.PRESET == "none":
+        return cfg
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("INPUT.PRESET auto asks MODEL.WEIGHTS, which is empty: name weights, or remove INPUT.PRESET")
+    metadata = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle).metadata
+    frozen, cfg = cfg.is_frozen(), cfg.clone()
+    cfg.defrost()
+    for key, value in preset(metadata, cfg.MODEL.WEIGHTS).items():
+        section, name = key.rsplit(".", 1)
+        node = reduce(getattr, section.split("."), cfg)
+        logger.info("INPUT.PRESET auto: %s %s (was %s)", key, value, node[name])
+        node[name] = value
+    cfg.INPUT.PRESET = "none"
+    if frozen:
+        cfg.freeze()
+    return cfg
+
+
+def load_initial_weights(
+    cfg: CfgNode, model: nn.Module, *, allow_new_heads: bool = True, trust_pickle: bool = False
+) -> None:
     """Load MODEL.WEIGHTS into ``model``, strictly, and log what went where.
 
     Args:
         cfg: MODEL.WEIGHTS is a file, ``torchvision://NAME`` or ``timm://NAME``; empty leaves random weights.
-        allow_new_heads: heads may start anew (training from a classifier); False to evaluate.
+        allow_new_heads: heads may start anew (training from a classifier); False to evaluate, where only the parts that
+            MODEL.ALLOW_MISSING names may.
+        trust_pickle: also open files that may run code.
 
     Raises:
         UserError: the file cannot be read, does not fit, or contradicts the config; frozen batch norms over random
             weights.
     """
     if cfg.MODEL.WEIGHTS:
-        checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS)
-        expected = {key: value for key, value in architecture(cfg).items() if key != "class_names"}
-        check_metadata(checkpoint.metadata, expected, cfg.MODEL.WEIGHTS)
-        report = load_strictly(model, checkpoint)
-        if report.new and not allow_new_heads:
-            raise UserError(
-                f"{cfg.MODEL.WEIGHTS}: has no weights for {', '.join(report.new)}; give a detector of this config"
-            )
-        logger.info("%s: %s", cfg.MODEL.WEIGHTS, report)
+        checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle)
+        check_against_config(cfg, checkpoint.metadata, cfg.MODEL.WEIGHTS)
+        report = load_strictly(model, checkpoint, allow_missing=cfg.MODEL.ALLOW_MISSING)
+        new = [part for part in report.new if part not in cfg.MODEL.ALLOW_MISSING]
+        if new and not allow_new_heads:
+            raise UserError(f"{cfg.MODEL.WEIGHTS}: has no weights for {', '.join(new)}; give a detector of this config")
+        logger.info("%s: %s", checkpoint, report)
     else:
         logger.warning("MODEL.WEIGHTS is empty: the network starts from random weights")
     check_norm_statistics(model, cfg.MODEL.WEIGHTS or "MODEL.WEIGHTS is empty")

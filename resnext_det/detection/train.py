@@ -18,15 +18,18 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.cli import parse_training_arguments
 from ..engine.config import load_config
+from ..engine.determinism import make_deterministic
 from ..engine.launch import launch
 from ..engine.sampler import seed_everything
 from ..engine.trainer import Trainer, choose_seed, standard_hooks, start_log, weak, wrap_distributed, writers
 from ..errors import UserError
+from .checked_sets import check_sets_from_config
 from .config import add_resnext_config
 from .data import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
 from .evaluate import evaluate_model, validation_loss
 from .hooks import BestCheckpointer, EarlyStop, Evaluations, WeightAverage
 from .initial_weights import architecture, load_initial_weights
+from .replay import replay
 from .solver import precision_of, resolve_schedule
 
 logger = logging.getLogger(__name__)
@@ -34,8 +37,11 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: parse the flags, read the config, run in as many processes as asked for."""
-    args = parse_training_arguments("Train and evaluate a detector.", argv)
+    args = parse_training_arguments("Train and evaluate a detector.", argv, replay=True)
     cfg = setup(args.config_file, args.opts)
+    if args.replay:
+        replay(cfg, args.replay)
+        return
     launch(
         run,
         (cfg, args.resume, args.eval_only),
@@ -63,6 +69,7 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool) -> dict[str, dict]:
         The last evaluation, ``{"bbox": {"AP": ..., "AP50": ...}}``, or by set where DATASETS.TEST has several; it is
         also in ``OUTPUT_DIR/results.json``.
     """
+    make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     register_sets(cfg.DATASETS.REGISTER)
     known_sets(cfg.DATASETS.TEST, "TEST")
     if not eval_only:
@@ -72,6 +79,7 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool) -> dict[str, dict]:
     start_log(cfg.OUTPUT_DIR)
     if comm.is_main_process():
         _log_run(cfg)
+    check_sets_from_config(cfg, training=not eval_only)
     if eval_only:
         return _evaluate_only(cfg, resume)
     return _train(cfg, resume)
@@ -116,7 +124,7 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, dict]:
     dicts = train_dicts_from_config(cfg)
     cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
-    seed_everything((seed,))
+    seed_everything((seed,))  # of the weights that start anew
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)

@@ -13,6 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 from fvcore.common.config import BASE_KEY
 
+from ..config_files import find_config, list_configs
 from ..errors import UserError, nearest
 
 
@@ -21,12 +22,13 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
 
     Args:
         cfg: defaults; every key that may be set is in it. Changed in place.
-        config_file: path of the YAML file.
+        config_file: path of the YAML file, or the name of one of the package's (``detection/coco/...yaml``).
         opts: ``["KEY", "VALUE", ...]``, over the file's values.
 
     Raises:
         UserError: missing or broken file, unknown key, value of another type, no such device.
     """
+    config_file = find_config(config_file)
     loaded = _read_yaml(config_file)
     _check_keys(loaded, cfg, config_file)
     _merge(lambda: cfg.merge_from_other_cfg(CfgNode(loaded)), config_file)
@@ -72,9 +74,11 @@ def _read_yaml(config_file: str) -> dict:
 def _similar_file(path: str) -> str:
     folder, name = os.path.split(path)
     try:
-        return nearest(name, os.listdir(folder or "."))
+        here = nearest(name, os.listdir(folder or "."))
     except OSError:
-        return f" (nor a folder {folder})"
+        here = ""
+    packaged = nearest(path.removeprefix("configs/"), list_configs())
+    return here or packaged or ("" if os.path.isdir(folder or ".") else f" (nor a folder {folder})")
 
 
 def _flatten(node: dict, prefix: str = "") -> Iterator[str]:

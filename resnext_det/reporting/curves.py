@@ -5,6 +5,7 @@ matplotlib's figures are used directly: nothing global is set, no window system 
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -339,3 +340,13 @@ PANELS: tuple[tuple[Callable[[Metrics], bool], Callable], ...] = (
     (_has("time"), _speed),
 )
 """Which numbers a panel needs, and what draws it; in the order of the picture."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``tools/plot_curves.py``."""
+    parser = argparse.ArgumentParser(description="Draw the training curves of runs.")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's OUTPUT_DIR, or its metrics.json")
+    parser.add_argument("--out", default="curves.png", metavar="FILE", help="PNG to write (%(default)s)")
+    args = parser.parse_args(argv)
+    save_figure(curves_figure(read_runs(args.runs)), args.out)
+    print(args.out)

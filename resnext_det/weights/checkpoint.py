@@ -32,6 +32,8 @@ class Checkpoint:
         metadata: see :mod:`resnext_det.weights.metadata`.
         path: the file.
         sha256: of the file.
+        entry: which entry of the file they are, such as ``model_ema`` for the average of a run's weights; "" where the
+            file holds the tensors alone.
     """
 
     tensors: dict[str, Tensor]
@@ -39,6 +41,11 @@ class Checkpoint:
     metadata: Metadata
     path: Path
     sha256: str
+    entry: str = ""
+
+    def __str__(self) -> str:
+        """Such as ``model_final.pth (model_ema)``."""
+        return f"{self.path} ({self.entry})" if self.entry else str(self.path)
 
 
 def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = False) -> Checkpoint:
@@ -56,7 +63,7 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
         ('torchvision', 'RGB')
     """
     path, published = sources.locate(path_or_uri)
-    tensors, written = read_file(path, trust_pickle=trust_pickle)
+    tensors, written, entry = read_file(path, trust_pickle=trust_pickle)
     where = str(path)
     check_types(written, where)
     source = detect(tensors, where)
@@ -77,14 +84,15 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
     digest = sha256(path)
     if not written:
         metadata["source_sha256"] = digest
-    return Checkpoint(native, source, metadata, path, digest)
+    return Checkpoint(native, source, metadata, path, digest, entry)
 
 
 def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and metadata to ``path``, whole or not at all.
 
     ``.safetensors`` holds the metadata as JSON in its header; ``.pth`` is ``{"model": ..., "metadata": ...}`` of
-    tensors and plain values, which ``torch.load`` opens with ``weights_only=True``.
+    tensors and plain values, which ``torch.load`` opens with ``weights_only=True``. In a project that loads its weights
+    with detectron2's own checkpointer, the ``.pth`` finds its places under ``backbone.`` and ``roi_heads.`` by itself.
 
     Raises:
         UserError: another ending, values that are not plain, or a path that cannot be written.
@@ -101,7 +109,8 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], meta
     try:
         with atomic_write(path, "wb") as file:
             if path.suffix == ".pth":
-                torch.save({"model": tensors, METADATA: json.loads(text)}, file)
+                # Without it detectron2's DetectionCheckpointer wants a detector's full names, and skips all others.
+                torch.save({"model": tensors, METADATA: json.loads(text), "matching_heuristics": True}, file)
             else:
                 # "format" is what other readers of the format look for.
                 file.write(safetensors.torch.save(tensors, {"format": "pt", METADATA: text}))

@@ -19,7 +19,7 @@ from .metadata import Metadata, same
 from .naming import classifier_tensors, from_native, is_detector, trunk_name
 
 # What a network of torchvision or timm cannot be told: with other values the same tensors compute something else.
-_FOREIGN_FUNCTION: Metadata = {"stride_in_1x1": False, "norm_eps": 1e-5}
+_FOREIGN_FUNCTION: Metadata = {"stride_in_1x1": False, "norm_eps": 1e-5, "form": "c", "residual": True}
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, to: str = "native", *, trust_pickle: bool = False):
@@ -64,13 +64,11 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, to: str = "nat
 def check_whole(tensors: Mapping[str, Tensor], architecture: Metadata, where: str) -> None:
     """Compare a classifier's tensors with the network that their names and shapes describe.
 
-    ``fc`` may be absent, and stages behind the last one that is there. Forms (a) and (b) of the block are only counted.
+    ``fc`` may be absent, and stages behind the last one that is there.
 
     Raises:
         UserError: naming the first tensor that is missing, left over or of the wrong shape.
     """
-    if any(".paths." in name for name in tensors):
-        return
     expected = _skeleton(tensors, architecture, where)
     stages = {name.split(".")[0] for name in tensors}
     given = {name: tuple(tensor.shape) for name, tensor in tensors.items() if not name.endswith(COUNTER)}
@@ -86,27 +84,23 @@ def check_whole(tensors: Mapping[str, Tensor], architecture: Metadata, where: st
 
 def _skeleton(tensors: Mapping[str, Tensor], architecture: Metadata, where: str) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the network, without the counters; built without allocating it."""
-    stem, out = tensors.get("stem.conv1.weight"), tensors.get("res2.0.conv3.weight")
-    if (
-        stem is None
-        or out is None
-        or stem.ndim != 4
-        or "depth" not in architecture
-        or "cardinality" not in architecture
-    ):
+    if not {"depth", "cardinality", "stem_out_channels", "res2_out_channels"} <= architecture.keys():
         raise UserError(f"{where}: its blocks make no network of the family; see resnext_det.list_models()")
-    cifar = "res5.0.conv1.weight" not in tensors and stem.shape[2] == 3
+    cifar = architecture["cifar"]
     variant = Variant(architecture["depth"], architecture["cardinality"], architecture["width"], cifar)
+    channels = architecture["stem_out_channels"]
     fc = tensors.get("fc.weight")
     with torch.device("meta"):
         model: nn.Module = Classifier(
-            (CifarStem if cifar else Stem)(stem.shape[1], stem.shape[0]),
+            (CifarStem if cifar else Stem)(tensors["stem.conv1.weight"].shape[1], channels),
             make_stages(
                 variant.blocks,
-                stem.shape[0],
+                channels,
                 cardinality=variant.cardinality,
                 width=variant.width,
-                res2_out_channels=out.shape[0],
+                res2_out_channels=architecture["res2_out_channels"],
+                residual=architecture["residual"],
+                form=architecture["form"],
             ),
             num_classes=1 if fc is None else fc.shape[0],
         )
@@ -116,7 +110,8 @@ def _skeleton(tensors: Mapping[str, Tensor], architecture: Metadata, where: str)
 def summary(checkpoint: Checkpoint) -> str:
     """One paragraph on a checkpoint: source, network, colour order and statistics."""
     known = checkpoint.metadata
-    lines = [f"source: {checkpoint.source}, {len(checkpoint.tensors)} tensors, SHA-256 {checkpoint.sha256}"]
+    entry = f" ({checkpoint.entry})" if checkpoint.entry else ""
+    lines = [f"source: {checkpoint.source}{entry}, {len(checkpoint.tensors)} tensors, SHA-256 {checkpoint.sha256}"]
     lines += [f"{key}: {known[key]}" for key in known if key not in ("source", "class_names", "source_sha256")]
     if "class_names" in known:
         lines.append(f"class_names: {len(known['class_names'])}")

@@ -14,7 +14,7 @@ from ..errors import UserError
 from .metadata import architecture_of
 from .naming import is_detector, trunk_name
 
-COUNTER = "num_batches_tracked"  # batch norms have it, frozen ones do not; nothing depends on it
+COUNTER = "num_batches_tracked"  # batch norms have it, frozen ones do not; loaded where both sides do, never missed
 # Layers with one output per class: the part of the name, and the dimension that the classes are in.
 _CLASS_LAYERS = {
     "fc": 0,
@@ -37,6 +37,12 @@ class LoadReport:
     loaded: dict[str, tuple[int, int]] = field(default_factory=dict)
     new: dict[str, int] = field(default_factory=dict)
     unused: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def complete(cls, names: Iterable[str]) -> LoadReport:
+        """Of a model whose every tensor was loaded."""
+        counts = Counter(part_of(name) for name in names if not name.endswith(COUNTER))
+        return cls({part: (count, count) for part, count in counts.items()})
 
     def __str__(self) -> str:
         """Such as ``backbone 215/215, res5 50/50, new: box_predictor 4, unused: fc 2``."""
@@ -67,7 +73,8 @@ def load_strictly(model: nn.Module, checkpoint: Any, *, allow_missing: Iterable[
     Args:
         model: or the DistributedDataParallel that wraps it.
         checkpoint: a :class:`~resnext_det.weights.Checkpoint`.
-        allow_missing: parts (:func:`part_of`) or prefixes of names that may be missing on either side.
+        allow_missing: parts (:func:`part_of`) or prefixes of names that may be missing on either side, or of another
+            shape; the model's then stay new.
 
     Raises:
         UserError: a missing, unexpected or wrongly shaped key.
@@ -78,7 +85,7 @@ def load_strictly(model: nn.Module, checkpoint: Any, *, allow_missing: Iterable[
     plan = _plan(own, checkpoint.tensors, tuple(allow_missing))
     if plan.wrong:
         raise UserError(_complaint(plan.wrong, own, checkpoint))
-    if not any(trunk_name(name) for name in plan.values):
+    if not plan.report.loaded.keys() & {"backbone", "res5"}:
         raise UserError(f"{checkpoint.path}: gives the backbone none of its tensors; take weights of the same network")
     with torch.no_grad():
         own.update(plan.values)
@@ -89,33 +96,36 @@ def load_strictly(model: nn.Module, checkpoint: Any, *, allow_missing: Iterable[
 @dataclass
 class _Plan:
     values: dict[str, Tensor]  # by name in the model
-    wrong: list[str]  # one phrase for each key that does not fit
+    wrong: dict[str, str]  # by name, a phrase for each key that does not fit
     report: LoadReport
 
 
 def _plan(own: Mapping[str, Tensor], given: Mapping[str, Tensor], allowed: tuple[str, ...]) -> _Plan:
+    pairs, unused = _match(own, list(given))
+    counters = {name: given[source] for name, source in pairs.items() if name.endswith(COUNTER)}
     own = {name: tensor for name, tensor in own.items() if not name.endswith(COUNTER)}
-    pairs, unused = _match(own, [name for name in given if not name.endswith(COUNTER)])
-    anew = _class_layers_of_another_size(own, given, pairs)
+    unused = [name for name in unused if not name.endswith(COUNTER)]
+    anew = tuple(f"{layer}." for layer in _class_layers_of_another_size(own, given, pairs))
     file_is_detector, model_is_detector = is_detector(given), is_detector(own)
     stages = {(trunk_name(name) or "").split(".")[0] for name in own}
 
-    values, wrong, new = {}, [], Counter()
+    values, wrong, new = {}, {}, Counter()
     totals = Counter(part_of(name) for name in own)
     for name, tensor in own.items():
         source = pairs.get(name)
         # Neither half of a detector's life has the other's heads.
         is_other_head = trunk_name(name) is None and file_is_detector == name.startswith("fc.")
-        if source is None and (is_other_head or _is_allowed(name, allowed)):
+        fits = source is not None and given[source].shape == tensor.shape
+        if source is not None and name.startswith(anew) or not fits and _is_allowed(name, allowed):
             new[part_of(name)] += 1
-        elif source is None:
-            wrong.append(f"{name} is missing")
-        elif name.startswith(tuple(f"{layer}." for layer in anew)):
-            new[part_of(name)] += 1
-        elif given[source].shape != tensor.shape:
-            wrong.append(f"{name} is {tuple(given[source].shape)} in the file and {tuple(tensor.shape)} in the model")
-        else:
+        elif fits:
             values[name] = given[source]
+        elif source is not None:
+            wrong[name] = f"{name} is {tuple(given[source].shape)} in the file and {tuple(tensor.shape)} in the model"
+        elif is_other_head:
+            new[part_of(name)] += 1
+        else:
+            wrong[name] = f"{name} is missing"
     left = Counter()
     for name in unused:
         trunk = trunk_name(name)
@@ -128,9 +138,10 @@ def _plan(own: Mapping[str, Tensor], given: Mapping[str, Tensor], allowed: tuple
         if has_no_place or _is_allowed(name, allowed):
             left[trunk.split(".")[0] if trunk else part_of(name)] += 1
         else:
-            wrong.append(f"{name} is not in the model")
+            wrong[name] = f"{name} is not in the model"
     taken = Counter(part_of(name) for name in values)
     report = LoadReport({part: (taken[part], totals[part]) for part in totals if taken[part]}, dict(new), dict(left))
+    values |= {name: count for name, count in counters.items() if count.shape == ()}
     return _Plan(values, wrong, report)
 
 
@@ -172,7 +183,7 @@ def _is_allowed(name: str, allowed: tuple[str, ...]) -> bool:
     return any(name == entry or name.startswith(f"{entry.rstrip('.')}.") or part_of(name) == entry for entry in allowed)
 
 
-def _complaint(wrong: list[str], own: Mapping[str, Tensor], checkpoint: Any) -> str:
+def _complaint(wrong: Mapping[str, str], own: Mapping[str, Tensor], checkpoint: Any) -> str:
     theirs, ours = architecture_of(checkpoint.tensors), architecture_of(own)
     differ = [key for key in theirs if key in ours and theirs[key] != ours[key]]
     if differ:
@@ -180,8 +191,9 @@ def _complaint(wrong: list[str], own: Mapping[str, Tensor], checkpoint: Any) -> 
             "they are of another network (" + ", ".join(f"{key} {theirs[key]}, not {ours[key]}" for key in differ) + ")"
         )
     else:
-        fix = "take weights of the same network, or allow the missing part by name"
-    return f"{checkpoint.path}: {len(wrong)} tensors do not fit, such as {wrong[0]}; {fix}"
+        parts = ", ".join(f"'{part}'" for part in dict.fromkeys(map(part_of, wrong)))
+        fix = f'take weights of the same network, or do without: MODEL.ALLOW_MISSING "[{parts}]"'
+    return f"{checkpoint.path}: {len(wrong)} tensors do not fit, such as {next(iter(wrong.values()))}; {fix}"
 
 
 def check_norm_statistics(model: nn.Module, where: str = "the model") -> None:

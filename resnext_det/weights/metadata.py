@@ -6,6 +6,11 @@ Metadata is a dict of plain values that travels inside every file this package w
 depth              layers, a key of ``variants.BLOCKS_PER_STAGE`` (int)
 cardinality        C, the number of groups (int)
 width              d, the bottleneck width of one group in res2 (int)
+stem_out_channels  channels behind the first convolution, 64 in the paper (int)
+res2_out_channels  channels behind res2, 256 in the paper (int)
+cifar              a 3x3 stem and three stages, for pictures of 32x32 (bool)
+form               of the block: "a", "b" or "c" of the paper's Fig. 3
+residual           with shortcuts (bool; False is the network of Sec. 5.1)
 stride_in_1x1      a stage halves the map in its first 1x1 convolution instead of the 3x3 (bool)
 norm_eps           added to the variance of every batch norm (float)
 channel_order      "RGB" or "BGR"
@@ -16,7 +21,7 @@ class_names        list of str, in the order of the outputs
 source             where the weights come from: a library, or a file's name (str)
 source_sha256      of the file they were converted from (str)
 recipe             name of the training recipe (str)
-top1_error         percent on the ImageNet validation set (float)
+top1_error         percent on the validation set of the pretraining, single crop (float)
 =================  ====================================================================================
 """
 
@@ -38,6 +43,11 @@ KEYS: dict[str, type] = {
     "depth": int,
     "cardinality": int,
     "width": int,
+    "stem_out_channels": int,
+    "res2_out_channels": int,
+    "cifar": bool,
+    "form": str,
+    "residual": bool,
     "stride_in_1x1": bool,
     "norm_eps": float,
     "channel_order": str,
@@ -55,6 +65,8 @@ DETECTRON2_KEYS: dict[str, str] = {
     "depth": "MODEL.RESNETS.DEPTH",
     "cardinality": "MODEL.RESNETS.NUM_GROUPS",
     "width": "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "stem_out_channels": "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "res2_out_channels": "MODEL.RESNETS.RES2_OUT_CHANNELS",
     "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
     "norm_eps": "MODEL.RESNETS.NORM_EPS",
     "channel_order": "INPUT.FORMAT",
@@ -67,8 +79,8 @@ _PRESET = ("channel_order", "pixel_mean", "pixel_std", "stride_in_1x1", "norm_ep
 
 
 def on_255(values: Any) -> list[float]:
-    """Statistics on the scale 0-1 as torchvision and timm give them, on our scale 0-255."""
-    return [round(255 * value, 4) for value in values]
+    """Statistics on the scale 0-1 as torchvision, timm and pretraining have them, on our scale 0-255."""
+    return [float(f"{255 * value:.9g}") for value in values]  # 123.675, not 123.67499999999999
 
 
 IMAGENET_RGB: Metadata = {
@@ -100,24 +112,36 @@ def metadata_of_source(source: str, architecture: Metadata) -> Metadata:
 
 
 def architecture_of(tensors: Mapping[str, Tensor]) -> Metadata:
-    """Depth (where all stages are there), cardinality and width, read off the names and shapes of native tensors."""
+    """What the names and shapes of native tensors tell of the network; depth only where all its stages are there."""
+    found: Metadata = {}
     blocks: dict[int, int] = {}
     paths = 0
-    found: Metadata = {}
-    for name, tensor in tensors.items():
-        match = re.fullmatch(r"res([2-5])\.(\d+)\.(?:paths\.(\d+)\.)?(conv[123])\.weight", trunk_name(name) or "")
+    trunk = {short: tensor for name, tensor in tensors.items() if (short := trunk_name(name))}
+    for name, tensor in trunk.items():
+        match = re.fullmatch(r"res([2-5])\.(\d+)\.(?:paths\.(\d+)\.)?(conv[123])\.weight", name)
         if match is None:
             continue
         stage, block, path = int(match[1]), int(match[2]), match[3]
         blocks[stage] = max(blocks.get(stage, 0), block + 1)
         if (stage, block, match[4]) == (2, 0, "conv2") and tensor.ndim == 4 and tensor.shape[1] > 0:
             paths += path is not None
-            found = {"cardinality": paths or tensor.shape[0] // tensor.shape[1], "width": tensor.shape[1]}
+            found |= {"cardinality": paths or tensor.shape[0] // tensor.shape[1], "width": tensor.shape[1]}
     counts = tuple(blocks[stage] for stage in sorted(blocks))
-    if sorted(blocks) == [2, 3, 4] and len(set(counts)) == 1:
-        return {"depth": 9 * counts[0] + 2, **found}  # CIFAR: three equal stages
+    stem, out = trunk.get("stem.conv1.weight"), _last_convolution(trunk)
+    if stem is not None and stem.ndim == 4:
+        found |= {"stem_out_channels": stem.shape[0], "cifar": stem.shape[2] == 3 and 5 not in blocks}
+    if out is not None:
+        found |= {"res2_out_channels": out.shape[0], "residual": any(".shortcut." in name for name in trunk)}
+        found["form"] = "c" if not paths else "b" if "res2.0.conv3.weight" in trunk else "a"
+    if sorted(blocks) == [2, 3, 4] and len(set(counts)) == 1 and found.get("cifar"):
+        return {"depth": 9 * counts[0] + 2, **found}
     depth = next((depth for depth, table in BLOCKS_PER_STAGE.items() if table == counts), None)
     return found if depth is None else {"depth": depth, **found}
+
+
+def _last_convolution(trunk: Mapping[str, Tensor]) -> Tensor | None:
+    """The weight whose rows are the channels behind res2's first block."""
+    return next((trunk[name] for name in ("res2.0.conv3.weight", "res2.0.paths.0.conv3.weight") if name in trunk), None)
 
 
 def check_types(metadata: Mapping[str, Any], where: str) -> None:
@@ -159,7 +183,7 @@ def check_metadata(
         found: metadata of the file.
         expected: the config's values, under the metadata's keys.
         where: the file, for the message.
-        keys: the config key of each metadata key, for the line that mends it.
+        keys: the config key of each metadata key that is compared, for the line that mends it; "" where none can.
 
     Raises:
         UserError: they contradict each other; the message holds the settings that mend it.
@@ -170,9 +194,13 @@ def check_metadata(
         if found.get(key) is not None and expected.get(key) is not None and not same(found[key], expected[key])
     ]
     if wrong:
-        says = ", ".join(f"{keys[key]} {_value(expected[key])}" for key in wrong)
-        mend = " ".join(f"{keys[key]} {_value(found[key])}" for key in wrong)
-        raise UserError(f"{where}: its weights contradict {says} of the config; set {mend}, or take other weights")
+        says = ", ".join(f"{keys[key] or key} {_value(expected[key])}" for key in wrong)
+        unsettable = [key for key in wrong if not keys[key]]
+        if unsettable:
+            fix = f"no key changes {', '.join(unsettable)}: take other weights"
+        else:
+            fix = "set " + " ".join(f"{keys[key]} {_value(found[key])}" for key in wrong) + ", or take other weights"
+        raise UserError(f"{where}: its weights contradict {says} of the config; {fix}")
 
 
 def _value(value: Any) -> str:

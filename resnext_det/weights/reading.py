@@ -28,6 +28,7 @@ METADATA = "metadata"  # the entry of a .pth, and of a .safetensors header (ther
 # Where programs put the weights inside their checkpoints. An exponential moving average comes first: where there is
 # one, it is the network whose accuracy was published.
 WRAPPINGS = ("model_ema", "state_dict_ema", "model", "state_dict", "blobs")
+_DEEPEST = 5  # wrappings in each other; more have been made to go round in circles
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _NOT_WEIGHTS = {"n_averaged"}  # the counter that torch's AveragedModel keeps beside them
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # what torch < 1.6 begins its files with
@@ -43,8 +44,12 @@ _FOREIGN = {
 }
 
 
-def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and the metadata of a ``.pth``, ``.pkl`` or ``.safetensors`` file, as they are named in it.
+Content = tuple[dict[str, Tensor], dict[str, Any], str]
+"""Tensors as a file names them, its metadata, and the entry (of :data:`WRAPPINGS`) that held the tensors or ""."""
+
+
+def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> Content:
+    """Read the tensors and the metadata of a ``.pth``, ``.pkl`` or ``.safetensors`` file.
 
     Wrappings (:data:`WRAPPINGS`) and the prefixes ``module.`` and ``_orig_mod.`` are taken off.
 
@@ -205,7 +210,7 @@ def read_pickle(path: Path, trust_pickle: bool = False) -> Any:
         raise UserError(f"{path}: torn or not a pickle ({type(error).__name__}); copy or download it again") from error
 
 
-def _read_safetensors(path: Path, head: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read_safetensors(path: Path, head: bytes) -> Content:
     (header_bytes,) = struct.unpack("<Q", head[:8])
     if 8 + header_bytes > path.stat().st_size:
         raise UserError(f"{path}: torn: its header is cut off; copy or download it again")
@@ -219,23 +224,24 @@ def _read_safetensors(path: Path, head: bytes) -> tuple[dict[str, Tensor], dict[
         metadata = json.loads(written) if written else {}
     except ValueError as error:
         raise UserError(f"{path}: the metadata in its header is not JSON; convert the file again") from error
-    return _named_tensors(tensors, path), _plain(metadata, path)
+    return _named_tensors(tensors, path), _plain(metadata, path), ""
 
 
-def _tensors(content: Any, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _tensors(content: Any, path: Path) -> Content:
     """Unwrap what a file holds down to {name: tensor}, and find the metadata on the way."""
     metadata: Any = {}
-    while True:
+    entry = ""
+    for _ in range(_DEEPEST):
         if isinstance(content, nn.Module):  # possible only with --trust-pickle
             content = content.state_dict()
         if not isinstance(content, Mapping):
             raise UserError(f"{path}: holds a {type(content).__name__}, not named tensors; save a model's state_dict()")
         metadata = content.get(METADATA, metadata)
-        inner = next((content[name] for name in WRAPPINGS if isinstance(content.get(name), Mapping | nn.Module)), None)
-        if inner is None:
-            break
-        content = inner
-    return _named_tensors(content, path), _plain(metadata, path)
+        name = next((name for name in WRAPPINGS if isinstance(content.get(name), Mapping | nn.Module)), None)
+        if name is None:
+            return _named_tensors(content, path), _plain(metadata, path), entry
+        content, entry = content[name], name
+    raise UserError(f"{path}: {entry} within {entry}, again and again; save a model's state_dict()")
 
 
 def _plain(metadata: Any, path: Path) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def test_resumed_equals_uninterrupted_and_evaluates_alike(folder: Path, tmp_path
     results = json.loads((whole / "results.json").read_text())
     assert results["top1_error"] <= 50 and results["top5_error"] == 0
     facts = theirs["metadata"]
-    assert (facts["channel_order"], facts["classes"], facts["depth"]) == ("RGB", ["blue", "red"], 14)
+    assert (facts["channel_order"], facts["class_names"], facts["depth"]) == ("RGB", ["blue", "red"], 14)
     pretrain(folder, "--eval-only", "MODEL.WEIGHTS", str(whole / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "e"))
     assert json.loads((tmp_path / "e" / "results.json").read_text()) == results
 

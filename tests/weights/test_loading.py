@@ -101,6 +101,29 @@ def test_a_detector_must_be_whole(drop: str) -> None:
 
 
 @needs_detectron2
+def test_the_line_says_how_to_do_without() -> None:
+    state = {k: v for k, v in detector().state_dict().items() if not k.startswith("proposal_generator.")}
+    with pytest.raises(UserError) as error:
+        load_strictly(detector(), in_memory(state))
+    assert str(error.value).endswith("or do without: MODEL.ALLOW_MISSING \"['proposal_generator']\"")
+
+
+def test_an_allowed_part_of_another_shape_stays_new() -> None:
+    state, target = classifier().state_dict(), create_model("resnext14_8x14d", num_classes=10)
+    state["fc.weight"] = torch.zeros(10, 99)
+    before = target.fc.weight.clone()
+    assert str(load_strictly(target, in_memory(state), allow_missing=["fc"])) == "backbone 85/85, fc 1/2, new: fc 1"
+    assert torch.equal(target.fc.weight, before)
+
+
+def test_counters_come_along() -> None:
+    source, target = classifier(), classifier()
+    source.res3[0].conv2.norm.num_batches_tracked.fill_(7)
+    load_strictly(target, in_memory(source.state_dict()))
+    assert target.res3[0].conv2.norm.num_batches_tracked == 7
+
+
+@needs_detectron2
 def test_a_model_that_ends_at_res4_takes_no_res5() -> None:
     report = load_strictly(detector().backbone, in_memory(classifier().state_dict()))
     assert str(report) == "backbone 65/65, unused: res5 20 fc 2"

@@ -18,6 +18,8 @@ STOCK = {
     "channel_order": "BGR",
     "pixel_mean": [103.530, 116.280, 123.675],
     "pixel_std": [1.0, 1.0, 1.0],
+    "stem_out_channels": 64,
+    "res2_out_channels": 256,
 }
 
 
@@ -59,12 +61,31 @@ def test_agreement() -> None:
             "f: its weights contradict MODEL.RESNETS.DEPTH 50 of the config; "
             "set MODEL.RESNETS.DEPTH 101, or take other weights",
         ),
+        (
+            {"stem_out_channels": 32, "res2_out_channels": 64},
+            "f: its weights contradict MODEL.RESNETS.STEM_OUT_CHANNELS 64, MODEL.RESNETS.RES2_OUT_CHANNELS 256 of the "
+            "config; set MODEL.RESNETS.STEM_OUT_CHANNELS 32 MODEL.RESNETS.RES2_OUT_CHANNELS 64, or take other weights",
+        ),
     ],
 )
 def test_contradictions(found: dict, message: str) -> None:
     with pytest.raises(UserError) as error:
         check_metadata(found, STOCK, "f")
     assert str(error.value) == message
+
+
+def test_what_no_key_can_mend() -> None:
+    with pytest.raises(UserError) as error:
+        check_metadata(
+            {"channel_order": "BGR", "depth": 101},
+            STOCK | {"channel_order": "RGB"},
+            "f",
+            {"channel_order": "", "depth": "MODEL.NAME"},
+        )
+    assert str(error.value) == (
+        "f: its weights contradict channel_order RGB, MODEL.NAME 50 of the config; "
+        "no key changes channel_order: take other weights"
+    )
 
 
 def test_preset() -> None:
@@ -80,24 +101,36 @@ def test_preset() -> None:
         preset({"stride_in_1x1": True, "norm_eps": 1e-5}, "f")
 
 
+PAPER = {"stem_out_channels": 64, "res2_out_channels": 256, "cifar": False, "form": "c", "residual": True}
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
         ("resnet101", {"depth": 101, "cardinality": 1, "width": 64}),
         ("resnext101_64x4d", {"depth": 101, "cardinality": 64, "width": 4}),
-        ("resnext29_8x64d_cifar", {"depth": 29, "cardinality": 8, "width": 64}),
+        ("resnext29_8x64d_cifar", {"depth": 29, "cardinality": 8, "width": 64, "cifar": True}),
     ],
 )
 def test_architecture_is_read_off_the_tensors(name: str, expected: dict) -> None:
     with torch.device("meta"):
-        assert architecture_of(create_model(name).state_dict()) == expected
+        assert architecture_of(create_model(name).state_dict()) == PAPER | expected
 
 
-@pytest.mark.parametrize("form", ["a", "b"])
-def test_architecture_of_the_other_forms(form: str) -> None:
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("form", ["a", "b", "c"])
+def test_architecture_of_the_other_forms(form: str, residual: bool) -> None:
+    channels = {"stem_out_channels": 32, "res2_out_channels": 64}
     with torch.device("meta"):
-        state = create_model("resnext14_8x14d", form=form).state_dict()
-    assert architecture_of(state) == {"depth": 14, "cardinality": 8, "width": 14}
+        state = create_model("resnext14_8x14d", form=form, residual=residual, **channels).state_dict()
+    expected = {"depth": 14, "cardinality": 8, "width": 14, "cifar": False, "form": form, "residual": residual}
+    assert architecture_of(state) == expected | channels
+
+
+def test_a_file_without_res5_is_no_smaller_network() -> None:
+    with torch.device("meta"):
+        state = create_model("resnet14").state_dict()
+    assert "depth" not in architecture_of({name: t for name, t in state.items() if not name.startswith("res5.")})
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,12 @@ class CheckedDataset:
             "thing_dataset_id_to_contiguous_id": {value: i for i, value in enumerate(self.categories.ids)},
         }
 
-    def dataset_dicts(self, *, masks: bool = False) -> list[dict]:
+    def dataset_dicts(self, *, masks: bool = False, keypoints: bool = False) -> list[dict]:
         """detectron2's standard dicts, in the order of image ids; boxes are XYWH_ABS, classes contiguous.
 
-        Pictures without objects stay, with an empty list. ``masks`` adds ``segmentation`` where it is valid. A set
-        without annotations has no key ``annotations``.
+        Pictures without objects stay, with an empty list. ``masks`` adds ``segmentation`` where it is valid,
+        ``keypoints`` those, in detectron2's continuous coordinates. A set without annotations has no key
+        ``annotations``.
         """
         from detectron2.structures import BoxMode
 
@@ -109,10 +110,12 @@ class CheckedDataset:
                     "category_id": category,
                     "iscrowd": crowd,
                 }
-                if masks:
-                    segmentation = self.document["annotations"][row].get("segmentation")
-                    if rules.valid_segmentation(segmentation):
-                        annotation["segmentation"] = segmentation
+                source = self.document["annotations"][row]
+                if masks and rules.valid_segmentation(source.get("segmentation")):
+                    annotation["segmentation"] = _compressed(source["segmentation"])
+                if keypoints and source.get("keypoints"):
+                    points = source["keypoints"]
+                    annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
                 dicts[image]["annotations"].append(annotation)
         return [dicts[i] for i in np.argsort(images.ids, kind="stable").tolist() if dicts[i] is not None]
 
@@ -167,8 +170,17 @@ class CheckedDataset:
         return document
 
 
-def read_json(json_file: str | Path) -> dict:
-    """The document in ``json_file``.
+def _compressed(segmentation: list | dict) -> list | dict:
+    """detectron2 reads polygons and compressed run lengths only."""
+    if isinstance(segmentation, list) or isinstance(segmentation["counts"], str):
+        return segmentation
+    from pycocotools import mask
+
+    return mask.frPyObjects(segmentation, *segmentation["size"])
+
+
+def read_json(json_file: str | Path, hint: str = "give the annotations' JSON file") -> dict:
+    """The document in ``json_file``; ``hint`` follows "no such file".
 
     Raises:
         UserError: missing, not JSON (where, and the likely reason), or not a COCO document.
@@ -177,7 +189,7 @@ def read_json(json_file: str | Path) -> dict:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; give the annotations' JSON file") from None
+        raise UserError(f"{path}: no such file; {hint}") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text at byte {error.start}; write it as UTF-8") from None
     except (OSError, ValueError) as error:

@@ -151,7 +151,9 @@ def _present(table: Images, root: Path, findings: Findings, follow_links: bool) 
         else:
             findings.add(
                 "error", "path-outside", f"{shorten(name)} is a link out of {root}",
-                "copy the picture into the folder, or allow links with --follow-links", **here,
+                "copy the picture into the folder, or allow links with --follow-links (in training "
+                "DATASETS.FOLLOW_LINKS True)",
+                **here,
             )  # fmt: skip
     if missing and len(missing) == len(table.ids) > 1:
         names = [name for _, name in missing]

@@ -154,7 +154,7 @@ def check_categories(rows: list[dict], used: set[int], findings: Findings, drop_
             "warning",
             "unused-root-category",
             f"{names[row]!r} is the supercategory of all others and has no annotations; {does}",
-            "--drop-unused-root leaves it out",
+            "--drop-unused-root (in training DATASETS.DROP_UNUSED_ROOT True) leaves it out",
             field=f"categories[{row}]",
             id=ids[row],
         )

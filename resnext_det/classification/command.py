@@ -1,0 +1,38 @@
+"""The command ``tools/pretrain.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fvcore.common.config import CfgNode
+
+from ..engine.cli import parse_training_arguments
+from ..engine.config import load_config
+from ..engine.launch import launch
+from .config import check_config, get_config
+from .train import evaluate_only, train
+
+
+def work(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool) -> None:
+    """What every process of the run does."""
+    if eval_only:
+        evaluate_only(cfg, trust_pickle)
+    else:
+        train(cfg, resume, trust_pickle)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, read the config, run in as many processes as asked for."""
+    args = parse_training_arguments("Train a classifier of the family, or evaluate one.", argv)
+    cfg = load_config(get_config(), args.config_file, args.opts)
+    check_config(cfg)
+    cfg.freeze()
+    launch(
+        work,
+        (cfg, args.resume, args.eval_only, args.trust_pickle),
+        processes=args.num_gpus,
+        machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        url=args.dist_url,
+        device=cfg.MODEL.DEVICE,
+    )

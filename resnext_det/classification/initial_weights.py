@@ -1,0 +1,96 @@
+"""MODEL.WEIGHTS into a classifier: every key accounted for, and the config held against what the file says."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+
+from ..errors import UserError
+from ..resnext import Classifier
+from ..variants import Variant, parse_name
+from ..weights import Checkpoint, Metadata, check_metadata, load_strictly
+from ..weights.metadata import on_255
+
+logger = logging.getLogger(__name__)
+
+CONFIG_KEYS: dict[str, str] = {
+    "name": "MODEL.NAME",
+    "form": "MODEL.FORM",
+    "residual": "MODEL.RESIDUAL",
+    "stem_out_channels": "MODEL.STEM_OUT_CHANNELS",
+    "res2_out_channels": "MODEL.RES2_OUT_CHANNELS",
+    "stride_in_1x1": "MODEL.STRIDE_IN_1X1",
+    "mean": "INPUT.MEAN",
+    "std": "INPUT.STD",
+    "norm_eps": "",
+    "channel_order": "",
+}
+"""The config keys that have to agree with :func:`_in_config_terms`; "" where pretraining knows one value only."""
+
+
+def metadata(cfg: CfgNode, model: Classifier, classes: Sequence[str]) -> Metadata:
+    """What a user of the weights must know, in the words of :mod:`resnext_det.weights.metadata`."""
+    variant = parse_name(cfg.MODEL.NAME)
+    return {
+        "depth": variant.depth,
+        "cardinality": variant.cardinality,
+        "width": variant.width,
+        "cifar": variant.cifar,
+        "form": cfg.MODEL.FORM,
+        "residual": cfg.MODEL.RESIDUAL,
+        "stem_out_channels": cfg.MODEL.STEM_OUT_CHANNELS,
+        "res2_out_channels": cfg.MODEL.RES2_OUT_CHANNELS,
+        "stride_in_1x1": cfg.MODEL.STRIDE_IN_1X1,
+        "norm_eps": model.stem.conv1.norm.eps,
+        "channel_order": "RGB",
+        "pixel_mean": on_255(cfg.INPUT.MEAN),
+        "pixel_std": on_255(cfg.INPUT.STD),
+        "input_size": cfg.INPUT.CROP_SIZE,
+        "class_names": list(classes),
+    }
+
+
+def check_against_config(cfg: CfgNode, model: Classifier, found: Mapping[str, Any], where: str) -> None:
+    """Compare what a file says of itself with the config of this run.
+
+    Raises:
+        UserError: they contradict each other; the message holds the settings that mend it.
+    """
+    check_metadata(_in_config_terms(found), _in_config_terms(metadata(cfg, model, ())), where, CONFIG_KEYS)
+
+
+def load_initial_weights(
+    cfg: CfgNode, model: Classifier, checkpoint: Checkpoint, *, allow_new_head: bool = True
+) -> None:
+    """Load a checkpoint into ``model``, strictly, and log what went where.
+
+    Args:
+        allow_new_head: an ``fc`` for other classes may start anew; False to evaluate.
+
+    Raises:
+        UserError: the checkpoint does not fit, or contradicts the config.
+    """
+    where = str(checkpoint)
+    check_against_config(cfg, model, checkpoint.metadata, where)
+    report = load_strictly(model, checkpoint, allow_missing=cfg.MODEL.ALLOW_MISSING)
+    if "fc" in report.new and not allow_new_head:
+        theirs = checkpoint.tensors.get("fc.bias", ())
+        raise UserError(
+            f"{where}: has {len(theirs)} classes and not the {model.fc.out_features} of this evaluation; "
+            "set DATASETS.TRAIN to the classes it was trained on"
+        )
+    logger.info("%s: %s", where, report)
+
+
+def _in_config_terms(found: Mapping[str, Any]) -> Metadata:
+    """The network by its name, and the statistics on the config's scale, 0-1."""
+    terms = {key: value for key, value in found.items() if key in CONFIG_KEYS}
+    if {"depth", "cardinality", "width", "cifar"} <= found.keys():
+        terms["name"] = Variant(found["depth"], found["cardinality"], found["width"], found["cifar"]).name
+    for key in ("mean", "std"):
+        if found.get(f"pixel_{key}") is not None:
+            terms[key] = [float(f"{value / 255:.7g}") for value in found[f"pixel_{key}"]]
+    return terms

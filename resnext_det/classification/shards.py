@@ -1,0 +1,174 @@
+"""Classified pictures in WebDataset shards: tar files that are read at random, by an index of where each picture lies.
+
+A folder of shards holds ``*.tar`` (each sample a picture and its class number: ``key.jpg``, ``key.cls``), and
+``index.json`` and ``index.npy``, which :func:`index_shards` writes. With the index a shard is no stream but a list of
+pictures, so the order of training is the one of :mod:`..engine.sampler`: each picture once per epoch however many
+processes and workers read, and a resumed run goes on at the very next batch.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..errors import UserError
+from ..files import atomic_write, write_json
+from .augmentation import Sample
+from .data import EXTENSIONS, ImageFolder, Pictures, match_classes
+
+logger = logging.getLogger(__name__)
+
+INDEX, ENTRIES = "index.json", "index.npy"
+ENTRY = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("size", "<i4"), ("label", "<i4")])
+OPEN_FILES = 64  # per worker; a set may have more shards than a process may open files
+
+
+def open_pictures(root: str, classes: Sequence[str] | None = None, window: int = 0) -> Pictures:
+    """A folder of shards or one of class folders, whichever ``root`` is. Arguments as for the two classes."""
+    if any(Path(root).glob("*.tar")) or (Path(root) / INDEX).is_file():
+        return ShardedPictures(root, classes, window)
+    return ImageFolder(root, classes)
+
+
+class ShardedPictures(Dataset):
+    """The pictures of a folder of shards, with the interface of :class:`~.data.ImageFolder`.
+
+    Args:
+        root: the folder.
+        classes: as for ImageFolder.
+        window: training shuffles the shards and then stretches of this many samples, so that reading stays within few
+            files at a time; 0 shuffles the whole set.
+
+    Attributes:
+        classes: tuple of class names; a label is an index into it.
+        labels: (samples,) integers.
+
+    Raises:
+        UserError: no index, shards that are not those it was made from, a class that training does not know.
+    """
+
+    def __init__(self, root: str, classes: Sequence[str] | None = None, window: int = 0) -> None:
+        self.root, self.window = Path(root), window
+        try:
+            facts = json.loads((self.root / INDEX).read_text(encoding="utf-8"))
+            self.entries = np.load(self.root / ENTRIES)
+            own, shards = facts["classes"], facts["shards"]
+        except FileNotFoundError as error:
+            raise UserError(f"{error.filename}: no such file; write it: tools/make_shards.py --index {root}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{root}: its index is torn; write it anew: tools/make_shards.py --index {root}") from error
+        self.shards = [self.root / shard["name"] for shard in shards]
+        for path, shard in zip(self.shards, shards, strict=True):
+            if not path.is_file() or path.stat().st_size != shard["bytes"]:
+                raise UserError(
+                    f"{path}: missing, or not the {shard['bytes']} bytes its index knows; copy it again, or write the "
+                    f"index anew: tools/make_shards.py --index {root}"
+                )
+        self.classes, renumbered = match_classes(root, own, classes)
+        self.labels = np.asarray(renumbered)[self.entries["label"]]
+        self._files: OrderedDict[int, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Sample:
+        shard, offset, size, _ = self.entries[index].tolist()
+        data = os.pread(self._file(shard), tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
+        name = data[:100].rstrip(b"\0").decode(errors="replace")  # from the header before the picture
+        path = f"{self.shards[shard]}: {name}"
+        try:
+            image = Image.open(io.BytesIO(data[tarfile.BLOCKSIZE :]))
+        except OSError as error:
+            raise UserError(f"{path}: not a picture: {error}; make the shards anew without it") from error
+        return Sample(image, int(self.labels[index]), path)
+
+    def _file(self, shard: int) -> int:
+        """An open file; reading at an offset leaves it as it was, so that forked workers may share it."""
+        if shard not in self._files:
+            self._files[shard] = os.open(self.shards[shard], os.O_RDONLY)
+        self._files.move_to_end(shard)
+        if len(self._files) > OPEN_FILES:
+            os.close(self._files.popitem(last=False)[1])
+        return self._files[shard]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_files": OrderedDict()}  # a spawned worker opens its own
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """Sample numbers in the order of one epoch: shards shuffled, then each window."""
+        generator = np.random.default_rng((seed, epoch))
+        if not self.window:
+            return generator.permutation(len(self))
+        ends = np.searchsorted(self.entries["shard"], np.arange(len(self.shards) + 1))
+        parts = [np.arange(ends[shard], ends[shard + 1]) for shard in generator.permutation(len(self.shards))]
+        order = np.concatenate(parts)
+        for start in range(0, len(order), self.window):
+            generator.shuffle(order[start : start + self.window])
+        return order
+
+
+def index_shards(root: str, classes: Sequence[str] | None = None) -> int:
+    """Write the index of the shards in ``root``, ours or other people's, and return the number of pictures.
+
+    Args:
+        classes: names by class number; None takes those of an older index, else the numbers themselves are the names.
+
+    Raises:
+        UserError: no shards, a broken tar file, a sample without picture or class number.
+    """
+    folder = Path(root)
+    paths = sorted(folder.glob("*.tar"))
+    if not paths:
+        raise UserError(f"{root}: no *.tar files")
+    if classes is None and (folder / INDEX).is_file():
+        classes = json.loads((folder / INDEX).read_text(encoding="utf-8"))["classes"]
+    shards, entries = [], []
+    for number, path in enumerate(paths):
+        samples = _read_shard(path)
+        entries += [(number, *sample) for sample in samples]
+        shards.append({"name": path.name, "bytes": path.stat().st_size, "samples": len(samples)})
+    array = np.array(entries, dtype=ENTRY)
+    highest = int(array["label"].max())
+    if classes is None:
+        classes = [str(i).zfill(len(str(highest))) for i in range(highest + 1)]
+    if highest >= len(classes) or array["label"].min() < 0:
+        raise UserError(f"{root}: class numbers {array['label'].min()} to {highest}, but {len(classes)} class names")
+    with atomic_write(folder / ENTRIES, "wb") as file:
+        np.save(file, array)
+    write_json(folder / INDEX, {"classes": list(classes), "shards": shards})
+    return len(array)
+
+
+def _read_shard(path: Path) -> list[tuple[int, int, int]]:
+    """(offset, size, label) of every picture; only the headers and the class numbers are read."""
+    found: dict[str, dict[str, int]] = {}
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                folder, name = os.path.split(member.name)
+                key, _, extension = name.partition(".")  # WebDataset's rule: a key ends at the first dot
+                if not member.isfile() or not key:
+                    continue
+                sample = found.setdefault(os.path.join(folder, key), {})
+                if f".{extension.lower()}" in EXTENSIONS:
+                    sample |= {"offset": member.offset_data, "size": member.size}
+                elif extension == "cls":
+                    sample["label"] = int(tar.extractfile(member).read())
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        raise UserError(f"{path}: broken: {error}; shards are plain tar files with KEY.jpg and KEY.cls") from error
+    for key, sample in found.items():
+        if len(sample) < 3:
+            raise UserError(f"{path}: sample {key} has no {'picture' if 'label' in sample else '.cls'}; make it anew")
+    if not found:
+        raise UserError(f"{path}: holds no pictures; remove it")
+    return [(sample["offset"], sample["size"], sample["label"]) for sample in found.values()]

@@ -1,0 +1,153 @@
+"""Shards hold what the folder holds, each picture once per epoch, whoever reads; and their mistakes have names."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from resnext_det import UserError
+from resnext_det.classification.data import ImageFolder, TrainingLoader, evaluation_loader
+from resnext_det.classification.makers.shards import main, write_shards
+from resnext_det.classification.shards import ShardedPictures, index_shards, open_pictures
+
+COUNT = 26  # no multiple of batches, processes or shards
+
+
+def read_colour(sample) -> tuple[int, int]:
+    """(the picture's number, its label)."""
+    return sample.image.getpixel((0, 0))[0], sample.label
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    for i in range(COUNT):
+        path = root / "folder" / f"class{i % 3}" / f"some.name {i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (5, 4), (i, 0, 0)).save(path)
+    write_shards(ImageFolder(root / "folder"), root / "shards", per_shard=4)
+    return root
+
+
+def test_same_pictures_and_classes(folder: Path) -> None:
+    plain, packed = ImageFolder(folder / "folder"), open_pictures(folder / "shards")
+    assert isinstance(packed, ShardedPictures) and packed.classes == plain.classes
+    assert len(packed.shards) == 7
+    ours, theirs = ({read_colour(set_[i]) for i in range(len(set_))} for set_ in (packed, plain))
+    assert ours == theirs and len(ours) == COUNT
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards", "window"])
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_each_picture_once_per_epoch(folder: Path, kind: str, world_size: int, workers: int) -> None:
+    """And the stream is one and the same for all numbers of processes and workers, and goes on where it is resumed."""
+    pictures = open_pictures(folder / ("folder" if kind == "folder" else "shards"), window=9 if kind == "window" else 0)
+    batch = 4 // world_size
+
+    def read(start: int, batches: int, workers: int, world_size: int) -> list[int]:
+        loaders = [
+            iter(
+                TrainingLoader(
+                    *(pictures, read_colour, 4 // world_size),
+                    **{"seed": 3, "workers": workers, "rank": rank, "world_size": world_size, "start_batch": start},
+                )
+            )
+            for rank in range(world_size)
+        ]
+        steps = [torch.stack([next(loader)[0] for loader in loaders], dim=1) for _ in range(batches)]
+        return torch.cat(steps).flatten().tolist()
+
+    stream = read(0, 14, workers, world_size)  # two epochs
+    assert sorted(stream[:COUNT]) == sorted(stream[COUNT : 2 * COUNT]) == list(range(COUNT))
+    assert stream[:COUNT] != stream[COUNT : 2 * COUNT]
+    assert stream == read(0, 14, 0, 1)
+    assert read(5, 2, workers, world_size) == stream[20:28]
+    seen = []
+    for rank in range(world_size):
+        place = {"workers": workers, "rank": rank, "world_size": world_size}
+        seen += torch.cat([part[0] for part in evaluation_loader(pictures, read_colour, batch, **place)]).tolist()
+    assert sorted(seen) == list(range(COUNT))
+
+
+def test_a_window_keeps_reading_within_few_shards(folder: Path) -> None:
+    pictures = open_pictures(folder / "shards", window=8)
+    shards = pictures.entries["shard"][pictures.order(0, 0)]
+    assert all(len(set(shards[i : i + 8])) <= 3 for i in range(0, COUNT, 8))
+    assert (pictures.order(0, 1) != pictures.order(0, 0)).any()
+
+
+def test_classes_follow_training(folder: Path) -> None:
+    classes = ["class2", "new", "class1", "class0"]
+    plain, packed = ImageFolder(folder / "folder", classes), ShardedPictures(folder / "shards", classes)
+    assert {read_colour(s) for s in packed} == {read_colour(s) for s in plain}
+    with pytest.raises(UserError, match="class0 .* not among the 2 classes of training"):
+        ShardedPictures(folder / "shards", ["class1", "class2"])
+
+
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
+def foreign(path: Path, *names: str) -> Path:
+    file = io.BytesIO()
+    Image.new("RGB", (3, 3), (7, 0, 0)).save(file, "PNG")
+    with tarfile.open(path / "a.tar", "w") as tar:
+        for name in names:
+            add(tar, name, b"11" if name.endswith("cls") else b"{}" if name.endswith("json") else file.getvalue())
+    return path
+
+
+def test_other_peoples_shards_are_indexed(tmp_path: Path) -> None:
+    index_shards(foreign(tmp_path, "./x/k.cls", "./x/k.json", "./x/k.png", "y/k.png", "y/k.cls"))
+    pictures = open_pictures(tmp_path)
+    assert len(pictures) == 2 and pictures.classes[11] == "11" and pictures.classes[1] == "01"
+    assert read_colour(pictures[1]) == (7, 11)
+    (tmp_path / "names.txt").write_text("\n".join(f"name{i}" for i in range(12)))
+    main(["--index", str(tmp_path), "--classes", str(tmp_path / "names.txt")])
+    assert open_pictures(tmp_path).classes[11] == "name11"
+
+
+def test_same_bytes_twice(folder: Path, tmp_path: Path) -> None:
+    main([str(folder / "folder"), str(tmp_path / "again"), "--per-shard", "4"])
+    for path in (folder / "shards").iterdir():
+        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_mistakes_have_names(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="sample k has no .cls"):
+        index_shards(foreign(tmp_path, "k.png"))
+    with pytest.raises(UserError, match="index.json: no such file; write it"):
+        open_pictures(tmp_path)
+    (tmp_path / "a.tar").write_bytes(b"x" * 700)
+    with pytest.raises(UserError, match="a.tar: broken"):
+        index_shards(tmp_path)
+    with pytest.raises(UserError, match="is there already"):
+        main([str(folder / "folder"), str(folder / "shards")])
+    write_shards(ImageFolder(folder / "folder"), tmp_path / "torn", per_shard=20)
+    with open(tmp_path / "torn" / "000001.tar", "r+b") as file:
+        file.truncate(1024)
+    with pytest.raises(UserError, match="000001.tar: missing, or not the"):
+        open_pictures(tmp_path / "torn")
+
+
+def test_a_broken_picture_is_named_by_its_worker(folder: Path, tmp_path: Path) -> None:
+    write_shards(ImageFolder(folder / "folder"), tmp_path / "shards", per_shard=99)
+    entry = np.load(tmp_path / "shards" / "index.npy")[4]
+    with open(tmp_path / "shards" / "000000.tar", "r+b") as file:
+        file.seek(entry["offset"])
+        file.write(b"\0" * entry["size"])
+    loader = evaluation_loader(open_pictures(tmp_path / "shards"), read_colour, 4, workers=1)
+    with pytest.raises(UserError, match=r"^\S*000000.tar: 00000004_some_name_\d+.png: not a picture") as caught:
+        list(loader)
+    assert "\n" not in str(caught.value)
+    assert json.loads((tmp_path / "shards" / "index.json").read_text())["shards"][0]["samples"] == COUNT

@@ -1,0 +1,246 @@
+"""The check in front of training and evaluation: it stops what is broken, and both see the records as mended."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from conftest import shared_data
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import register_coco_instances
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from PIL import Image
+
+from resnext_det.detection.checked_sets import CheckOptions, check_sets, ground_truth
+from resnext_det.detection.coco_evaluator import FastCOCOEvaluator
+from resnext_det.detection.data import test_loader_from_config as loader_from_config
+from resnext_det.detection.data import train_loader_from_config
+from resnext_det.detection.train import main, setup
+from resnext_det.engine.launch import launch
+from resnext_det.errors import UserError
+from resnext_det.made_data import detection_config, draw_detection_set
+
+
+@pytest.fixture
+def made(tmp_path):
+    """A registered set of four pictures: (name, json file, image folder)."""
+    json_file, image_root = draw_detection_set(tmp_path, 4)
+    name = f"made {tmp_path}"
+    register_coco_instances(name, {}, str(json_file), str(image_root))
+    yield name, json_file, image_root
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+
+
+def edit(json_file, change) -> None:
+    document = json.loads(json_file.read_text())
+    change(document)
+    json_file.write_text(json.dumps(document))
+
+
+def check(train=(), test=(), **options) -> None:
+    check_sets(train, test, num_classes=2, options=CheckOptions(**options))
+
+
+def perfect_evaluation(name) -> dict:
+    """AP of exactly the boxes that the data loader gives."""
+    evaluator = FastCOCOEvaluator(name, distributed=False)
+    evaluator.reset()
+    for record in DatasetCatalog.get(name):
+        found = Instances((record["height"], record["width"]))
+        boxes = torch.tensor([a["bbox"] for a in record["annotations"]], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        found.pred_boxes = Boxes(boxes)
+        found.scores = torch.ones(len(boxes))
+        found.pred_classes = torch.tensor([a["category_id"] for a in record["annotations"]], dtype=torch.int64)
+        evaluator.process([record], [{"instances": found}])
+    return evaluator.evaluate()["bbox"]
+
+
+def test_a_clean_set_passes_as_it_is(made):
+    name, json_file, _ = made
+    before = DatasetCatalog.get(name)
+    check(train=[name], test=[name])
+    assert DatasetCatalog.get(name) == before
+    assert ground_truth(name) == str(json_file)
+    assert MetadataCatalog.get(name).thing_classes == ["box", "disc"]
+
+
+def test_training_and_evaluation_see_the_mended_records(made):
+    name, json_file, _ = made
+
+    def spoil(document):
+        for number, annotation in enumerate(document["annotations"]):
+            annotation["id"] = number
+            del annotation["area"], annotation["iscrowd"]
+        document["annotations"][0]["bbox"] = [40, 40, 60, 50]
+        document["annotations"][1]["bbox"] = [5, 5, 0, 9]
+
+    edit(json_file, spoil)
+    check(train=[name], test=[name])
+    annotations = DatasetCatalog.get(name)[0]["annotations"]
+    assert [a["bbox"] for a in annotations] == [[40, 40, 24, 24]]
+    truth = ground_truth(name)["annotations"]
+    assert truth[0]["bbox"] == [40, 40, 24, 24] and len(truth) == 7
+    assert perfect_evaluation(name)["AP"] == pytest.approx(100)
+
+
+def test_the_evaluation_of_the_file_itself_would_differ(made):
+    name, json_file, _ = made
+    edit(json_file, lambda d: d["annotations"][0].update(bbox=[40, 40, 90, 90]))
+    check(test=[name])
+    evaluator = FastCOCOEvaluator(json_file=json_file, distributed=False)
+    assert evaluator._truth.annotations[0]["bbox"] == [40, 40, 90, 90]
+    assert FastCOCOEvaluator(name, distributed=False)._truth.annotations[0]["bbox"] == [40, 40, 24, 24]
+
+
+def test_errors_stop_before_training(made):
+    name, json_file, _ = made
+    edit(json_file, lambda d: d["annotations"][2].update(category_id=9))
+    with pytest.raises(UserError, match=r"annotations\[2\].category_id \(id 3\): 9 is not among the categories"):
+        check(train=[name])
+
+
+def test_a_missing_file_says_where_sets_go(tmp_path):
+    register_coco_instances("gone", {}, str(tmp_path / "gone.json"), str(tmp_path))
+    with pytest.raises(UserError, match="gone.json: no such file; wanted by the set gone; .*DETECTRON2_DATASETS"):
+        check(train=["gone"])
+
+
+def test_a_class_count_other_than_the_models_is_an_error(made):
+    with pytest.raises(UserError, match="set MODEL.ROI_HEADS.NUM_CLASSES 2"):
+        check_sets([made[0]], [], num_classes=80, options=CheckOptions())
+
+
+def test_test_categories_must_be_those_of_training(made, tmp_path):
+    json_file, image_root = draw_detection_set(tmp_path / "other", 2)
+    edit(json_file, lambda d: d["categories"][1].update(name="circle"))
+    register_coco_instances(f"other {tmp_path}", {}, str(json_file), str(image_root))
+    with pytest.raises(UserError, match="differs from the training set"):
+        check(train=[made[0]], test=[f"other {tmp_path}"])
+    check(test=[f"other {tmp_path}"])
+
+
+def break_picture(image_root):
+    path = image_root / "0001.png"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+@pytest.mark.parametrize(("level", "stops"), [("full", True), ("auto", True), ("headers", False), ("json", False)])
+def test_levels(made, level, stops):
+    name, _, image_root = made
+    break_picture(image_root)
+    if stops:
+        with pytest.raises(UserError, match=r"0001.png"):
+            check(train=[name], level=level)
+    else:
+        check(train=[name], level=level)
+
+
+def test_headers_see_the_size_and_off_sees_nothing(made, caplog):
+    name, _, image_root = made
+    Image.new("RGB", (5, 5)).save(image_root / "0001.png")
+    with pytest.raises(UserError, match="5x5"):
+        check(train=[name], level="headers")
+    check(train=[name], level="json")
+    with caplog.at_level(logging.WARNING):
+        check(train=[name], level="off")
+    assert "not checked" in caplog.text
+
+
+def test_a_mistyped_level_names_the_nearest():
+    with pytest.raises(UserError, match="did you mean headers"):
+        CheckOptions(level="header")
+
+
+def test_skipping_is_for_training_only(made):
+    name, _, image_root = made
+    break_picture(image_root)
+    check(train=[name], broken_images="skip")
+    assert len(DatasetCatalog.get(name)) == 3
+    with pytest.raises(UserError, match="0001.png"):
+        check(test=[name], broken_images="skip")
+
+
+def test_masks_and_keypoints_come_as_detectron2_reads_them(made):
+    from detectron2.data.datasets import load_coco_json
+
+    name, json_file, image_root = made
+    polygon, runs = [[1, 1, 20, 1, 20, 20]], {"size": [64, 64], "counts": [100, 50, 64 * 64 - 150]}
+
+    def add(document):
+        document["annotations"][0].update(segmentation=polygon, keypoints=[3, 4, 2])
+        document["annotations"][1].update(segmentation=runs, keypoints=[5, 6, 1])
+
+    edit(json_file, add)
+    check(train=[name], masks=True, keypoints=True)
+    assert DatasetCatalog.get(name) == load_coco_json(str(json_file), str(image_root), f"theirs {name}")
+
+
+def of_real_data(tmp_path, json_file, image_root, classes) -> list[str]:
+    config = detection_config(tmp_path, iterations=2, pictures=2)
+    name = f"real {tmp_path}"
+    register = f"[['{name}', '{json_file}', '{image_root}']]"
+    keys = ["DATASETS.REGISTER", register, "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
+    return ["--config-file", str(config), *keys, "MODEL.ROI_HEADS.NUM_CLASSES", str(classes)]
+
+
+def test_bccd_as_published_trains_and_is_evaluated(tmp_path):
+    folder = shared_data("bccd")
+    json_file = folder / "annotations" / "instances_val_with_zero_area_boxes.json"
+    main(of_real_data(tmp_path, json_file, folder / "val", 3))
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "87 pictures, decoding every one" in log and "evaluation uses the records as mended" in log
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["bbox"]["AP"] is not None
+
+
+def test_coco_trains_and_is_evaluated_as_it_is(tmp_path):
+    folder = shared_data("coco_mini")
+    json_file = folder / "annotations" / "instances_val2017.json"
+    main(of_real_data(tmp_path, json_file, folder / "val2017", 80))
+    assert "as mended" not in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_loaders_read_pictures_as_the_check_does(tmp_path):
+    config = detection_config(tmp_path, iterations=2, pictures=4)
+    json_file, image_root = tmp_path / "shapes" / "instances.json", tmp_path / "shapes" / "images"
+    edit(json_file, lambda d: [image.pop("width") and image.pop("height") for image in d["images"]])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 48)).save(image_root / "0004.png", exif=exif)
+    cfg = setup(str(config))
+    from resnext_det.detection.checked_sets import check_sets_from_config
+    from resnext_det.detection.data import register_sets
+
+    register_sets(cfg.DATASETS.REGISTER)
+    check_sets_from_config(cfg, training=True)
+    record = DatasetCatalog.get(cfg.DATASETS.TEST[0])[3]
+    assert (record["width"], record["height"]) == (48, 64)
+    shapes = [tuple(batch[0]["image"].shape) for batch in loader_from_config(cfg, cfg.DATASETS.TEST[0])]
+    assert shapes[3][1] > shapes[3][2]
+    assert len(next(iter(train_loader_from_config(cfg, 0)))) == 2
+
+
+def in_each_process(sets, results):
+    for name, json_file, image_root in sets:
+        register_coco_instances(name, {}, json_file, image_root)
+        try:
+            check(train=[name])
+            results[name, comm.get_rank()] = len(DatasetCatalog.get(name))
+        except UserError as error:
+            results[name, comm.get_rank()] = str(error)
+
+
+@pytest.mark.slow
+def test_with_two_processes_the_first_checks_and_both_stop(tmp_path):
+    sets = [(name, *map(str, draw_detection_set(tmp_path / name, 4))) for name in ("good", "bad")]
+    edit(tmp_path / "bad" / "instances.json", lambda d: d["annotations"][0].update(category_id=9))
+    with mp.Manager() as manager:
+        results = manager.dict()
+        launch(in_each_process, (sets, results), processes=2)
+        assert results["good", 0] == results["good", 1] == 4
+        assert results["bad", 0] == results["bad", 1] and "category_id" in results["bad", 0]
