@@ -17,6 +17,7 @@ from torch import nn
 from ..engine.launch import launch
 from ..engine.trainer import start_log
 from ..errors import UserError
+from .checked_sets import check_sets_from_config
 from .data import known_sets, register_sets, test_loader_from_config
 from .proposals import Proposals, write_proposals
 from .train import load_to_evaluate, setup
@@ -105,6 +106,7 @@ def _run(cfg: CfgNode, names: Sequence[str] | None, folder: str | None, weights_
     names = names or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     known_sets(names, "TRAIN and TEST")
     start_log(cfg.OUTPUT_DIR)
+    check_sets_from_config(cfg, training=True)
     model = build_model(cfg)
     load_to_evaluate(cfg, model, newest=not weights_given)
     dump_proposals(cfg, model, names, folder or os.path.join(cfg.OUTPUT_DIR, "proposals"))
