@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,10 @@ import pytest
 import torch
 from conftest import ROOT, shared_data
 
-from resnext_det import create_model
+from resnext_det import UserError, create_model
+from resnext_det.detection.train import main
 
-X_50 = "configs/detection/coco/X_50_32x4d_C4_1x.yaml"
+X_50 = "configs/detection/coco/X_50_32x4d_C4_1x.yaml"  # relative to the root, as a user writes it
 
 
 def train_net(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
@@ -95,6 +97,12 @@ def test_evaluates_on_real_coco_pictures_with_crowds(pretrained: Path, tmp_path:
     assert 0 <= results["AP"] < 20 and len([key for key in results if key.startswith("AP-")]) == 80
 
 
+@pytest.fixture
+def at_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+@pytest.mark.usefixtures("at_root")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -108,8 +116,11 @@ def test_evaluates_on_real_coco_pictures_with_crowds(pretrained: Path, tmp_path:
         (("--config-file", X_50, "--resume", "--init-from", "x.pth"), "--init-from"),
     ],
 )
-def test_mistakes_are_one_line_and_code_2(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
-    opts = ("MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path))
-    done = train_net(*arguments, *opts, code=2)
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert words in line and "Traceback" not in done.stderr
+def test_mistakes_name_the_key_and_the_fix(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        main([*arguments, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)])
+
+
+def test_a_mistake_is_one_line_on_stderr_and_code_2(tmp_path: Path) -> None:
+    done = train_net("--config-file", X_50, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", tmp_path, code=2)
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "Traceback" not in done.stderr
