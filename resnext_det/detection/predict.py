@@ -31,7 +31,7 @@ from ..reporting.boxes import class_colour, draw_boxes
 from .coco_evaluator import detections_of
 from .config import add_resnext_config
 from .initial_weights import load_initial_weights
-from .optimize import DTYPES, optimize_for_inference
+from .optimize import CHOICES, for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -72,11 +72,10 @@ class Predictor:
         return [detections_of(output["instances"], 0) for output in self._model(inputs)]
 
 
-def load_predictor(cfg: CfgNode, dtype: str = "fp32") -> tuple[Predictor, list[int], list[str]]:
-    """The detector of a config with MODEL.WEIGHTS in it, made fast, its dataset category ids and its class names.
+def load_predictor(cfg: CfgNode) -> tuple[Predictor, list[int], list[str]]:
+    """The detector of a config with MODEL.WEIGHTS in it, its dataset category ids and its class names.
 
-    Args:
-        dtype: of the convolutions, see :func:`~resnext_det.detection.optimize.optimize_for_inference`.
+    MODEL.RESNEXT.INFERENCE_DTYPE says how it is made fast.
 
     Raises:
         UserError: no weights, or weights that do not fit.
@@ -85,7 +84,7 @@ def load_predictor(cfg: CfgNode, dtype: str = "fp32") -> tuple[Predictor, list[i
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, MODEL.WEIGHTS FILE")
     model = build_model(cfg)
     load_initial_weights(cfg, model, allow_new_heads=False)
-    model = optimize_for_inference(model, dtype)
+    model = for_inference(cfg, model)
     sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
     return Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT), *categories_of(cfg)
 
@@ -343,7 +342,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--score-threshold", type=float, default=0.5, help="leave out detections below it")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time")
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="pictures that cannot be read")
-    parser.add_argument("--dtype", choices=list(DTYPES), default="fp32", help="of the convolutions; bf16 is fast")
+    parser.add_argument("--dtype", choices=CHOICES, help="over MODEL.RESNEXT.INFERENCE_DTYPE of the file")
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)
@@ -352,8 +351,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = get_cfg()
     add_resnext_config(cfg)
     load_config(cfg, args.config_file, opts)
+    cfg.MODEL.RESNEXT.INFERENCE_DTYPE = args.dtype or cfg.MODEL.RESNEXT.INFERENCE_DTYPE
     paths = find_inputs(inputs, sys.stdin)
-    predictor, category_ids, class_names = load_predictor(cfg, args.dtype)
+    predictor, category_ids, class_names = load_predictor(cfg)
     writer = Writer(Path(args.output), category_ids, class_names, draw=not args.no_drawings)
     choices = {"batch_size": args.batch_size, "score_threshold": args.score_threshold, "broken": args.broken}
     summary = predict(predictor, paths, writer, **choices, progress=logger.info)
