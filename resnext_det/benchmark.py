@@ -357,6 +357,9 @@ def classify(setting: Setting) -> Result:
     models = {"torchvision fp32": peer, "optimized fp32": optimize_for_inference(ours, "fp32")}
     if setting.bf16:
         models["optimized bf16"] = optimize_for_inference(ours, "bf16")
+    openvino = _openvino(peer, x) if device == "cpu" else None
+    if openvino is not None:
+        models["OpenVINO fp32"] = openvino
     seconds = timed({name: lambda m=model: m(x) for name, model in models.items()}, setting, 7)
     logits = {name: model(x) for name, model in models.items()}
     expected = logits["torchvision fp32"]
@@ -366,7 +369,20 @@ def classify(setting: Setting) -> Result:
         agreement[f"{name} logits, relative"] = relative_error(logits[name], expected)
     per_second = {name: batch / value for name, value in seconds.items()}
     skipped = _not_run(setting, "optimized bf16")
+    if openvino is None:
+        skipped.setdefault("not run", {})["OpenVINO"] = "not run: not installed (pip install openvino), or not a CPU"
     return result(seconds, "torchvision fp32", agreement, images_per_second=per_second, **skipped)
+
+
+def _openvino(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """The model in OpenVINO, in fp32 on as many threads as torch has; None where it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        return None
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(openvino.convert_model(model, example_input=x), "CPU", settings)
+    return lambda batch: torch.from_numpy(compiled(batch.numpy())[0])
 
 
 def roi_align(setting: Setting) -> Result:
