@@ -23,6 +23,7 @@ PRESETS = ("none", "auto")
 def architecture(cfg: CfgNode) -> Metadata:
     """What a checkpoint of this run says of itself: network, norm and picture conventions, class names."""
     keys = cfg.MODEL.RESNETS
+    sets = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
     return {
         "depth": keys.DEPTH,
         "cardinality": keys.NUM_GROUPS,
@@ -34,7 +35,7 @@ def architecture(cfg: CfgNode) -> Metadata:
         "channel_order": cfg.INPUT.FORMAT,
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": list(cfg.MODEL.PIXEL_STD),
-        "class_names": list(MetadataCatalog.get((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0]).get("thing_classes", [])),
+        "class_names": list(sets[0].get("thing_classes", [])) if sets else [],
     }
 
 
