@@ -16,6 +16,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from .benchmarks.evaluate import benchmark_evaluate
 from .errors import UserError
 from .resnext import create_model
 
@@ -377,4 +378,5 @@ BENCHMARKS: dict[str, Callable[[str, bool], Result]] = {
     "c4-memory": c4_memory,
     "classify": classify,
     "roi-align": roi_align,
+    "coco-evaluation": benchmark_evaluate,
 }
