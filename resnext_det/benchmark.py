@@ -16,6 +16,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from .benchmarks.evaluate import benchmark_evaluate
 from .benchmarks.input import input_pipeline
 from .errors import UserError
 from .resnext import create_model
@@ -379,4 +380,5 @@ BENCHMARKS: dict[str, Callable[[str, bool], Result]] = {
     "classify": classify,
     "roi-align": roi_align,
     "input": input_pipeline,
+    "coco-evaluation": benchmark_evaluate,
 }
