@@ -147,11 +147,11 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor, colors: Tensor | None = None) -> Tensor:
         """With ``colors`` (N, 3, 7) of the training transforms, x / 255 is jittered and lit first."""
-        pixels = x.flatten(2).float()  # (N, 3, H W)
+        pixels = x.flatten(2).to(self.mean)  # (N, 3, H W), floating point
         if colors is None:
             flat = torch.addcmul(-self.mean / self.std, pixels, 1 / (255 * self.std))
         else:
-            jitter, of_mean, shift = colors.split([3, 3, 1], dim=2)
+            jitter, of_mean, shift = colors.to(self.mean).split([3, 3, 1], dim=2)
             offset = of_mean @ pixels.mean(2, keepdim=True) / 255 + shift
             flat = torch.baddbmm((offset - self.mean) / self.std, jitter / (255 * self.std), pixels)
         return flat.view(x.shape)

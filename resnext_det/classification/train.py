@@ -84,6 +84,7 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         res2_out_channels=cfg.MODEL.RES2_OUT_CHANNELS,
         stride_in_1x1=cfg.MODEL.STRIDE_IN_1X1,
     )
+    model.recompute = cfg.MODEL.RECOMPUTE
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
 
 
@@ -121,6 +122,11 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: Plan) 
         multiplier: Any = CosineParamScheduler(1, 0)
     else:
         steps = [round(epoch * plan.per_epoch) for epoch in cfg.SOLVER.STEPS]
+        if len({0, *steps, plan.iterations}) < len(steps) + 2:
+            raise UserError(
+                f"SOLVER.STEPS {list(cfg.SOLVER.STEPS)}: fall together in a run of only {plan.iterations} iterations; "
+                "lower SOLVER.IMS_PER_BATCH or set SOLVER.STEPS ()"
+            )
         multiplier = MultiStepParamScheduler(
             [cfg.SOLVER.GAMMA**i for i in range(len(steps) + 1)], milestones=steps, num_updates=plan.iterations
         )

@@ -18,6 +18,7 @@ from ..engine.cli import TRUST_PICKLE
 from ..engine.launch import launch
 from ..engine.trainer import start_log
 from ..errors import UserError
+from .checked_sets import check_sets_from_config
 from .data import known_sets, register_sets, test_loader_from_config
 from .initial_weights import apply_preset
 from .proposals import Proposals, write_proposals
@@ -115,6 +116,7 @@ def _run(
     names = names or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     known_sets(names, "TRAIN and TEST")
     start_log(cfg.OUTPUT_DIR)
+    check_sets_from_config(cfg, training=True)
     cfg = apply_preset(cfg, trust_pickle=trust_pickle)
     model = build_model(cfg)
     load_to_evaluate(cfg, model, newest=not weights_given, trust_pickle=trust_pickle)

@@ -7,6 +7,7 @@ move: fp32 by rounding only; bf16 and fp16 by the precision of the type, see doc
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..resnext import Bottleneck, Stem, Trunk
-from .c4_head import ResNeXtC4ROIHeads, SplitRes5, fold_norm
+from .c4_head import ResNeXtC4ROIHeads, SplitRes5, fold_norm, is_pointwise
+from .roi_align import SparseBins, pool
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHANNELS_LAST = torch.channels_last
 
 
 def optimize_for_inference(model: nn.Module, dtype: str = "fp32", compile: bool = False) -> nn.Module:
@@ -38,8 +41,7 @@ def optimize_for_inference(model: nn.Module, dtype: str = "fp32", compile: bool 
     for module in list(model.modules()):
         if isinstance(module, ResNeXtC4ROIHeads) and module.fast:
             module.optimized = FusedSplitRes5(module.res5, kind, fused)
-            module.res5 = _fuse_stage(module.res5, kind, fused)
-            module.optimized.blocks = module.res5
+            module.res5 = module.optimized.blocks
             device = next(module.box_predictor.parameters()).device
             module.chunk_size = 32 if device.type == "cpu" else 256
         elif isinstance(module, Trunk):
@@ -59,7 +61,9 @@ def optimize_for_inference(model: nn.Module, dtype: str = "fp32", compile: bool 
 class FusedConv(nn.Module):
     """A convolution with its constant norm folded in, optionally a ReLU, optionally added to another tensor.
 
-    On CPUs these are single oneDNN calls with the weight stored as oneDNN wants it; elsewhere plain PyTorch.
+    A 1x1 convolution is a matrix product in channels-last memory and is asked for as one, which adds to the other
+    tensor in place. Others are single oneDNN calls on CPUs, with the weight stored as oneDNN wants it; elsewhere plain
+    PyTorch.
     """
 
     def __init__(
@@ -67,7 +71,9 @@ class FusedConv(nn.Module):
     ) -> None:
         super().__init__()
         weight, bias = fold_norm(conv)
-        self.register_buffer("weight", weight.detach().to(dtype).contiguous(memory_format=torch.channels_last))
+        self.product = is_pointwise(conv)
+        weight = weight.flatten(1).t().contiguous() if self.product else weight.contiguous(memory_format=CHANNELS_LAST)
+        self.register_buffer("weight", weight.detach().to(dtype))
         self.register_buffer("bias", bias.detach().to(dtype))
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.relu, self.out = relu, out
@@ -75,30 +81,38 @@ class FusedConv(nn.Module):
             fused
             and weight.device.type == "cpu"
             and dtype != torch.float16
+            and torch.backends.mkldnn.is_available()
             and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
         )
         self._packed: dict[tuple[int, ...], Tensor] = {}
 
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
-        """(N, C, H, W) -> (N, C', H', W'). ``add`` has that shape, is added before the ReLU and is overwritten."""
-        padding, stride, dilation, groups = self.geometry
-        x = x.to(self.weight.dtype).contiguous(memory_format=torch.channels_last)
-        if self.fused and x.numel():
-            weight, relu = self._weight_for(x), "relu" if self.relu else "none"
-            if add is None:
-                y = torch.ops.mkldnn._convolution_pointwise(
-                    x, weight, self.bias, padding, stride, dilation, groups, relu, [], ""
-                )
-            else:
-                y = torch.ops.mkldnn._convolution_pointwise_.binary(
-                    add, x, weight, self.bias, padding, stride, dilation, groups, "add", 1.0,
-                    "relu" if self.relu else None, [], "",
-                )  # fmt: skip
+        """(N, C, H, W) -> (N, C', H', W'). ``add`` has that shape, is added before the ReLU and may be overwritten."""
+        x = x.to(self.weight.dtype).contiguous(memory_format=CHANNELS_LAST)
+        if self.product:
+            y = self._product(x, add)
+        elif self.fused and add is None and x.numel():
+            padding, stride, dilation, groups = self.geometry
+            y = torch.ops.mkldnn._convolution_pointwise(
+                x, self._weight_for(x), self.bias, padding, stride, dilation, groups,
+                "relu" if self.relu else "none", [], "",
+            )  # fmt: skip
         else:
+            padding, stride, dilation, groups = self.geometry
             y = F.conv2d(x, self.weight, self.bias, stride, padding, dilation, groups)
             y = y if add is None else y.add_(add)
             y = y.relu_() if self.relu else y
         return y if self.out is None else y.to(self.out)
+
+    def _product(self, x: Tensor, add: Tensor | None) -> Tensor:
+        x = x.permute(0, 2, 3, 1)
+        shape = *x.shape[:3], self.weight.shape[1]
+        x = x.reshape(-1, x.shape[3])
+        if add is None:
+            y = torch.addmm(self.bias, x, self.weight)
+        else:
+            y = add.permute(0, 2, 3, 1).reshape(-1, shape[3]).add_(self.bias).addmm_(x, self.weight)
+        return (y.relu_() if self.relu else y).view(shape).permute(0, 3, 1, 2)
 
     def _weight_for(self, x: Tensor) -> Tensor:
         # oneDNN's layout depends on the sizes it is prepared for. Only a few sizes are kept: pictures vary.
@@ -114,7 +128,7 @@ class FusedConv(nn.Module):
 
 
 class FusedBottleneck(nn.Module):
-    """:class:`~resnext_det.resnext.Bottleneck` from :class:`FusedConv`: four calls, no separate adds and ReLUs.
+    """:class:`~resnext_det.resnext.Bottleneck` from :class:`FusedConv`: no separate norms and few separate additions.
 
     ``overwrite`` lets it write its sum over its input: right behind another block of its stage, whose result nobody
     else reads.
@@ -152,30 +166,29 @@ class FusedSplitRes5(SplitRes5):
     """:class:`SplitRes5` of a fused stage: the map's convolutions without shift, the regions' fused."""
 
     def __init__(self, res5: nn.Sequential, dtype: torch.dtype, fused: bool) -> None:
-        first = res5[0]
-        self.strides = first.conv1.stride[0], first.shortcut.stride[0]
-        self._weights, self._shifts = [], []
-        for conv in (first.conv1, first.shortcut):
-            weight, bias = fold_norm(conv)
-            self._weights.append(weight.detach().to(dtype).contiguous(memory_format=torch.channels_last))
-            self._shifts.append(bias.detach().to(dtype)[:, None, None])
-        self.blocks: nn.Sequential  # the fused stage, set by its owner
+        super().__init__(res5)
+        self.blocks = _fuse_stage(res5, dtype, fused)
 
     def on_map(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        x = features.to(self._weights[0].dtype).contiguous(memory_format=torch.channels_last)
-        y, side = (F.conv2d(x, weight).permute(0, 2, 3, 1).contiguous() for weight in self._weights)
-        return y, side
-
-    def rest(self, y: Tensor, side: Tensor) -> Tensor:
         first = self.blocks[0]
-        y = first.conv2(y.add_(self._shifts[0]).relu_())
-        y = first.conv3(y, add=side.add_(self._shifts[1]))
-        for block in self.blocks[1:]:
+        x = features.to(first.conv1.weight.dtype).permute(0, 2, 3, 1).contiguous()
+        return x @ _matrix(first.conv1), x @ _matrix(first.shortcut)
+
+    def of_regions(self, maps: Sequence[Tensor], bins: Sequence[SparseBins]) -> Tensor:
+        first, *others = self.blocks
+        y = first.conv2(pool(maps[0], bins[0], first.conv1.bias, relu=True).permute(0, 3, 1, 2))
+        y = first.conv3(y, add=pool(maps[1], bins[1], first.shortcut.bias).permute(0, 3, 1, 2))
+        for block in others:
             y = block(y)
         return y
 
     def whole(self, x: Tensor) -> Tensor:
         return self.blocks(x)
+
+
+def _matrix(conv: FusedConv) -> Tensor:
+    """(C, C') of a 1x1 convolution of any stride."""
+    return conv.weight if conv.product else conv.weight.flatten(1).t()
 
 
 def _fuse_stage(stage: nn.Sequential, dtype: torch.dtype, fused: bool) -> nn.Sequential:

@@ -26,6 +26,7 @@ from ..engine.trainer import Trainer, choose_seed, standard_hooks, start_log, we
 from ..errors import UserError
 from .checked_sets import check_sets_from_config
 from .config import add_resnext_config
+from .config_check import check_config
 from .data import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
 from .evaluate import evaluate_model, validation_loss
 from .hooks import BestCheckpointer, EarlyStop, Evaluations, WeightAverage
@@ -73,13 +74,12 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool = False)
         The last evaluation, ``{"bbox": {"AP": ..., "AP50": ...}}``, or by set where DATASETS.TEST has several; it is
         also in ``OUTPUT_DIR/results.json``.
     """
+    check_config(cfg, eval_only=eval_only, resume=resume)
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     register_sets(cfg.DATASETS.REGISTER)
     known_sets(cfg.DATASETS.TEST, "TEST")
     if not eval_only:
         known_sets(cfg.DATASETS.TRAIN, "TRAIN")
-    elif not cfg.MODEL.WEIGHTS and not resume:
-        raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
     start_log(cfg.OUTPUT_DIR)
     cfg = apply_preset(cfg, trust_pickle=trust_pickle)
     if comm.is_main_process():

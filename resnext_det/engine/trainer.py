@@ -104,9 +104,10 @@ class Trainer(SimpleTrainer):
                         self.after_step()
                 self.iter += 1
             except BaseException as error:
-                cause = cause_of(error)
-                expected = isinstance(cause, UserError | RunFailed | Stopped | KeyboardInterrupt)
-                logger.error("%s", cause, exc_info=None if expected else error)
+                if isinstance(error, Exception):
+                    cause = cause_of(error)
+                    known = isinstance(cause, UserError | RunFailed | Stopped)
+                    logger.error("%s", cause, exc_info=None if known else error)
                 for hook in self._hooks:  # what was measured so far is written down; nothing is evaluated
                     if isinstance(hook, hooks.PeriodicWriter):
                         hook.after_train()
