@@ -16,6 +16,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
+from .benchmarks.evaluate import benchmark_evaluate
+from .benchmarks.input import input_pipeline
 from .errors import UserError
 from .resnext import create_model
 
@@ -377,4 +379,6 @@ BENCHMARKS: dict[str, Callable[[str, bool], Result]] = {
     "c4-memory": c4_memory,
     "classify": classify,
     "roi-align": roi_align,
+    "input": input_pipeline,
+    "coco-evaluation": benchmark_evaluate,
 }

@@ -16,6 +16,7 @@ COMMANDS = {
     "check": ("resnext_det.detection.dataset_check.command", "check a data set in COCO's format"),
     "evaluate": ("resnext_det.coco_eval", "COCO metrics of a result file"),
     "convert": ("resnext_det.weights.command", "convert weights from and to torchvision, timm and detectron2"),
+    "export": ("resnext_det.detection.export_command", "write a C4 detector as ONNX and torch.export"),
     "analyze": ("resnext_det.analysis", "shapes, parameters and multiply-adds of a network"),
     "benchmark": ("resnext_det.benchmarks.command", "measure this package against its peers"),
     "curves": ("resnext_det.reporting.curves", "draw the training curves of runs"),

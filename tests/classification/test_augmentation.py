@@ -7,7 +7,6 @@ import io
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
@@ -15,14 +14,13 @@ from torchvision.transforms.v2.functional import adjust_brightness, adjust_contr
 from resnext_det.classification.augmentation import (
     LIGHTING_EIGENVALUES,
     LIGHTING_EIGENVECTORS,
-    NO_JITTER,
+    SAME_COLORS,
     CenterCrop,
     CifarTraining,
     ImageNetTraining,
     Normalize,
     Sample,
-    color_jitter,
-    lighting_shift,
+    draw_colors,
     to_tensor,
 )
 from resnext_det.classification.evaluate import evaluate, hits, restrict
@@ -39,7 +37,7 @@ def test_random_crop_equals_torchvision() -> None:
     torch.manual_seed(3)
     theirs = to_tensor(v2.RandomResizedCrop(32, (0.3, 0.6), antialias=True)(image))
     assert (ours.int() - theirs.int()).abs().max() <= 1
-    assert label == 5 and torch.equal(colors, F.pad(NO_JITTER, (0, 1)))
+    assert label == 5 and torch.equal(colors[1:], SAME_COLORS[1:])
 
 
 def test_large_jpeg_is_decoded_small_and_looks_the_same() -> None:
@@ -57,37 +55,37 @@ def test_large_jpeg_is_decoded_small_and_looks_the_same() -> None:
     assert (crops[0] - crops[1]).abs().mean() < 3
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_color_jitter_equals_its_steps_one_by_one(seed: int) -> None:
-    """Against torchvision's functions for brightness, contrast and saturation, on colours that none of them clips."""
-    image = torch.randint(90, 130, (3, 8, 9), dtype=torch.uint8)
-    torch.manual_seed(seed)
-    change = color_jitter(0.4)
-    torch.manual_seed(seed)
-    expected = image / 255
-    for kind in torch.randperm(3).tolist():
-        step = (adjust_brightness, adjust_contrast, adjust_saturation)[kind]
-        expected = step(expected, 1 + 0.4 * (2 * torch.rand(()).item() - 1))
-    ours = Normalize((0.0,) * 3, (1.0,) * 3)(image[None], F.pad(change, (0, 1))[None])[0]
-    torch.testing.assert_close(ours, expected, rtol=0, atol=3e-4)  # torchvision's grey weights have four digits
+def test_colors_equal_their_steps_one_by_one() -> None:
+    """Against torchvision's brightness, contrast and saturation, on colours that none of them clips, for all orders."""
+    images = torch.randint(90, 130, (20, 3, 8, 9), dtype=torch.uint8)
+    draws = torch.stack([draw_colors(0.4, 0.1) for _ in images])
+    assert len({tuple(draw[0].tolist()) for draw in draws}) == 6
+    ours = Normalize((0.0,) * 3, (1.0,) * 3)(images, draws)
+    for image, (kinds, factors, weights), changed in zip(images, draws, ours, strict=True):
+        expected = image / 255
+        for kind, factor in zip(kinds.tolist(), factors.tolist(), strict=True):
+            expected = (adjust_brightness, adjust_contrast, adjust_saturation)[int(kind)](expected, factor)
+        lighting = sum(
+            weights[i] * LIGHTING_EIGENVALUES[i] * torch.tensor(LIGHTING_EIGENVECTORS)[:, i] for i in range(3)
+        )
+        expected = expected + lighting[:, None, None]
+        torch.testing.assert_close(changed, expected, rtol=0, atol=3e-4)  # torchvision's grey weights have four digits
 
 
-def test_lighting_is_a_weighted_sum_of_the_principal_colours() -> None:
-    torch.manual_seed(1)
-    alpha = 0.1 * torch.randn(3)
-    expected = sum(alpha[i] * LIGHTING_EIGENVALUES[i] * np.array(LIGHTING_EIGENVECTORS)[:, i] for i in range(3))
-    torch.manual_seed(1)
-    np.testing.assert_allclose(lighting_shift(0.1), expected, rtol=1e-6)
+def test_draws_have_the_recipes_ranges() -> None:
+    draws = torch.stack([draw_colors(0.4, 0.1) for _ in range(2000)])
+    assert 0.6 <= draws[:, 1].min() < 0.61 and 1.39 < draws[:, 1].max() <= 1.4
+    assert draws[:, 2].std().item() == pytest.approx(0.1, rel=0.05) and abs(draws[:, 2].mean().item()) < 0.01
+    assert torch.equal(draw_colors(0.0, 0.0)[1:], SAME_COLORS[1:])
 
 
 def test_normalisation() -> None:
-    image, shift = to_tensor(picture()), torch.tensor([0.1, 0.0, -0.1])
+    image = to_tensor(picture())
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    lit = Normalize(mean, std)(image[None], torch.cat([NO_JITTER, shift[:, None]], 1)[None])[0]
-    plain = Normalize(mean, std)(image[None])[0]
-    for c in range(3):
-        torch.testing.assert_close(lit[c], (image[c] / 255 + shift[c] - mean[c]) / std[c])
-        torch.testing.assert_close(plain[c], (image[c] / 255 - mean[c]) / std[c])
+    normalize = Normalize(mean, std)
+    for ours in (normalize(image[None])[0], normalize(image[None], SAME_COLORS[None])[0]):
+        for c in range(3):
+            torch.testing.assert_close(ours[c], (image[c] / 255 - mean[c]) / std[c])
 
 
 def test_cifar_crop_is_a_window_of_the_padded_picture() -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import nn
 
 from resnext_det import UserError, create_model
-from resnext_det.classification.augmentation import NO_JITTER, Normalize
+from resnext_det.classification.augmentation import SAME_COLORS, Normalize
 from resnext_det.classification.command import main
 from resnext_det.classification.config import get_config
 from resnext_det.classification.data import ImageFolder
@@ -115,7 +115,7 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
 def test_accumulated_parts_equal_the_whole_batch() -> None:
     """With norms that know no batch; batch norm takes each part's own statistics, as it does each process's."""
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-    colors = torch.nn.functional.pad(NO_JITTER, (0, 1)).expand(8, 3, 7)
+    colors = SAME_COLORS.expand(8, 3, 3)
     batch = [images, torch.arange(8) % 3, colors]
     weights = []
     for parts in (1, 2, 4):

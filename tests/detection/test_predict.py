@@ -161,7 +161,7 @@ def test_command_line(tmp_path, monkeypatch):
     Image.fromarray(picture()).save(tmp_path / "a.png")
 
     def load(cfg, dtype, trust_pickle):
-        assert dtype == "bf16"
+        assert dtype == "bf16" and not trust_pickle
         assert cfg.MODEL.WEIGHTS == "w.pth"
         detector = Predictor(WhiteRectangle(), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=1000)
         return detector, *module.categories_of(cfg)
