@@ -303,7 +303,7 @@ def _evaluate_category(
         table.dataset = {"images": image_records, "annotations": records, "categories": [{"id": 1, "name": "1"}]}
         table.createIndex()
         tables.append(table)
-    evaluation = COCOeval_faster(*tables, iou_type, print_function=logger.debug)
+    evaluation = COCOeval_faster(*tables, iou_type, print_function=lambda *_: None)
     evaluation.params.imgIds, evaluation.params.catIds = images, [1]
     evaluation.params.maxDets = limits
     if iou_type == "keypoints":

@@ -13,6 +13,13 @@ class UserError(ValueError):
     """
 
 
+class RunFailed(RuntimeError):
+    """The machine failed, not the user: a process of the run died. The message is one line with the cause.
+
+    The command-line tools print it without a traceback and leave with exit code 1.
+    """
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """``"; did you mean X?"`` for the word nearest to ``word``, or an empty string when none is near."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)

@@ -26,22 +26,34 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        _sync_folder(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The file is on the disk; so must be its name, or a power cut leaves the old one."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write ``value`` as JSON, atomically. NaN and infinities, which JSON does not know, become null."""
     with atomic_write(path) as file:
-        json.dump(_finite(value), file, indent=2)
+        json.dump(finite(value), file, indent=2)
         file.write("\n")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """``value`` as JSON can hold it: numpy and torch scalars become numbers, NaN and infinities None."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     if hasattr(value, "item"):  # numpy and torch scalars
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

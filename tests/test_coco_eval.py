@@ -227,3 +227,9 @@ def test_evaluation_needs_no_detectron2():
         "assert not [name for name in sys.modules if name.startswith('detectron2.')]"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_benchmark_compares_equal_numbers():
+    from resnext_det.benchmarks.evaluate import benchmark_evaluate
+
+    assert benchmark_evaluate(quick=True)["agreement"] == {"all twelve numbers equal": 1.0}

@@ -17,6 +17,7 @@ def get_config() -> CN:
     cfg = CN()
     cfg.OUTPUT_DIR = "output/pretrain"
     cfg.SEED = 0  # of weights, data order and augmentation; negative for a random one
+    cfg.DETERMINISTIC = False  # equal bits on the same machine; slower, see docs/training_safety.md
     cfg.VERSION = 2  # of detectron2's key names; load_config refuses other files
 
     cfg.MODEL = CN()

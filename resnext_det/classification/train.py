@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..engine.checkpoint import RunCheckpointer, read_run_checkpoint
+from ..engine.determinism import make_deterministic
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     PRECISIONS,
@@ -208,6 +209,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     Returns:
         {"top1_error", "top5_error"} in percent, of the averaged weights where SOLVER.EMA_DECAY is set.
     """
+    make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     start_log(cfg.OUTPUT_DIR)
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))

@@ -1,6 +1,11 @@
 """ResNeXt in detectron2: importing this package registers the backbones and the C4 head."""
 
-from .backbone import ResNeXtBackbone, build_resnext_backbone, build_resnext_fpn_backbone
+from .backbone import (
+    ResNeXtBackbone,
+    build_resnext_backbone,
+    build_resnext_fpn_backbone,
+    build_retinanet_resnext_fpn_backbone,
+)
 from .c4_head import ResNeXtC4ROIHeads
 from .config import add_resnext_config
 
@@ -10,4 +15,5 @@ __all__ = [
     "add_resnext_config",
     "build_resnext_backbone",
     "build_resnext_fpn_backbone",
+    "build_retinanet_resnext_fpn_backbone",
 ]

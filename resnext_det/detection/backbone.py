@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import BACKBONE_REGISTRY, Backbone
+from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P7
 from torch import nn
 
 from ..errors import UserError
@@ -115,15 +116,32 @@ def build_resnext_backbone(cfg, input_shape: ShapeSpec) -> ResNeXtBackbone:
 
 
 @BACKBONE_REGISTRY.register()
-def build_resnext_fpn_backbone(cfg, input_shape: ShapeSpec) -> Backbone:
+def build_resnext_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
     """The backbone under a feature pyramid (``MODEL.FPN.*``), with a max-pooled P6 as in detectron2's ResNet-FPN."""
-    from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool
+    return _pyramid(cfg, build_resnext_backbone(cfg, input_shape), LastLevelMaxPool())
 
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_resnext_fpn_backbone(cfg, input_shape: ShapeSpec) -> FPN:
+    """The same with P6 and P7 convolved from res5, as RetinaNet and FCOS want it."""
+    backbone = build_resnext_backbone(cfg, input_shape)
+    if "res5" not in backbone.out_features:
+        raise UserError(f"MODEL.RESNETS.OUT_FEATURES is {list(backbone.out_features)}: P6 is made from res5; add it")
+    return _pyramid(cfg, backbone, LastLevelP6P7(backbone.channels["res5"], cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+def _pyramid(cfg, backbone: ResNeXtBackbone, top_block: nn.Module) -> FPN:
+    missing = [name for name in cfg.MODEL.FPN.IN_FEATURES if name not in backbone.out_features]
+    if missing or not cfg.MODEL.FPN.IN_FEATURES:
+        raise UserError(
+            f"MODEL.FPN.IN_FEATURES is {list(cfg.MODEL.FPN.IN_FEATURES)} and MODEL.RESNETS.OUT_FEATURES "
+            f"{list(backbone.out_features)}: the pyramid can only take what the backbone returns"
+        )
     return FPN(
-        bottom_up=build_resnext_backbone(cfg, input_shape),
+        bottom_up=backbone,
         in_features=cfg.MODEL.FPN.IN_FEATURES,
         out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
         norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
+        top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )

@@ -6,7 +6,6 @@ import contextlib
 import io
 import logging
 import os
-import pickle
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,21 +16,23 @@ from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_dict
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import _evaluate_box_proposals
-from detectron2.structures import Boxes, BoxMode, Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from pycocotools import mask as mask_tools
 from pycocotools.coco import COCO
 
 from ..coco import Detections, GroundTruth, listed, read_ground_truth
-from ..coco_eval import SCORE_THRESHOLD, evaluate, log_reasons
+from ..coco_eval import SCORE_THRESHOLD, Evaluation, evaluate, log_reasons
 from ..errors import UserError
-from ..files import atomic_write
+from ..reporting.report import write_report
 from .checked_sets import ground_truth
+from .proposals import write_proposals
 
 logger = logging.getLogger(__name__)
 
 DETECTIONS_FILE = "coco_instances_results.json"
+REPORT_FILE = "report.html"
 PROPOSALS_FILE = "box_proposals.pkl"
 PROPOSAL_LIMITS = (100, 1000)
 PROPOSAL_AREAS = {"all": "", "small": "s", "medium": "m", "large": "l"}
@@ -60,6 +61,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
         max_dets_per_image: int = 100,
         kpt_oks_sigmas: Sequence[float] = (),
         score_threshold: float | None = None,
+        report: bool = False,
     ):
         """
         Args:
@@ -74,18 +76,22 @@ class FastCOCOEvaluator(DatasetEvaluator):
             max_dets_per_image: COCO's limit per image and category for AP; keypoints keep COCO's 20.
             kpt_oks_sigmas: as ``TEST.KEYPOINT_OKS_SIGMAS``; COCO's by default.
             score_threshold: ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` of the model, to warn when it costs AP.
+            report: write ``report.html`` about the boxes into ``output_dir``.
 
         Raises:
             UserError: unknown set, or unusable annotations.
         """
         if (dataset_name is None) == (json_file is None):
             raise UserError("evaluator: give a dataset_name or a json_file, one of them")
+        self._name = str(dataset_name or json_file)
         self._json: str | os.PathLike | Mapping
+        self._image_root: str | None = None
         if dataset_name is None:
             self._json = json_file
         else:
             metadata = MetadataCatalog.get(dataset_name)
             self._json = ground_truth(dataset_name) or convert_to_coco_dict(dataset_name)
+            self._image_root = metadata.get("image_root")
             category_ids = category_ids or metadata.get("thing_dataset_id_to_contiguous_id")
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._tasks = None if tasks is None else tuple(tasks)
@@ -93,6 +99,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
         self._limits = (1, 10, max_dets_per_image)
         self._kpt_oks_sigmas = tuple(kpt_oks_sigmas)
         self._score_threshold = score_threshold
+        self._report = report
         self._truth: GroundTruth | None = None
         if not distributed or comm.is_main_process():  # mistakes show before hours of inference; the rest need no copy
             self._truth = read_ground_truth(self._json, with_masks="segm" in (self._tasks or ()))
@@ -194,14 +201,21 @@ class FastCOCOEvaluator(DatasetEvaluator):
             total = {name: value for name, value in results[task].items() if "-" not in name}
             logger.info("Evaluation of %s:\n%s", task, create_small_table(total))
             log_reasons(evaluation, len(detections))
+            if task == "bbox" and self._report and self._output_dir is not None:
+                self._write_report(truth, detections, evaluation)
+
+    def _write_report(self, truth: GroundTruth, detections: Detections, evaluation: Evaluation) -> None:
+        path = self._output_dir / REPORT_FILE
+        try:
+            write_report(path, truth, detections, evaluation, image_root=self._image_root, title=self._name)
+            logger.info("report with curves and pictures: %s", path)
+        except Exception:  # the numbers of a long evaluation are worth more than the page about them
+            logger.exception("%s could not be written", path)
 
     def _evaluate_proposals(self, proposals: list[tuple[int, np.ndarray, np.ndarray]], results: dict) -> None:
         """Average recall of class-agnostic boxes, by detectron2's own function."""
         if self._output_dir is not None:
-            ids, boxes, logits = (list(column) for column in zip(*proposals, strict=True))
-            content = {"boxes": boxes, "objectness_logits": logits, "ids": ids, "bbox_mode": BoxMode.XYXY_ABS.value}
-            with atomic_write(self._output_dir / PROPOSALS_FILE, "wb") as file:
-                pickle.dump(content, file)
+            write_proposals(self._output_dir / PROPOSALS_FILE, *zip(*proposals, strict=True))
         if self._truth.annotations is None:
             logger.warning("%s has no annotations: proposals are saved, AR is not computed.", self._truth.source)
             return

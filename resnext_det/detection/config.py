@@ -9,6 +9,8 @@ from .images import MAX_MEGAPIXELS
 
 def add_resnext_config(cfg: CfgNode) -> None:
     """Add this package's keys, each with its default, to a detectron2 config. Safe to call twice."""
+    # Equal bits on the same machine, together with SEED; slower, see docs/training_safety.md.
+    cfg.setdefault("DETERMINISTIC", False)
     # A user's own COCO-format sets: a list of [name, json_file, image_root]; the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])
     # How much of every COCO-format set is checked before a run: full (each picture decoded), headers (each picture's
@@ -24,6 +26,27 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.DATASETS.setdefault("DROP_UNUSED_ROOT", False)
     # Added to the variance in every batch norm. It belongs to the weights; 1e-5 is PyTorch's and detectron2's.
     cfg.MODEL.RESNETS.setdefault("NORM_EPS", 1e-5)
+    # What MAX_ITER, STEPS, CHECKPOINT_PERIOD and TEST.EVAL_PERIOD count: iterations, or epochs of the training set.
+    cfg.SOLVER.setdefault("UNIT", "iterations")
+    # The batch that BASE_LR and the iterations are meant for; another IMS_PER_BATCH scales the rate linearly and the
+    # iterations inversely, so that as many pictures are seen. 0 takes them as they stand.
+    cfg.SOLVER.setdefault("REFERENCE_BATCH", 0)
+    # Forward passes in one step, each of IMS_PER_BATCH / ACCUMULATE pictures, for small memories.
+    cfg.SOLVER.setdefault("ACCUMULATE", 1)
+    # fp32, bf16 or fp16; SOLVER.AMP.ENABLED, detectron2's key, is the same as fp16.
+    cfg.SOLVER.setdefault("PRECISION", "fp32")
+    # Decay of an average of the weights, which is then evaluated, and saved beside them; 0 keeps none.
+    cfg.SOLVER.setdefault("EMA_DECAY", 0.0)
+    # Checkpoints to keep besides the last and the best; 0 keeps all.
+    cfg.SOLVER.setdefault("KEEP_CHECKPOINTS", 0)
+    # The metric (AP, AP50, ...) by which model_best.pth is chosen and training stopped; empty for neither.
+    cfg.TEST.setdefault("BEST_METRIC", "AP")
+    # Stop after so many periodic evaluations without a better BEST_METRIC; 0 never stops.
+    cfg.TEST.setdefault("PATIENCE", 0)
+    # Compute the training losses on DATASETS.TEST with every evaluation of a training run.
+    cfg.TEST.setdefault("VALIDATION_LOSS", False)
+    # Write an HTML page about every evaluation of boxes.
+    cfg.TEST.setdefault("REPORT", True)
     # Parts of the detector, or prefixes of names, that start anew where MODEL.WEIGHTS lacks them or has another shape.
     cfg.MODEL.setdefault("ALLOW_MISSING", [])
     # auto: FORMAT, PIXEL_MEAN, PIXEL_STD, STRIDE_IN_1X1 and NORM_EPS are those that belong to MODEL.WEIGHTS.
@@ -37,3 +60,6 @@ def add_resnext_config(cfg: CfgNode) -> None:
         cfg.MODEL.RESNEXT.C4_CHUNK_SIZE = 32
         # Compute each chunk again in the backward pass instead of keeping it: about a third of the memory.
         cfg.MODEL.RESNEXT.C4_RECOMPUTE = False
+        # How evaluation and prediction run: fp32, bf16 or fp16 on an optimised copy of the model, auto for what the
+        # hardware is good at, off for the layers of training as they are.
+        cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "auto"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from detectron2.data import (
     DatasetCatalog,
@@ -19,7 +19,9 @@ from torch.utils.data import DataLoader
 
 from ..engine.sampler import SeededDataset, TrainingBatches
 from ..errors import UserError, nearest
+from .dataset_check import read_json
 from .mapper import CheckedDatasetMapper
+from .proposals import attach_proposals
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +84,22 @@ def load_dicts(
     Raises:
         UserError: missing file, another number of classes, nothing left.
     """
-    try:
-        dicts = get_detection_dataset_dicts(
-            list(names), filter_empty=filter_empty, min_keypoints=min_keypoints, proposal_files=proposal_files
+
+    def load(chosen: Sequence[str]) -> list[dict]:
+        return get_detection_dataset_dicts(list(chosen), filter_empty=filter_empty, min_keypoints=min_keypoints)
+
+    if proposal_files is not None and len(proposal_files) != len(names):
+        raise UserError(
+            f"DATASETS.PROPOSAL_FILES_TRAIN and _TEST: {len(proposal_files)} files for {len(names)} sets "
+            f"({', '.join(names)}); give one for each, tools/dump_proposals.py writes them"
         )
+    try:
+        if proposal_files is None:
+            dicts = load(names)
+        else:  # set by set: image ids of two sets may be the same
+            dicts = [
+                d for n, file in zip(names, proposal_files, strict=True) for d in attach_proposals(load([n]), file)
+            ]
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename}: no such file, wanted by the set {', '.join(names)}; datasets/README.md shows what goes "
@@ -103,85 +117,155 @@ def load_dicts(
     return dicts
 
 
-def train_loader(
-    dicts: list[dict],
-    mapper: Callable[[dict], dict | None],
-    *,
-    total_batch_size: int,
-    seed: int,
-    start_batch: int = 0,
-    group_by_orientation: bool = True,
-    num_workers: int = 0,
-) -> Iterable[list[dict]]:
-    """Endless batches for this process, in an order that ``seed`` decides and that resumes at ``start_batch``.
+class TrainingLoader:
+    """Endless batches for one process, in an order that ``seed`` decides and that resumes at ``start_batch``.
 
     Args:
         dicts: of :func:`load_dicts`.
         mapper: dataset dict -> what the model takes (image (3, H, W), instances), or None to leave the picture out.
         total_batch_size: pictures per step over all processes.
         group_by_orientation: keep portrait and landscape pictures in separate batches, which saves padding.
+        rank, world_size: this process among those of the run.
+        sets: names of the sets that ``dicts`` are from, for :meth:`describe`.
 
     Raises:
         UserError: the batch cannot be shared evenly.
     """
-    world_size = comm.get_world_size()
-    if total_batch_size < 1 or total_batch_size % world_size:
-        raise UserError(f"SOLVER.IMS_PER_BATCH is {total_batch_size}: {world_size} processes cannot share it evenly")
-    batch_size = total_batch_size // world_size
-    orientation = [int(d["width"] > d["height"]) for d in dicts]
-    batches = TrainingBatches(
-        len(dicts),
-        batch_size,
-        seed,
-        rank=comm.get_rank(),
-        world_size=world_size,
-        start_batch=start_batch,
-        groups=orientation if group_by_orientation and batch_size > 1 and len(set(orientation)) > 1 else None,
-    )
-    return DataLoader(
-        SeededDataset(DatasetFromList(dicts, copy=False), mapper, seed),
-        batch_sampler=batches,
-        num_workers=num_workers,
-        collate_fn=list,
-        persistent_workers=num_workers > 0,
-    )
 
+    def __init__(
+        self,
+        dicts: list[dict],
+        mapper: Callable[[dict], dict | None],
+        *,
+        total_batch_size: int,
+        seed: int,
+        start_batch: int = 0,
+        group_by_orientation: bool = True,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        sets: Sequence[str] = (),
+    ) -> None:
+        if total_batch_size < 1 or total_batch_size % world_size:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}: {world_size} processes cannot share it evenly"
+            )
+        self.dicts, self.start_batch, self.num_workers = DatasetFromList(dicts, copy=False), start_batch, num_workers
+        self.dataset, self.sets = SeededDataset(self.dicts, mapper, seed), tuple(sets)
+        self._order = {"batch_size": total_batch_size // world_size, "seed": seed}
+        self._order |= {"rank": rank, "world_size": world_size}
+        orientation = [int(d["width"] > d["height"]) for d in dicts]
+        if group_by_orientation and total_batch_size > world_size and len(set(orientation)) > 1:
+            self._order["groups"] = orientation
 
-def train_loader_from_config(cfg, seed: int, start_batch: int = 0) -> Iterable[list[dict]]:
-    """:func:`train_loader` as DATASETS, DATALOADER, INPUT and SOLVER say."""
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN}: only TrainingSampler can resume at the very "
-            "next batch, and it is the one used here"
+    def _batches(self, start: int) -> TrainingBatches:
+        return TrainingBatches(len(self.dicts), start_batch=start, **self._order)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=self._batches(self.start_batch),
+                num_workers=self.num_workers,
+                collate_fn=list,
+                persistent_workers=self.num_workers > 0,
+            )
         )
-    dicts = load_dicts(
+
+    def describe(self, batch: int) -> list[dict]:
+        """What is in batch number ``batch`` of the run: place in the order, file, image id, annotation ids."""
+        places = next(iter(self._batches(batch)))
+        samples = [{"position": position, "index": index, **self.dicts[index]} for position, index in places]
+        ids = annotation_ids(self.sets, {sample["file_name"] for sample in samples})
+        return [
+            {key: sample.get(key) for key in ("position", "index", "file_name", "image_id")}
+            | {"annotation_ids": ids.get(sample["file_name"])}
+            for sample in samples
+        ]
+
+
+def annotation_ids(sets: Sequence[str], files: Collection[str]) -> dict[str, list]:
+    """{picture: ids of its annotations} from the JSON files of ``sets``, as far as these can be read."""
+    found: dict[str, list] = {}
+    for name in sets:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("json_file") is None:
+            continue
+        try:
+            document = read_json(metadata.json_file)
+            paths = {i["id"]: os.path.join(metadata.image_root, i["file_name"]) for i in document["images"]}
+            found |= {path: [] for path in paths.values() if path in files}
+            for annotation in document.get("annotations", ()):
+                if paths.get(annotation["image_id"]) in files:
+                    found[paths[annotation["image_id"]]].append(annotation.get("id"))
+        except (UserError, KeyError, TypeError) as error:
+            logger.warning("%s: no annotation ids: %s", name, error)
+    return found
+
+
+def train_dicts_from_config(cfg) -> list[dict]:
+    """The dataset dicts of DATASETS.TRAIN, with their proposals where MODEL.LOAD_PROPOSALS asks for them."""
+    return load_dicts(
         cfg.DATASETS.TRAIN,
         num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
-    return train_loader(
-        dicts,
+
+
+def train_loader_from_config(
+    cfg,
+    seed: int,
+    start_iteration: int = 0,
+    dicts: list[dict] | None = None,
+    *,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> TrainingLoader:
+    """:class:`TrainingLoader` as DATASETS, DATALOADER, INPUT and SOLVER say.
+
+    Args:
+        start_iteration: optimiser steps already made, each of SOLVER.ACCUMULATE batches.
+        dicts: of :func:`train_dicts_from_config`, where they are there already.
+        rank, world_size: of another process than this one, to look at what it reads.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN}: only TrainingSampler can resume at the very "
+            "next batch, and it is the one used here"
+        )
+    return TrainingLoader(
+        train_dicts_from_config(cfg) if dicts is None else dicts,
         mapper_from_config(cfg, is_train=True),
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH,
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE,
         seed=seed,
-        start_batch=start_batch,
+        start_batch=start_iteration * cfg.SOLVER.ACCUMULATE,
         group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=comm.get_rank() if rank is None else rank,
+        world_size=comm.get_world_size() if world_size is None else world_size,
+        sets=cfg.DATASETS.TRAIN,
     )
 
 
 def test_loader_from_config(cfg, name: str) -> Iterable[list[dict]]:
     """The pictures of the set ``name``, one by one, read by the same rules as in training."""
-    return build_detection_test_loader(cfg, name, mapper=mapper_from_config(cfg, is_train=False))
+    files = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        known = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
+        files = [known[name]] if name in known else []
+    dicts = load_dicts([name], num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, filter_empty=False, proposal_files=files)
+    mapper = mapper_from_config(cfg, is_train=False)
+    return build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
 
 
-def mapper_from_config(cfg, *, is_train: bool) -> CheckedDatasetMapper:
-    """The mapper as INPUT and DATASETS say."""
+def mapper_from_config(cfg, *, is_train: bool, **instead) -> CheckedDatasetMapper:
+    """The mapper as INPUT and DATASETS say; ``instead`` holds arguments that stand in for those of the config."""
     return CheckedDatasetMapper(
         cfg,
         is_train=is_train,
         max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS,
         broken_images=cfg.DATASETS.BROKEN_IMAGES,
+        **instead,
     )

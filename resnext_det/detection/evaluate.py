@@ -2,30 +2,136 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
+import torch
 from detectron2.config import CfgNode
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.data import build_detection_test_loader
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.evaluation import inference_on_dataset
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
 from torch import nn
 
+from ..engine.sampler import seed_everything
+from ..errors import UserError
 from ..files import write_json
-from .data import test_loader_from_config
+from .coco_evaluator import FastCOCOEvaluator
+from .data import load_dicts, mapper_from_config, test_loader_from_config
+from .optimize import for_inference
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.json"
 
 
 def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict]:
     """Run ``model`` over every set of DATASETS.TEST and write ``OUTPUT_DIR/results.json``.
 
+    ``OUTPUT_DIR/inference/NAME`` gets the detections in COCO's form and, with TEST.REPORT, ``report.html``. With
+    TEST.AUG.ENABLED every picture is seen at the sizes of TEST.AUG, and mirrored. A set without annotations is
+    predicted and saved, and rated by nobody.
+
     Returns:
-        ``{"bbox": {"AP": ..., "AP50": ...}}`` in percent, by set where there are several.
+        ``{"bbox": {"AP": ..., "AP50": ...}}`` in percent, by set where there are several; empty on other processes
+        than the first.
     """
+    model = for_inference(cfg, model)
+    judged = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
     results = {}
     for name in cfg.DATASETS.TEST:
-        folder = os.path.join(cfg.OUTPUT_DIR, "inference", name)
-        evaluator = COCOEvaluator(name, output_dir=folder, use_fast_impl=False)
-        results[name] = inference_on_dataset(model, test_loader_from_config(cfg, name), evaluator)
+        evaluator = FastCOCOEvaluator(
+            name,
+            os.path.join(cfg.OUTPUT_DIR, "inference", name.replace(os.sep, "_")),
+            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+            score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+            report=cfg.TEST.REPORT,
+        )
+        results[name] = inference_on_dataset(judged, test_loader_from_config(cfg, name), evaluator)
+    if not comm.is_main_process():
+        return {}
+    for name, found in results.items():
+        for task in sorted(found):
+            log_paper_view(name, task, found[task])
     if len(results) == 1:
         (results,) = results.values()
-    if comm.is_main_process():
-        write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
+    path = os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE)
+    write_json(path, results)
+    logger.info("all numbers are in %s", path)
     return results
+
+
+def log_paper_view(name: str, task: str, metrics: dict[str, float]) -> None:
+    """One line with the two numbers of the paper's Table 8, or with the recall of proposals."""
+    if "AP50" in metrics:
+        logger.info("%s, %s: AP@0.5 / AP %.1f / %.1f", name, task, metrics["AP50"], metrics["AP"])
+    else:
+        recall = ", ".join(f"{key} {metrics[key]:.1f}" for key in ("AR@100", "AR@1000") if key in metrics)
+        logger.info("%s, %s: %s", name, task, recall)
+
+
+def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRCNNWithTTA:
+    """detectron2's multi-scale and flip test of a Faster R-CNN, as TEST.AUG says.
+
+    Raises:
+        UserError: a model or setting that it does not know.
+    """
+    if cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" or cfg.MODEL.LOAD_PROPOSALS or cfg.MODEL.KEYPOINT_ON:
+        raise UserError(
+            "TEST.AUG.ENABLED: test-time augmentation needs MODEL.META_ARCHITECTURE GeneralizedRCNN with proposals of "
+            "its own and no keypoints; set TEST.AUG.ENABLED False"
+        )
+    return GeneralizedRCNNWithTTA(cfg, model)
+
+
+def validation_loss(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+    """The losses of training on the pictures of DATASETS.TEST, resized as in testing, in all processes together.
+
+    Which proposals are sampled is the same in every call. Batch norms keep their statistics.
+
+    Returns:
+        {"loss_cls", ..., "total_loss"}, means over the pictures; empty on other processes than the first.
+    """
+    dicts = load_dicts(
+        cfg.DATASETS.TEST,
+        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        filter_empty=False,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    mapper = mapper_from_config(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
+    loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    parts = comm.gather(_summed_losses(model, loader))
+    pictures = sum(number for number, _ in parts)
+    losses = {name: sum(sums[name] for _, sums in parts) / pictures for name in (parts[0][1] if parts else ())}
+    return {**losses, "total_loss": sum(losses.values())} if losses else {}
+
+
+def _summed_losses(model: nn.Module, loader: Iterable[list[dict]]) -> tuple[int, dict[str, float]]:
+    """(pictures, {loss: its sum over them}) of this process."""
+    pictures, sums = 0, {}
+    with torch.no_grad(), training_losses(model), EventStorage():
+        for batch in loader:
+            seed_everything((pictures,))
+            for name, loss in model(batch).items():
+                sums[name] = sums.get(name, 0.0) + loss.item() * len(batch)
+            pictures += len(batch)
+    return pictures, sums
+
+
+@contextmanager
+def training_losses(model: nn.Module) -> Iterator[None]:
+    """The model gives losses, as in training, and its batch norms still use what they know."""
+    before = {module: module.training for module in model.modules()}
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    try:
+        yield
+    finally:
+        for module, training in before.items():
+            module.training = training

@@ -4,37 +4,49 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
-from detectron2.engine import hooks
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.cli import parse_training_arguments
 from ..engine.config import load_config
+from ..engine.determinism import make_deterministic
 from ..engine.launch import launch
+from ..engine.sampler import seed_everything
 from ..engine.trainer import Trainer, choose_seed, standard_hooks, start_log, weak, wrap_distributed, writers
 from ..errors import UserError
 from .checked_sets import check_sets_from_config
 from .config import add_resnext_config
-from .data import known_sets, register_sets, train_loader_from_config
-from .evaluate import evaluate_model
-from .initial_weights import architecture, load_initial_weights
+from .config_check import check_config
+from .data import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
+from .evaluate import evaluate_model, validation_loss
+from .hooks import BestCheckpointer, EarlyStop, Evaluations, WeightAverage
+from .initial_weights import apply_preset, architecture, check_against_config, load_initial_weights
+from .replay import replay
+from .solver import precision_of, resolve_schedule
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: parse the flags, read the config, run in as many processes as asked for."""
-    args = parse_training_arguments("Train and evaluate a detector.", argv)
+    args = parse_training_arguments("Train and evaluate a detector.", argv, replay=True)
     cfg = setup(args.config_file, args.opts)
+    if args.replay:
+        replay(cfg, args.replay)
+        return
     launch(
         run,
-        (cfg, args.resume, args.eval_only),
+        (cfg, args.resume, args.eval_only, args.trust_pickle),
         processes=args.num_gpus,
         machines=args.num_machines,
         machine_rank=args.machine_rank,
@@ -52,26 +64,30 @@ def setup(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
-def run(cfg: CfgNode, resume: bool, eval_only: bool) -> dict[str, dict]:
+def run(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool = False) -> dict[str, dict]:
     """One process of a run: evaluate MODEL.WEIGHTS, or train and then evaluate.
+
+    Args:
+        trust_pickle: also open a MODEL.WEIGHTS that may run code.
 
     Returns:
         The last evaluation, ``{"bbox": {"AP": ..., "AP50": ...}}``, or by set where DATASETS.TEST has several; it is
         also in ``OUTPUT_DIR/results.json``.
     """
+    check_config(cfg, eval_only=eval_only, resume=resume)
+    make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     register_sets(cfg.DATASETS.REGISTER)
     known_sets(cfg.DATASETS.TEST, "TEST")
     if not eval_only:
         known_sets(cfg.DATASETS.TRAIN, "TRAIN")
-    elif not cfg.MODEL.WEIGHTS and not resume:
-        raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
     start_log(cfg.OUTPUT_DIR)
+    cfg = apply_preset(cfg, trust_pickle=trust_pickle)
     if comm.is_main_process():
         _log_run(cfg)
     check_sets_from_config(cfg, training=not eval_only)
     if eval_only:
-        return _evaluate_only(cfg, resume)
-    return _train(cfg, resume)
+        return _evaluate_only(cfg, resume, trust_pickle)
+    return _train(cfg, resume, trust_pickle)
 
 
 def _log_run(cfg: CfgNode) -> None:
@@ -86,46 +102,100 @@ def _log_run(cfg: CfgNode) -> None:
     logger.info("the whole config is in %s", path)
 
 
-def _evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, dict]:
+def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pickle: bool = False) -> None:
+    """Load trained weights: MODEL.WEIGHTS, or the newest checkpoint of OUTPUT_DIR (with EMA_DECAY its average).
+
+    Raises:
+        UserError: none there, or they do not fit.
+    """
+    if not newest:
+        load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
+        return
+    average = AveragedModel(model, use_buffers=True) if cfg.SOLVER.EMA_DECAY else None
+    saved = {} if average is None else {"model_ema": average}
+    if RunCheckpointer(model, cfg.OUTPUT_DIR, {}, **saved).resume(partial(check_against_config, cfg)) is None:
+        raise UserError(f"{cfg.OUTPUT_DIR} holds no checkpoint: give the weights to evaluate, MODEL.WEIGHTS FILE")
+    if average is not None:
+        model.load_state_dict(average.module.state_dict())
+        logger.info("evaluating model_ema, the average of the weights")
+
+
+def _evaluate_only(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
     model = build_model(cfg)
-    if resume:
-        if RunCheckpointer(model, cfg.OUTPUT_DIR, {}).resume() is None:
-            raise UserError(f"--eval-only --resume: {cfg.OUTPUT_DIR} holds no checkpoint; give MODEL.WEIGHTS FILE")
-    else:
-        load_initial_weights(cfg, model, allow_new_heads=False)
+    load_to_evaluate(cfg, model, newest=resume, trust_pickle=trust_pickle)
     return evaluate_model(cfg, model)
 
 
-def _train(cfg: CfgNode, resume: bool) -> dict[str, dict]:
+def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
+    dicts = train_dicts_from_config(cfg)
+    cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
+    seed_everything((seed,))  # of the weights that start anew
     model = build_model(cfg)
     optimizer = build_optimizer(cfg, model)
     scheduler = build_lr_scheduler(cfg, optimizer)
-    wrapped = wrap_distributed(model)
-    trainer = Trainer(wrapped, optimizer, seed=seed, precision="fp16" if cfg.SOLVER.AMP.ENABLED else "fp32")
-    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, architecture(cfg), trainer=weak(trainer))
+    trainer = Trainer(
+        wrap_distributed(model),
+        optimizer,
+        seed=seed,
+        precision=precision_of(cfg),
+        accumulate=cfg.SOLVER.ACCUMULATE,
+    )
+    saved: dict[str, Any] = {"trainer": weak(trainer)}
+    judged = model
+    if cfg.SOLVER.EMA_DECAY:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.SOLVER.EMA_DECAY), use_buffers=True)
+        saved["model_ema"], judged = average, average.module
+        trainer.register_hooks([WeightAverage(average, model)])
+    facts = architecture(cfg)
+    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
+    best = BestCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
     results: dict[str, dict] = {}
 
     def evaluate() -> dict[str, dict]:
         results.clear()
-        results.update(evaluate_model(cfg, model))
+        results.update(evaluate_model(cfg, judged))
+        if cfg.TEST.VALIDATION_LOSS:
+            results.update(_named("validation_loss", validation_loss(cfg, judged)))
         model.train()
         return results
 
+    evaluations = Evaluations(
+        evaluate,
+        cfg.TEST.EVAL_PERIOD,
+        cfg.OUTPUT_DIR,
+        metric=cfg.TEST.BEST_METRIC,
+        save_best=lambda done: best.save("model_best", iteration=done - 1),
+        patience=cfg.TEST.PATIENCE,
+    )
     trainer.register_hooks(
         [
-            *standard_hooks(optimizer, scheduler, checkpointer, checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD),
-            hooks.EvalHook(cfg.TEST.EVAL_PERIOD, evaluate),
+            *standard_hooks(
+                optimizer,
+                scheduler,
+                checkpointer,
+                checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+                keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS or None,
+            ),
+            evaluations,
             *writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER),
         ]
     )
-    last = checkpointer.resume() if resume else None
+    last = checkpointer.resume(partial(check_against_config, cfg)) if resume else None
     if last is None:
         if resume:
             logger.info("--resume: %s holds no checkpoint yet, so this is a new run", cfg.OUTPUT_DIR)
-        load_initial_weights(cfg, model)
+        load_initial_weights(cfg, model, trust_pickle=trust_pickle)
     start = 0 if last is None else last + 1
-    trainer.set_data_loader(train_loader_from_config(cfg, trainer.seed, start))
+    trainer.set_data_loader(train_loader_from_config(cfg, trainer.seed, start, dicts))
     logger.info("training from iteration %d to %d, seed %d", start, cfg.SOLVER.MAX_ITER, trainer.seed)
-    trainer.train(start, cfg.SOLVER.MAX_ITER)
+    try:
+        trainer.train(start, cfg.SOLVER.MAX_ITER)
+    except EarlyStop:
+        if comm.is_main_process():
+            checkpointer.save("model_final", iteration=trainer.iter)
     return results
+
+
+def _named(name: str, values: dict) -> dict[str, dict]:
+    return {name: values} if values else {}

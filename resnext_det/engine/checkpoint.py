@@ -1,17 +1,22 @@
-"""Checkpoints of a run: written whole or not at all, read as plain tensors, resumed from the newest whole one."""
+"""Checkpoints of a run: written whole or not at all, sealed with a checksum, resumed from the newest whole one.
+
+A checkpoint is a zip archive, as torch writes it; the SHA-256 of all of it stands in the archive's comment, at the very
+end. torch itself does not notice bits that have changed in a file.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import logging
 import os
-import pickle
 import re
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+from detectron2.utils import comm
 from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
@@ -22,6 +27,8 @@ from ..weights import LoadReport
 logger = logging.getLogger(__name__)
 
 LAST = "last_checkpoint"  # detectron2's name for the file that names the newest checkpoint
+SEAL = b"sha256:"
+_DIGEST = 64  # letters
 
 
 class RunCheckpointer(Checkpointer):
@@ -29,6 +36,7 @@ class RunCheckpointer(Checkpointer):
 
     A file holds ``{"model", "trainer", "iteration", "metadata"}``: tensors and plain values only, so reading one
     can run no code. It replaces an older file of the same name only when it is on the disk; a full disk loses nothing.
+    What an earlier run has left in the folder is set aside, never overwritten (:meth:`set_aside`).
 
     Args:
         model: or the DistributedDataParallel that wraps it.
@@ -48,12 +56,16 @@ class RunCheckpointer(Checkpointer):
             data[key] = value.state_dict()
         path = Path(self.save_dir) / f"{name}.pth"
         try:
-            with atomic_write(path, "wb") as file:
+            with atomic_write(path, "w+b") as file:
                 torch.save(data, file)
+                seal(file)
             self.tag_last_checkpoint(path.name)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            cause = error if isinstance(error, OSError) else error.__context__  # torch hides the former
+            if not isinstance(cause, OSError):
+                raise
             raise UserError(
-                f"{path}: cannot be written: {error}; free some space and continue with --resume; "
+                f"{path}: cannot be written: {cause}; free some space and continue with --resume; "
                 "earlier checkpoints are whole"
             ) from error
         logger.info("saved %s", path)
@@ -63,7 +75,7 @@ class RunCheckpointer(Checkpointer):
             file.write(last_filename_basename)
 
     def resume(self, check: Callable[[Mapping[str, Any], str], None] | None = None) -> int | None:
-        """Load the newest whole checkpoint of the folder into the model and every checkpointable.
+        """Load the newest whole checkpoint of the folder into the model and every checkpointable, in every process.
 
         Args:
             check: told the metadata of the file and its name; raises UserError where they contradict this run.
@@ -72,32 +84,70 @@ class RunCheckpointer(Checkpointer):
             The iteration it was saved after; None where the folder has no checkpoint.
 
         Raises:
-            UserError: there are checkpoints, and none can be read or fits the model.
+            UserError: there are checkpoints, and none can be read or fits the model; or processes found different ones.
         """
+        path, data = self._newest_whole()
+        found = comm.all_gather(None if data is None else data["iteration"])
+        if len(set(found)) > 1:
+            raise UserError(
+                f"{self.save_dir}: the processes find different newest checkpoints (iterations "
+                f"{', '.join(map(str, found))}); every machine must see the same OUTPUT_DIR"
+            )
+        if data is None:
+            return None
+        if check is not None:
+            check(data.get("metadata", {}), str(path))
+        _load_exactly(self.model, data["model"], path)
+        for key, value in self.checkpointables.items():
+            if key not in data:
+                raise UserError(f"{path}: holds no {key}; resume with the config the run began with")
+            value.load_state_dict(data[key])
+        report = LoadReport.complete(data["model"])
+        logger.info("resumed from %s: %s; %s", path, report, ", ".join(self.checkpointables) or "nothing else")
+        return data["iteration"]
+
+    def set_aside(self) -> None:
+        """Move the checkpoints of an earlier run into a folder ``earlier_run_N``, so that a new run starts clean."""
+        folder = Path(self.save_dir)
+        old = [*folder.glob("model_*.pth"), *folder.glob(LAST)]
+        if not old:
+            return
+        target = next(t for n in itertools.count(1) if not (t := folder / f"earlier_run_{n}").exists())
+        target.mkdir()
+        for path in old:
+            os.replace(path, target / path.name)
+        logger.warning(
+            "%s held %d checkpoints of an earlier run; they are in %s now (--resume would have gone on with it)",
+            folder,
+            len(old) - any(path.name == LAST for path in old),
+            target,
+        )
+
+    def periodic_checkpoints(self) -> list[str]:
+        """The files ``model_NNNNNNN.pth`` of the folder, oldest first."""
+        return sorted(str(path) for path in Path(self.save_dir).glob("model_*.pth") if path.stem[6:].isdigit())
+
+    def remove_parts(self) -> None:
+        """Delete what a run that was killed while it wrote has left."""
+        for part in Path(self.save_dir).glob(".model_*.part"):
+            part.unlink(missing_ok=True)
+
+    def _newest_whole(self) -> tuple[Path, dict] | tuple[None, None]:
         candidates = self._newest_first()
         for path in candidates:
             try:
-                data = read_run_checkpoint(path)
+                return path, read_run_checkpoint(path)
             except UserError as error:
                 logger.warning("%s; trying the one before", error)
-                continue
-            if check is not None:
-                check(data.get("metadata", {}), str(path))
-            _load_exactly(self.model, data["model"], path)
-            for key, value in self.checkpointables.items():
-                value.load_state_dict(data[key])
-            report = LoadReport.complete(data["model"])
-            logger.info("resumed from %s: %s; %s", path, report, ", ".join(self.checkpointables) or "nothing else")
-            return data["iteration"]
         if candidates:
             raise UserError(
                 f"{self.save_dir}: none of its {len(candidates)} checkpoints can be read; start without --resume"
             )
-        return None
+        return None, None
 
     def _newest_first(self) -> list[Path]:
         folder = Path(self.save_dir)
-        files = sorted(folder.glob("model_*.pth"), key=_iteration_in_name, reverse=True)
+        files = sorted(folder.glob("model_*.pth"), key=_iteration, reverse=True)
         named = self.get_checkpoint_file() if self.has_checkpoint() else ""
         if named:
             named = Path(named)
@@ -105,26 +155,76 @@ class RunCheckpointer(Checkpointer):
                 files.remove(named)
                 files.insert(0, named)
             else:
-                logger.warning("%s names %s, which is not there", folder / LAST, named.name)
+                logger.warning(
+                    "%s names %s, which is not there; trying the newest of the others", folder / LAST, named.name
+                )
         return files
 
 
-def _iteration_in_name(path: Path) -> tuple[int, float]:
+def _iteration(path: Path) -> int:
+    """From the name, or for ``model_final`` and the like from inside; -1 where that cannot be read."""
     number = re.search(r"(\d+)", path.stem)
-    return (int(number[1]) if number else -1, os.path.getmtime(path))
+    if number:
+        return int(number[1])
+    try:
+        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])
+    except Exception:  # torch raises many kinds; resuming will say what is wrong with the file
+        return -1
+
+
+def seal(file: IO[bytes]) -> None:
+    """Write the checksum of the zip archive in ``file``, open for reading and writing, into its comment."""
+    file.flush()
+    end = file.seek(-2, os.SEEK_END)
+    if file.read(2) != b"\0\0":
+        raise RuntimeError("the archive has a comment already")
+    comment = SEAL + _digest(file, end)
+    file.seek(end)
+    file.write(len(comment).to_bytes(2, "little") + comment)
+
+
+def seal_holds(path: str | os.PathLike) -> bool | None:
+    """Whether the file is as it was sealed; None for one without a seal."""
+    length = len(SEAL) + _DIGEST
+    with open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size < length + 2:
+            return None
+        file.seek(size - length)
+        comment = file.read()
+        if not comment.startswith(SEAL):
+            return None
+        return comment == SEAL + _digest(file, size - length - 2)
+
+
+def _digest(file: IO[bytes], end: int) -> bytes:
+    """SHA-256 of the first ``end`` bytes, in letters."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while end:
+        chunk = file.read(min(end, 1 << 22))
+        digest.update(chunk)
+        end -= len(chunk)
+        if not chunk:
+            break
+    return digest.hexdigest().encode("ascii")
 
 
 def read_run_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     """Read a file that :class:`RunCheckpointer` wrote, on the CPU, without running any code from it.
 
     Raises:
-        UserError: missing, torn or foreign file.
+        UserError: missing, torn, changed or foreign file.
     """
     try:
+        if seal_holds(path) is False:
+            raise UserError(f"{path}: damaged (its checksum does not match)")
         data = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (RuntimeError, OSError, EOFError, ValueError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except Exception as error:  # torch raises many kinds for torn and foreign files
         raise UserError(f"{path}: torn or not a checkpoint ({type(error).__name__})") from error
     if not isinstance(data, dict) or "model" not in data or "iteration" not in data:
         raise UserError(f"{path}: holds weights but no training state; give it to --init-from instead of --resume")

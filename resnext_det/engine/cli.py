@@ -7,41 +7,69 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from ..errors import UserError
+from ..errors import RunFailed, UserError
+from .causes import cause_of
+from .signals import Stopped
 
 EXIT_OK = 0
+EXIT_FAILED = 1
+"""A process of the run died (or a bug of ours, with a traceback)."""
 EXIT_USER_ERROR = 2
 """Something the user can mend; argparse leaves with the same code."""
+EXIT_STOPPED = 75
+"""Stopped by a signal, everything saved: the same command with --resume goes on. (EX_TEMPFAIL of sysexits.h.)"""
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, as a shell reports it."""
+
+TRUST_PICKLE = "open weights even if that can run code from them"
+"""Help of the flag --trust-pickle, which every tool that opens weights has."""
 
 
 def run(main: Callable[[], object]) -> None:
-    """Call ``main`` as a command: a :class:`UserError` becomes one line on stderr and exit code 2, no traceback."""
+    """Call ``main`` as a command: what ends it with a known cause becomes one line on stderr and an exit code."""
     try:
         main()
-    except UserError as error:
-        exit_with(error)
-    except KeyboardInterrupt:
-        sys.exit(130)  # the shell's code for Ctrl-C
     except BrokenPipeError:  # the reader of our output, such as `head`, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (Exception, KeyboardInterrupt) as error:
+        cause = cause_of(error)
+        code = exit_code(cause)
+        if code is None:
+            raise
+        exit_with(cause, code)
 
 
-def exit_with(error: UserError) -> None:
-    """Print the error on one line and leave with exit code 2."""
-    print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
-    sys.exit(EXIT_USER_ERROR)
+def exit_code(error: BaseException) -> int | None:
+    """The exit code of an error that needs no traceback; None for one that does."""
+    if isinstance(error, UserError):
+        return EXIT_USER_ERROR
+    if isinstance(error, Stopped):
+        return EXIT_STOPPED
+    if isinstance(error, RunFailed):
+        return EXIT_FAILED
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    return None
 
 
-def training_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with detectron2's flags, shared by ``train_net.py`` and ``pretrain.py``."""
+def exit_with(error: BaseException, code: int = EXIT_USER_ERROR) -> None:
+    """Print the error on one line and leave."""
+    text = " ".join(str(error).split())
+    if text:
+        print(text if isinstance(error, Stopped) else f"error: {text}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def training_parser(description: str, replay: bool = False) -> argparse.ArgumentParser:
+    """A parser with detectron2's flags, shared by ``train_net.py`` and ``pretrain.py``; ``replay`` adds that flag."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="YAML: a path, or one of the package's own"
-    )
+    parser.add_argument("--config-file", metavar="FILE", help="YAML: a path, or one of the package's own")
+    if replay:
+        parser.add_argument("--replay", metavar="DUMP", help="run the step again that wrote OUTPUT_DIR/dump_NNNNNNN")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--init-from", metavar="FILE", help="start a new run from these weights (MODEL.WEIGHTS)")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    parser.add_argument("--trust-pickle", action="store_true", help="open weights even if that can run code from them")
+    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine: one per GPU, or on the CPU")
     parser.add_argument("--num-machines", type=int, default=1, help="machines in this run")
     parser.add_argument("--machine-rank", type=int, default=0, help="which of them this is, from 0")
@@ -50,13 +78,22 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def parse_training_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+def parse_training_arguments(
+    description: str, argv: Sequence[str] | None = None, *, replay: bool = False
+) -> argparse.Namespace:
     """Parse ``argv`` with :func:`training_parser` and turn ``--init-from`` into its key.
 
+    With ``--replay`` the configuration is the dump's own if no other is given.
+
     Raises:
-        UserError: flags that contradict each other.
+        UserError: flags that contradict each other, or no configuration.
     """
-    args = training_parser(description).parse_args(argv)
+    args = training_parser(description, replay).parse_args(argv)
+    if not args.config_file and replay and args.replay:
+        folder = args.replay if os.path.isdir(args.replay) else os.path.dirname(args.replay)
+        args.config_file = os.path.join(folder, "config.yaml")
+    if not args.config_file:
+        raise UserError("--config-file is missing: give a YAML configuration, such as one of configs/")
     if args.resume and args.init_from:
         raise UserError("--resume goes on with a run and --init-from starts a new one: give one of them")
     if args.init_from:

@@ -6,12 +6,19 @@ Every process that trains belongs to a torch.distributed group: NCCL on GPUs, gl
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -20,10 +27,14 @@ import torch.multiprocessing as mp
 from detectron2.utils import comm
 
 from .. import compat
-from ..errors import UserError
-from .cli import exit_with
+from ..errors import RunFailed, UserError
+from .causes import cause_of
+from .cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, exit_code
+from .signals import Stopped, on_stopping_signals
 
 TIMEOUT = timedelta(minutes=30)
+GRACE = 10.0
+"""Seconds that processes get to end by themselves once one has failed, and again after SIGTERM."""
 Decision = TypeVar("Decision")
 
 
@@ -61,6 +72,8 @@ def launch(
 
     Raises:
         UserError: fewer GPUs than processes, or no meeting point for several machines.
+        RunFailed: a process that was started here was killed, or failed.
+        Stopped: they have saved their state after a signal.
     """
     place = _place_from_torchrun(os.environ) or _place_from_slurm(os.environ)
     if place is not None:
@@ -75,13 +88,68 @@ def launch(
     if device.startswith("cuda") and processes > torch.cuda.device_count():
         raise UserError(f"--num-gpus {processes}: this machine has {torch.cuda.device_count()}")
     places = [Place(machine_rank * processes + local, world_size, local, processes, url) for local in range(processes)]
-    try:
-        mp.start_processes(_worker, nprocs=processes, args=(places, device, main, args), start_method="spawn")
-    except mp.ProcessExitedException as error:
-        if error.exit_code >= 0:  # the worker has already said why
-            sys.exit(error.exit_code)
-        raise
+    with tempfile.TemporaryDirectory(prefix="resnext_det_") as last_words:
+        started = mp.start_processes(
+            _worker, nprocs=processes, args=(places, device, main, args, last_words), start_method="spawn", join=False
+        )
+        codes = _supervise(started.processes)
+        if any(codes):
+            raise _cause(codes, Path(last_words))
     return None
+
+
+def _supervise(processes: Sequence[BaseProcess]) -> list[int]:
+    """Wait for the processes, pass stopping signals on to them, and end all when one fails; returns their exit codes.
+
+    torch's own waiting hangs on a process that stays in a collective operation and so ignores SIGTERM.
+    """
+
+    def pass_on(number: int, frame: object) -> None:
+        for process in processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+    with on_stopping_signals(pass_on):
+        try:
+            while all(process.exitcode in (None, 0) for process in processes):
+                running = [process.sentinel for process in processes if process.exitcode is None]
+                if not running:
+                    break
+                connection.wait(running)
+            _wait(processes, GRACE)  # the others notice by themselves
+            codes = [process.exitcode for process in processes]
+        finally:
+            for end in ("terminate", "kill"):
+                for process in processes:
+                    if process.is_alive():
+                        getattr(process, end)()
+                _wait(processes, GRACE)
+    return [code or 0 for code in codes]  # None: had to be ended
+
+
+def _wait(processes: Sequence[BaseProcess], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+
+
+def _cause(codes: Sequence[int], last_words: Path) -> BaseException:
+    """What ended the run: a killed process before a user's mistake, and that before what it did to the others."""
+    for rank, code in enumerate(codes):
+        if code < 0:
+            hint = "; too little memory is the usual cause" if code == -signal.SIGKILL else ""
+            return RunFailed(
+                f"process {rank} of {len(codes)} was ended by {signal.Signals(-code).name}{hint}; the others were "
+                "ended; continue with --resume"
+            )
+    for code, kind in ((EXIT_USER_ERROR, UserError), (EXIT_STOPPED, Stopped), (EXIT_FAILED, RunFailed)):
+        ranks = [rank for rank in range(len(codes)) if codes[rank] == code]
+        for path in (last_words / str(rank) for rank in ranks):
+            if path.exists():
+                return kind(path.read_text(encoding="utf-8"))
+        if ranks:
+            return kind(f"process {ranks[0]} of {len(codes)} failed; its message stands above")
+    return KeyboardInterrupt() if EXIT_INTERRUPTED in codes else SystemExit(max(codes))
 
 
 def free_port() -> int:
@@ -112,13 +180,16 @@ def decided_by_main(decide: Callable[[], Decision]) -> Decision:
     return box[0]
 
 
-def _worker(local_rank: int, places: list[Place], device: str, main: Callable, args: tuple) -> None:
+def _worker(local_rank: int, places: list[Place], device: str, main: Callable, args: tuple, last_words: str) -> None:
     try:
         _join(places[local_rank], device, main, args)
-    except UserError as error:
-        if local_rank == 0:
-            exit_with(error)
-        sys.exit(2)
+    except (Exception, KeyboardInterrupt) as error:
+        code = exit_code(error)
+        if code is None:
+            traceback.print_exc()
+            sys.exit(EXIT_FAILED)
+        (Path(last_words) / str(local_rank)).write_text(str(error), encoding="utf-8")
+        sys.exit(code)
 
 
 def _join(place: Place, device: str, main: Callable, args: tuple) -> object:
@@ -136,6 +207,11 @@ def _join(place: Place, device: str, main: Callable, args: tuple) -> object:
         compat.create_local_process_group(place.local_size)
         dist.barrier()
         return main(*args)
+    except Exception as error:  # its cause is known only while the group is there
+        cause = cause_of(error)
+        if cause is error:
+            raise
+        raise cause from error
     finally:
         dist.destroy_process_group()
         compat.forget_local_process_group()

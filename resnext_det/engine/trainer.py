@@ -4,28 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from signal import Signals
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from fvcore.common.checkpoint import PeriodicCheckpointer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import UserError
+from ..errors import RunFailed, UserError
+from .causes import cause_of
 from .checkpoint import RunCheckpointer
+from .dump import dump_folder, summary, write_dump
 from .sampler import seed_everything
+from .signals import Stopped, StopRequest, on_stopping_signals
 
 logger = logging.getLogger(__name__)
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+LOSS_LIMIT = 1e5
+"""No loss of a network that learns comes near it; frozen batch norm on wrong weights gives 1e10 in the first step."""
+
+REASONS = (
+    "",
+    "the loss is not finite",
+    f"the loss is above {LOSS_LIMIT:g}",
+    "the gradients are not finite",
+)
 
 
 class Trainer(SimpleTrainer):
@@ -33,6 +49,9 @@ class Trainer(SimpleTrainer):
 
     The random choices of step i (which proposals are sampled, ...) depend on (seed, i, rank) alone, so a resumed run
     repeats an uninterrupted one without saving any generator's state.
+
+    A loss or gradient that is not finite, and a loss above :data:`LOSS_LIMIT`, end the run in every process before the
+    weights are touched; so do stopping signals, after the step. :class:`Safety` writes the dump and the checkpoint.
 
     Args:
         model: in train mode returns {name: scalar loss} or one scalar loss for a batch.
@@ -54,35 +73,105 @@ class Trainer(SimpleTrainer):
         if precision not in PRECISIONS:
             raise UserError(f"precision {precision!r}: choose from {', '.join(PRECISIONS)}")
         super().__init__(model, (), optimizer)  # the data comes by `set_data_loader`
-        self.seed, self.accumulate = seed, accumulate
-        self.device_type = next(model.parameters()).device.type
+        self.seed, self.accumulate, self.precision = seed, accumulate, precision
+        self.device = next(model.parameters()).device
         self.autocast_dtype = PRECISIONS[precision]
-        self.scaler = torch.amp.GradScaler(self.device_type, enabled=precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.stop_request, self.stop_signal = StopRequest(), 0
+        self.on_bad_step: Callable[[str, list[dict[str, torch.Tensor]]], str] | None = None
 
     def set_data_loader(self, data_loader: Iterable) -> None:
         """Read batches from ``data_loader`` from now on: where to begin is known only once a checkpoint was read."""
         self.data_loader = data_loader
         self._batches = iter(data_loader)
 
+    def train(self, start_iter: int, max_iter: int) -> None:
+        """The loop.
+
+        Raises:
+            UserError: unusable data, a loss that is not finite, a full disk.
+            Stopped: a signal came, and the state is saved.
+        """
+        self.iter = self.start_iter = start_iter
+        self.max_iter = max_iter
+        with EventStorage(start_iter) as self.storage:
+            try:
+                with on_stopping_signals(self.stop_request):
+                    self.before_train()
+                    for self.iter in range(start_iter, max_iter):
+                        self.before_step()
+                        self.run_step()
+                        self.after_step()
+                self.iter += 1
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    cause = cause_of(error)
+                    known = isinstance(cause, UserError | RunFailed | Stopped)
+                    logger.error("%s", cause, exc_info=None if known else error)
+                for hook in self._hooks:  # what was measured so far is written down; nothing is evaluated
+                    if isinstance(hook, hooks.PeriodicWriter):
+                        hook.after_train()
+                raise
+            self.after_train()
+
     def run_step(self) -> None:
+        parts, data_time = self.losses_and_gradients(self.iter, comm.get_rank())
+        losses = {name: sum(part[name].detach() for part in parts) / self.accumulate for name in parts[0]}
+        reason, self.stop_signal = self._agree(self._wrong_with(losses))
+        if reason:
+            text = f"{reason} at iteration {self.iter}"
+            raise UserError(self.on_bad_step(text, parts) if self.on_bad_step else text)
+        self._write_metrics(losses, data_time)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+
+    def losses_and_gradients(self, iteration: int, rank: int) -> tuple[list[dict[str, torch.Tensor]], float]:
+        """The step up to its gradients: the losses of each of its parts, and the seconds spent waiting for data."""
         self.optimizer.zero_grad()
-        losses: dict[str, torch.Tensor] = {}
+        parts: list[dict[str, torch.Tensor]] = []
         data_time = 0.0
         for part in range(self.accumulate):
             start = time.perf_counter()
             data = next(self._batches)
             data_time += time.perf_counter() - start
-            seed_everything((self.seed, self.iter, part, comm.get_rank()))
+            seed_everything((self.seed, iteration, part, rank))
             with self._gradient_exchange(last=part == self.accumulate - 1):
-                with torch.autocast(self.device_type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
+                with torch.autocast(self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
                     out = self.model(data)
                 out = {"total_loss": out} if isinstance(out, torch.Tensor) else out
                 self.scaler.scale(sum(out.values()) / self.accumulate).backward()
-            for name, loss in out.items():
-                losses[name] = losses.get(name, 0) + loss.detach() / self.accumulate
-        self._write_metrics(losses, data_time)  # raises on NaN, before the weights are touched
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            parts.append({name: loss.detach() for name, loss in out.items()})
+        return parts, data_time
+
+    def gradient_norms(self) -> dict[str, float]:
+        """The norm of every parameter's gradient, of the unscaled loss."""
+        scale = self.scaler.get_scale()
+        norms = {name: p.grad.norm() / scale for name, p in self.model.named_parameters() if p.grad is not None}
+        return {name.removeprefix("module."): norm.item() for name, norm in norms.items()}
+
+    def _wrong_with(self, losses: dict[str, torch.Tensor]) -> int:
+        """Index into :data:`REASONS` for this process; one transfer from the device."""
+        total = sum(losses.values()).float()
+        if self.scaler.is_enabled():  # it finds such gradients itself, skips the step and lowers its scale
+            norm = torch.zeros_like(total)
+        else:
+            gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+            norm = torch.stack(torch._foreach_norm(gradients)).float().norm()
+        total, norm = torch.stack([total, norm]).tolist()
+        if not math.isfinite(total):
+            return 1
+        if abs(total) > LOSS_LIMIT:
+            return 2
+        return 0 if math.isfinite(norm) else 3
+
+    def _agree(self, reason: int) -> tuple[str, int]:
+        """(what is wrong with the step, signal received) in any of the processes, the same in all."""
+        signal = self.stop_request.signal
+        if comm.get_world_size() > 1:
+            flags = torch.tensor([reason, signal], device=self.device)
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+            reason, signal = flags.tolist()
+        return REASONS[reason], signal
 
     def _gradient_exchange(self, last: bool) -> contextlib.AbstractContextManager:
         """Processes exchange gradients once per step, in its last backward pass."""
@@ -122,7 +211,7 @@ def standard_hooks(
     made: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(optimizer, scheduler)]
     if comm.is_main_process():
         made.append(_Checkpoints(checkpointer, checkpoint_period, max_to_keep=keep_checkpoints))
-    return made
+    return [*made, Safety(checkpointer)]
 
 
 class _Checkpoints(PeriodicCheckpointer, HookBase):
@@ -130,9 +219,64 @@ class _Checkpoints(PeriodicCheckpointer, HookBase):
 
     def before_train(self) -> None:
         self.max_iter = self.trainer.max_iter
+        self.checkpointer.remove_parts()
+        if self.trainer.start_iter == 0:
+            self.checkpointer.set_aside()
+        self.recent_checkpoints = self.checkpointer.periodic_checkpoints()  # those that the run has left so far
 
     def after_step(self) -> None:
         self.step(self.trainer.iter)
+
+
+class Safety(HookBase):
+    """Dumps a step that went wrong; saves and leaves after a stopping signal."""
+
+    def __init__(self, checkpointer: RunCheckpointer) -> None:
+        self.checkpointer = checkpointer
+
+    def before_train(self) -> None:
+        self.trainer.on_bad_step = self.dump
+
+    def dump(self, reason: str, parts: list[dict[str, torch.Tensor]]) -> str:
+        """Write this process' share of the dump; returns the message that ends the run."""
+        trainer = self.trainer
+        describe = getattr(trainer.data_loader, "describe", None)
+        numbers = [trainer.iter * trainer.accumulate + part for part in range(trainer.accumulate)]
+        facts = {
+            "reason": reason,
+            "iteration": trainer.iter,
+            "seed": trainer.seed,
+            "process": comm.get_rank(),
+            "processes": comm.get_world_size(),
+            "accumulate": trainer.accumulate,
+            "precision": trainer.precision,
+            "loss_scale": trainer.scaler.get_scale(),
+            "learning_rate": [group["lr"] for group in trainer.optimizer.param_groups],
+            "losses": [{name: loss.item() for name, loss in part.items()} for part in parts],
+            "gradient_norms": trainer.gradient_norms(),
+            "batches": [{"batch": n, "samples": describe(n) if describe else []} for n in numbers],
+        }
+        facts["learning_rate"] = sorted(set(facts["learning_rate"]))
+        folder = dump_folder(self.checkpointer.save_dir, trainer.iter)
+        write_dump(folder, comm.get_rank(), facts, self.checkpointer.model)
+        comm.synchronize()
+        return (
+            f"{reason}: {summary(facts)}; dumped to {folder}, lower SOLVER.BASE_LR or look at these pictures (a "
+            f"detector: tools/train_net.py --replay {folder} runs the step again)"
+        )
+
+    def after_step(self) -> None:
+        trainer = self.trainer
+        if not trainer.stop_signal or trainer.iter + 1 == trainer.max_iter:  # the last step is saved in any case
+            return
+        name = f"model_{trainer.iter:07d}"
+        if comm.is_main_process():
+            self.checkpointer.save(name, iteration=trainer.iter)
+        comm.synchronize()
+        raise Stopped(
+            f"stopped by {Signals(trainer.stop_signal).name} after iteration {trainer.iter}; saved {name}.pth in "
+            f"{self.checkpointer.save_dir}: the same command with --resume goes on with the next"
+        )
 
 
 def writers(folder: str, max_iter: int, period: int = 20) -> list[HookBase]:

@@ -18,7 +18,7 @@ from ..files import atomic_write
 from . import sources
 from .metadata import Metadata, architecture_of, check_types, metadata_of_source
 from .naming import detect, to_native
-from .reading import METADATA, read_file, sha256
+from .reading import FLOATS, METADATA, read_file, sha256
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Checkpoint:
 
     Attributes:
         tensors: {name: tensor} on the CPU; a detector's keep ``backbone.``, ``roi_heads.``, ...
-        source: ``torchvision``, ``timm``, ``cadene``, ``detectron2-zoo``, ``detectron2-detector``,
-            ``native-classifier`` or ``native-detector``.
+        source: ``torchvision``, ``timm``, ``cadene``, ``detectron2-zoo``, ``detectron2-torchvision``,
+            ``detectron2-detector``, ``native-classifier`` or ``native-detector``.
         metadata: see :mod:`resnext_det.weights.metadata`.
         path: the file.
         sha256: of the file.
@@ -68,6 +68,10 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
     check_types(written, where)
     source = detect(tensors, where)
     native = to_native(tensors, source, where)
+    for name, tensor in native.items():
+        if tensor.dtype not in FLOATS and not name.endswith("num_batches_tracked"):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{where}: {name} holds numbers of type {kind}; save the float model's state_dict()")
     if published:
         source = published["source"]
     elif source == "native-detector" and not written:
@@ -91,7 +95,8 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], meta
     """Write tensors and metadata to ``path``, whole or not at all.
 
     ``.safetensors`` holds the metadata as JSON in its header; ``.pth`` is ``{"model": ..., "metadata": ...}`` of
-    tensors and plain values, which ``torch.load`` opens with ``weights_only=True``.
+    tensors and plain values, which ``torch.load`` opens with ``weights_only=True``. In a project that loads its weights
+    with detectron2's own checkpointer, the ``.pth`` finds its places under ``backbone.`` and ``roi_heads.`` by itself.
 
     Raises:
         UserError: another ending, values that are not plain, or a path that cannot be written.
@@ -108,7 +113,8 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], meta
     try:
         with atomic_write(path, "wb") as file:
             if path.suffix == ".pth":
-                torch.save({"model": tensors, METADATA: json.loads(text)}, file)
+                # Without it detectron2's DetectionCheckpointer wants a detector's full names, and skips all others.
+                torch.save({"model": tensors, METADATA: json.loads(text), "matching_heuristics": True}, file)
             else:
                 # "format" is what other readers of the format look for.
                 file.write(safetensors.torch.save(tensors, {"format": "pt", METADATA: text}))

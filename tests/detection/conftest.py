@@ -1,3 +1,13 @@
-"""Detector tests import detectron2, which resnext_det mends first."""
+"""Detector tests import detectron2, which resnext_det mends first; and a run that takes seconds."""
 
 import resnext_det  # noqa: F401
+
+# isort: split
+import pytest
+from tiny import TinyRun
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> TinyRun:
+    """A detector of a few thousand weights on nine pictures; every test takes an OUTPUT_DIR of its own."""
+    return TinyRun(tmp_path_factory.mktemp("tiny"))

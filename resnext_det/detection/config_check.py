@@ -1,0 +1,108 @@
+"""Configurations that could only fail, or mislead, after hours: refused or named before anything is built."""
+
+from __future__ import annotations
+
+import logging
+
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+
+from ..coco_eval import SCORE_THRESHOLD
+from ..errors import UserError
+from .solver import check_solver
+
+logger = logging.getLogger(__name__)
+
+C4_HEADS = ("ResNeXtC4ROIHeads", "Res5ROIHeads")
+
+
+def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False) -> None:
+    """Hold the keys of ``cfg`` against each other, in a process of the run; logs what is odd but works.
+
+    Raises:
+        UserError: names the key and the fix.
+    """
+    if not eval_only:
+        check_solver(cfg)
+        if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER and cfg.SOLVER.UNIT == "iterations":
+            raise UserError(
+                f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS}: not before SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}, so "
+                "the learning rate would never be reached; lower it"
+            )
+    elif not cfg.MODEL.WEIGHTS and not resume:
+        raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
+    _check_head(cfg)
+    _check_anchors(cfg)
+    if cfg.MODEL.RESNETS.NORM == "SyncBN" and comm.get_world_size() > 1 and not cfg.MODEL.DEVICE.startswith("cuda"):
+        raise UserError("MODEL.RESNETS.NORM SyncBN: torch has it for GPUs only; set naiveSyncBN, detectron2's own")
+    if comm.is_main_process():
+        _warn(cfg)
+
+
+def _check_head(cfg: CfgNode) -> None:
+    """C4 heads hold res5 and read res4; a pyramid reads several maps."""
+    out = list(cfg.MODEL.RESNETS.OUT_FEATURES)
+    pyramid = "fpn" in cfg.MODEL.BACKBONE.NAME
+    wanted = list(cfg.MODEL.FPN.IN_FEATURES) if pyramid else _read_by_heads(cfg)
+    missing = [name for name in wanted if name not in out]
+    if missing:
+        reader = "MODEL.FPN.IN_FEATURES" if pyramid else "the heads (their IN_FEATURES)"
+        raise UserError(
+            f"MODEL.RESNETS.OUT_FEATURES {out}: lacks {', '.join(missing)}, which {reader} "
+            f"read{'s' if pyramid else ''}; add it"
+        )
+    if cfg.MODEL.ROI_HEADS.NAME in C4_HEADS and _has_roi_heads(cfg):
+        if pyramid:
+            raise UserError(
+                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} on {cfg.MODEL.BACKBONE.NAME}: a C4 head reads res4, "
+                "not a pyramid; set StandardROIHeads, or MODEL.BACKBONE.NAME build_resnext_backbone"
+            )
+        if "res5" in out:
+            raise UserError(
+                f"MODEL.RESNETS.OUT_FEATURES {out}: res5 belongs to the C4 head and would stand idle in the backbone; "
+                "set [res4]"
+            )
+
+
+def _check_anchors(cfg: CfgNode) -> None:
+    if not _has_rpn(cfg):
+        return
+    maps = list(cfg.MODEL.RPN.IN_FEATURES)
+    for key, example in (("SIZES", "[[32, 64, 128, 256, 512]]"), ("ASPECT_RATIOS", "[[0.5, 1.0, 2.0]]")):
+        levels = [list(level) for level in cfg.MODEL.ANCHOR_GENERATOR[key]]
+        if len(levels) not in (1, len(maps)):
+            pyramid = ", as a feature pyramid (FPN) has" if len(maps) == 1 else ""
+            raise UserError(
+                f"MODEL.ANCHOR_GENERATOR.{key} {levels}: {len(levels)} levels{pyramid}, and MODEL.RPN.IN_FEATURES is "
+                f"{maps}; give one level for each, or one for all, such as {example}"
+            )
+
+
+def _warn(cfg: CfgNode) -> None:
+    threshold = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    if threshold > SCORE_THRESHOLD:
+        logger.warning(
+            "MODEL.ROI_HEADS.SCORE_THRESH_TEST is %g: AP counts as missed what it leaves out; %g is usual",
+            threshold,
+            SCORE_THRESHOLD,
+        )
+    norm = cfg.MODEL.RESNETS.NORM
+    if norm == "SyncBN" and comm.get_world_size() == 1:
+        logger.warning("MODEL.RESNETS.NORM SyncBN: one process, so it is plain batch norm (BN)")
+    if norm == "BN" and cfg.SOLVER.IMS_PER_BATCH // (comm.get_world_size() * cfg.SOLVER.ACCUMULATE) == 1:
+        logger.warning("MODEL.RESNETS.NORM BN on batches of one picture: poor statistics; FrozenBN is usual")
+
+
+def _has_rpn(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" or (
+        _has_roi_heads(cfg) and not cfg.MODEL.LOAD_PROPOSALS and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN"
+    )
+
+
+def _has_roi_heads(cfg: CfgNode) -> bool:
+    return cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
+
+
+def _read_by_heads(cfg: CfgNode) -> list[str]:
+    names = list(cfg.MODEL.RPN.IN_FEATURES) if _has_rpn(cfg) else []
+    return names + (list(cfg.MODEL.ROI_HEADS.IN_FEATURES) if _has_roi_heads(cfg) else [])

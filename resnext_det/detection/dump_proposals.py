@@ -1,0 +1,123 @@
+"""Run an RPN over sets and keep its boxes: the first half of the paper's detectors (Sec. 5.4), for the second."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
+from detectron2.modeling import ProposalNetwork, build_model
+from detectron2.utils import comm
+from torch import nn
+
+from ..engine.cli import TRUST_PICKLE
+from ..engine.launch import launch
+from ..engine.trainer import start_log
+from ..errors import UserError
+from .checked_sets import check_sets_from_config
+from .data import known_sets, register_sets, test_loader_from_config
+from .initial_weights import apply_preset
+from .proposals import Proposals, write_proposals
+from .train import load_to_evaluate, setup
+
+logger = logging.getLogger(__name__)
+
+
+def proposal_network(model: nn.Module) -> ProposalNetwork:
+    """The part of a detector that proposes boxes, its weights shared; a :class:`ProposalNetwork` is that already.
+
+    Raises:
+        UserError: the detector has none.
+    """
+    if isinstance(model, ProposalNetwork):
+        return model
+    if getattr(model, "proposal_generator", None) is None:
+        raise UserError("this detector has no proposal generator: give the config of an RPN or of a Faster R-CNN")
+    statistics = {name: getattr(model, name).flatten().tolist() for name in ("pixel_mean", "pixel_std")}
+    network = ProposalNetwork(backbone=model.backbone, proposal_generator=model.proposal_generator, **statistics)
+    return network.to(model.device)
+
+
+class ProposalRecorder(DatasetEvaluator):
+    """Collects the proposals of all processes; ``evaluate`` gives them to the first one, sorted by image id."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._found: list[tuple] = []
+
+    def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
+        for given, output in zip(inputs, outputs, strict=True):
+            proposals = output["proposals"].to("cpu")
+            boxes, logits = proposals.proposal_boxes.tensor.numpy(), proposals.objectness_logits.numpy()
+            self._found.append((given["image_id"], boxes, logits))
+
+    def evaluate(self) -> Proposals:
+        """Everything on the first process, nothing on the others; a picture that came twice counts once."""
+        found = {part[0]: part for parts in comm.gather(self._found) for part in parts}
+        ids = sorted(found, key=lambda image: (str(type(image)), image))
+        return ids, [found[i][1] for i in ids], [found[i][2] for i in ids]
+
+
+def dump_proposals(cfg: CfgNode, model: nn.Module, names: Sequence[str], folder: str | os.PathLike) -> list[Path]:
+    """Write ``folder/NAME.pkl`` for each of the sets ``names``: up to MODEL.RPN.POST_NMS_TOPK_TEST boxes a picture.
+
+    Returns:
+        The files, in the order of ``names``.
+    """
+    network = proposal_network(model)
+    files = []
+    for name in names:
+        ids, boxes, logits = inference_on_dataset(network, test_loader_from_config(cfg, name), ProposalRecorder())
+        files.append(Path(folder) / f"{name}.pkl")
+        if comm.is_main_process():
+            write_proposals(files[-1], ids, boxes, logits)
+            number = sum(len(part) for part in boxes) / max(len(ids), 1)
+            logger.info("%s: %.0f proposals for each of %d images", files[-1], number, len(ids))
+    return files
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``tools/dump_proposals.py``."""
+    parser = argparse.ArgumentParser(
+        description="Write the boxes that an RPN proposes, for Fast R-CNN to train on (MODEL.LOAD_PROPOSALS)."
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML configuration of the RPN")
+    parser.add_argument(
+        "--dataset", action="append", metavar="NAME", help="a set, may be repeated; default DATASETS.TRAIN and TEST"
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="where NAME.pkl goes; default OUTPUT_DIR/proposals")
+    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes: one per GPU, or on the CPU")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
+        help="settings over those of the file; MODEL.WEIGHTS defaults to the newest checkpoint in OUTPUT_DIR",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    cfg = setup(args.config_file, args.opts)
+    given = "MODEL.WEIGHTS" in args.opts[::2]
+    launch(
+        _run,
+        (cfg, args.dataset, args.output, given, args.trust_pickle),
+        processes=args.num_gpus,
+        device=cfg.MODEL.DEVICE,
+    )
+
+
+def _run(
+    cfg: CfgNode, names: Sequence[str] | None, folder: str | None, weights_given: bool, trust_pickle: bool
+) -> None:
+    register_sets(cfg.DATASETS.REGISTER)
+    names = names or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    known_sets(names, "TRAIN and TEST")
+    start_log(cfg.OUTPUT_DIR)
+    check_sets_from_config(cfg, training=True)
+    cfg = apply_preset(cfg, trust_pickle=trust_pickle)
+    model = build_model(cfg)
+    load_to_evaluate(cfg, model, newest=not weights_given, trust_pickle=trust_pickle)
+    dump_proposals(cfg, model, names, folder or os.path.join(cfg.OUTPUT_DIR, "proposals"))

@@ -1,0 +1,150 @@
+"""What happens between iterations: evaluations that are written down, the best checkpoint, early stop, averaging."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.utils import comm
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..engine.checkpoint import RunCheckpointer
+from ..files import atomic_write, finite
+
+logger = logging.getLogger(__name__)
+
+EVALUATIONS_FILE = "evaluations.jsonl"
+
+
+class EarlyStop(BaseException):
+    """Leaves the training loop in order. Not an ``Exception``, which detectron2's loop would log as a failure."""
+
+
+class Evaluations(HookBase):
+    """Evaluates every ``period`` iterations and always after the last one, and writes every result down.
+
+    Each evaluation is a line of ``OUTPUT_DIR/evaluations.jsonl``: ``{"iteration", "seconds", "bbox": {...}, ...}``,
+    ``iteration`` counting those done. A resumed run reads there what was best, and goes on.
+
+    Args:
+        evaluate: gives nested results on the first process, such as ``{"bbox": {"AP": ...}}``.
+        period: iterations; 0 evaluates after the last one only.
+        folder: OUTPUT_DIR.
+        metric: decides what is best: a name such as AP or AP50, looked for in the first set; "" for none.
+        save_best: called whenever an evaluation is the best so far, with the number of iterations done.
+        patience: evaluations in a row without a better one until :class:`EarlyStop` ends the training; 0 for none.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], dict],
+        period: int,
+        folder: str | os.PathLike,
+        *,
+        metric: str = "AP",
+        save_best: Callable[[int], object] | None = None,
+        patience: int = 0,
+    ) -> None:
+        self.evaluate, self.period, self.metric = evaluate, period, metric
+        self.save_best, self.patience = save_best, patience
+        self.path = Path(folder) / EVALUATIONS_FILE
+        self.best, self.best_iteration, self.waited = -math.inf, 0, 0
+
+    def before_train(self) -> None:
+        if not comm.is_main_process():
+            return
+        earlier = read_evaluations(self.path)
+        kept = [record for record in earlier if record["iteration"] <= self.trainer.start_iter]
+        for record in kept:
+            self._judge(record, record["iteration"])
+        if len(kept) < len(earlier):
+            logger.info("%s: %d evaluations of an earlier run are dropped", self.path, len(earlier) - len(kept))
+            write_evaluations(self.path, kept)
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
+            self._run(done)
+            if self.patience and any(comm.all_gather(self.waited >= self.patience)):
+                logger.info(
+                    "no better %s in %d evaluations; the best, %.3f, was after %d iterations: training ends here",
+                    *(self.metric, self.waited, self.best, self.best_iteration),
+                )
+                raise EarlyStop
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter:  # not after a failure
+            self._run(max(self.trainer.start_iter, self.trainer.max_iter))
+        del self.evaluate, self.save_best  # they hold the trainer
+
+    def _run(self, done: int) -> None:
+        start = time.perf_counter()
+        results = self.evaluate()
+        if comm.is_main_process():
+            record = finite({"iteration": done, "seconds": round(time.perf_counter() - start, 3), **results})
+            others = [other for other in read_evaluations(self.path) if other["iteration"] != done]
+            write_evaluations(self.path, [*others, record])
+            self.trainer.storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+            if self._judge(record, done) and self.save_best is not None:
+                self.save_best(done)
+                logger.info("%s %.3f after %d iterations is the best so far", self.metric, self.best, done)
+        comm.synchronize()  # the other processes wait for the first, which has judged alone
+
+    def _judge(self, results: dict, done: int) -> bool:
+        """Whether these results are the best so far."""
+        value = find_metric(results, self.metric) if self.metric else None
+        if value is not None and value > self.best:
+            self.best, self.best_iteration, self.waited = value, done, 0
+            return True
+        self.waited += 1
+        return False
+
+
+def find_metric(results: dict, name: str) -> float | None:
+    """The first number called ``name`` in nested results, depth first; None where there is none, or it is null."""
+    for key, value in results.items():
+        if isinstance(value, dict):
+            value = find_metric(value, name)
+            if value is not None:
+                return value
+        elif key == name and value is not None and math.isfinite(value):
+            return value
+    return None
+
+
+def read_evaluations(path: str | os.PathLike) -> list[dict]:
+    """The lines of an ``evaluations.jsonl``; none where there is no file."""
+    if not os.path.isfile(path):
+        return []
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def write_evaluations(path: str | os.PathLike, records: list[dict]) -> None:
+    """Write an ``evaluations.jsonl`` whole: there are few lines, and a crash loses none."""
+    with atomic_write(path) as file:
+        file.writelines(json.dumps(record) + "\n" for record in records)
+
+
+class WeightAverage(HookBase):
+    """Moves an average of the weights after every step."""
+
+    def __init__(self, average: AveragedModel, model: nn.Module) -> None:
+        self.average, self.model = average, model
+
+    def after_step(self) -> None:
+        self.average.update_parameters(self.model)
+
+
+class BestCheckpointer(RunCheckpointer):
+    """Writes ``model_best``; resuming still starts from the newest checkpoint."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass

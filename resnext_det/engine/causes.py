@@ -1,0 +1,40 @@
+"""What an exception of torch means for the user: its data workers and process groups report in their own words."""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+from ..errors import RunFailed, UserError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""No space left, over quota, over the size limit of files."""
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "Socket")
+
+
+def cause_of(error: BaseException) -> BaseException:
+    """The :class:`UserError` or :class:`RunFailed` that ``error`` stands for, or ``error`` itself."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError) and text.startswith("Caught"):  # raised in a data worker: its traceback comes along
+        return UserError(text.rpartition(f"{type(error).__name__}: ")[2])
+    if isinstance(error, OSError) and error.errno in FULL:
+        return UserError(f"{error}; free some space and continue with --resume")
+    if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
+        return UserError(
+            f"DETERMINISTIC True: {text.split(' does not')[0]} cannot be; set DETERMINISTIC False, or in a C4 detector "
+            "MODEL.RESNEXT.FAST_C4 True"
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return RunFailed(
+            f"a data worker died ({text[:200]}); too little memory or /dev/shm is the usual cause: lower "
+            "DATALOADER.NUM_WORKERS and continue with --resume"
+        )
+    dist = sys.modules.get("torch.distributed")  # this module serves commands that need no torch
+    several = dist is not None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    if several and isinstance(error, RuntimeError) and any(sign in text for sign in _LOST):
+        return RunFailed(
+            f"process {dist.get_rank()} lost another process of the run ({text[:200]}); that one's log names the "
+            "cause; continue with --resume"
+        )
+    return error

@@ -1,0 +1,108 @@
+"""What a step that went wrong leaves behind, and how to run that very step again.
+
+``OUTPUT_DIR/dump_0000123/`` holds ``config.yaml``, ``weights.pth`` (as they were before the step) and one
+``process_R.json`` for each process:
+
+    iteration, seed, process, processes, accumulate, precision, learning_rate, reason
+    losses           {name: value} for each part of the step, of this process
+    gradient_norms   {parameter: norm} of the whole step
+    batches          for each part its number and the samples in it: position in the data's order, index in the set,
+                     and what the data loader says of them (file, image id, annotation ids)
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import UserError
+from ..files import atomic_write, write_json
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS, CONFIG = "weights.pth", "config.yaml"
+
+
+def dump_folder(output_dir: str | Path, iteration: int) -> Path:
+    """Where the dump of that iteration is."""
+    return Path(output_dir) / f"dump_{iteration:07d}"
+
+
+def write_dump(folder: Path, process: int, facts: dict[str, Any], model: nn.Module) -> None:
+    """Write one process' share; the first one's holds the weights and the run's configuration.
+
+    A disk too full for it is logged and otherwise ignored: the cause of the dump matters more.
+    """
+    try:
+        write_json(folder / f"process_{process}.json", facts)
+        if process == 0:
+            with atomic_write(folder / WEIGHTS, "wb") as file:
+                torch.save({"model": model.state_dict()}, file)
+            if (folder.parent / CONFIG).is_file():
+                shutil.copyfile(folder.parent / CONFIG, folder / CONFIG)
+    except (OSError, RuntimeError) as error:
+        logger.warning("%s: the dump is not complete: %s", folder, error)
+
+
+def read_dump(path: str | Path) -> dict[str, Any]:
+    """The facts of a dump: of the process that a ``process_R.json`` names, or, for a folder, of the one at fault.
+
+    Raises:
+        UserError: not a dump.
+    """
+    path = Path(path)
+    files = sorted(path.glob("process_*.json")) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"--replay {path}: holds no process_*.json; give a folder dump_NNNNNNN of a run")
+    read = []
+    for file in files:
+        try:
+            facts = json.loads(file.read_text(encoding="utf-8"))
+            facts["losses"], facts["iteration"], facts["batches"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--replay {file}: not a dump ({type(error).__name__}: {error})") from None
+        read.append({**facts, "folder": str(file.parent)})
+    return max(read, key=lambda facts: _badness(facts["losses"]))
+
+
+def _badness(losses: list[dict[str, float | None]]) -> float:
+    """The largest loss; JSON writes one that is not finite as null."""
+    return max((math.inf if v is None else abs(v) for part in losses for v in part.values()), default=0.0)
+
+
+def load_weights(model: nn.Module, folder: str | Path) -> None:
+    """The weights of the dump in ``folder``, every one of them.
+
+    Raises:
+        UserError: no such file, or weights of another model.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+        model.load_state_dict(state)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; the process with the weights could not write them") from None
+    except Exception as error:  # torch raises many kinds
+        text = " ".join(str(error).split())
+        raise UserError(f"{path}: not the weights of this config's model ({text[:200]})") from None
+
+
+def summary(facts: dict[str, Any]) -> str:
+    """The dump on one line."""
+    samples = [sample for batch in facts["batches"] for sample in batch["samples"]]
+    names = ", ".join(str(sample.get("file_name", sample["index"])) for sample in samples[:4])
+    losses = "; ".join(", ".join(f"{k} {_shown(v)}" for k, v in part.items()) for part in facts["losses"])
+    rates = ", ".join(f"{rate:g}" for rate in facts["learning_rate"])
+    more = f" and {len(samples) - 4} more" if len(samples) > 4 else ""
+    return f"learning rate {rates}, losses: {losses}; pictures {names}{more}"
+
+
+def _shown(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.6g}"

@@ -1,0 +1,111 @@
+"""Evaluation after a training run: detectron2's numbers, what is written, sets without annotations, augmentation."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+
+# isort: split
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.modeling import build_model
+from tiny import write_set
+
+from resnext_det import UserError
+from resnext_det.detection import data
+from resnext_det.detection.evaluate import evaluate_model, training_losses, validation_loss
+from resnext_det.detection.hooks import read_evaluations
+from resnext_det.detection.train import load_to_evaluate, run
+
+TRAINED = ("SOLVER.MAX_ITER", 60, "SOLVER.BASE_LR", 0.02, "TEST.REPORT", False)
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_run):
+    """(config, results) of a run that has learned a little."""
+    torch.manual_seed(0)
+    cfg = tiny_run.config("trained", *TRAINED)
+    return cfg, run(cfg, False, False)
+
+
+def loaded(cfg):
+    model = build_model(cfg)
+    load_to_evaluate(cfg, model, newest=True)
+    return model
+
+
+def test_training_with_detectron2s_evaluator_gives_the_same_numbers(trained, tiny_run, tmp_path):
+    cfg, ours = trained
+    stock = COCOEvaluator(tiny_run.test, ("bbox",), False, str(tmp_path), use_fast_impl=False)
+    stock = inference_on_dataset(loaded(cfg), data.test_loader_from_config(cfg, tiny_run.test), stock)
+    assert ours["bbox"]["AP50"] > 10
+    np.testing.assert_array_equal([ours["bbox"][key] for key in stock["bbox"]], list(stock["bbox"].values()))
+
+
+def test_what_is_written(trained, tiny_run):
+    cfg, results = trained
+    folder = tiny_run.folder / "trained"
+    written = json.loads((folder / "results.json").read_text())
+    assert written["bbox"]["AP50"] == results["bbox"]["AP50"] and written["bbox"]["APl"] is None
+    line = f"bbox: AP@0.5 / AP {results['bbox']['AP50']:.1f} / {results['bbox']['AP']:.1f}"
+    assert line in (folder / "log.txt").read_text()
+    (record,) = read_evaluations(folder / "evaluations.jsonl")
+    assert record["iteration"] == 60 and record["bbox"] == written["bbox"]
+    (folder / "results.json").unlink()
+    again = run(tiny_run.config("trained", *TRAINED), True, False)  # nothing is left to train
+    assert again["bbox"]["AP"] == results["bbox"]["AP"] and (folder / "results.json").exists()
+    assert len(read_evaluations(folder / "evaluations.jsonl")) == 1
+
+
+def test_report_of_an_evaluation(trained, tiny_run):
+    cfg = tiny_run.config("trained", *TRAINED, "TEST.REPORT", True, "OUTPUT_DIR", tiny_run.folder / "report")
+    evaluate_model(cfg, loaded(trained[0]))
+    (page,) = (tiny_run.folder / "report" / "inference").glob("*/report.html")
+    assert "Worst pictures" in page.read_text() and page.stat().st_size > 50_000
+
+
+def test_a_set_without_annotations_is_predicted_and_saved(trained, tiny_run, tmp_path):
+    name = f"{tmp_path}_test-dev"
+    entry = [name, *write_set(tmp_path, "dev", 2, annotations=False)]
+    cfg = tiny_run.config("dev", *TRAINED, "DATASETS.REGISTER", [*tiny_run.sets, entry], "DATASETS.TEST", (name,))
+    data.register_sets(cfg.DATASETS.REGISTER)
+    assert evaluate_model(cfg, loaded(trained[0])) == {}
+    (file,) = (tiny_run.folder / "dev" / "inference").glob("*/coco_instances_results.json")
+    assert {record["category_id"] for record in json.loads(file.read_text())} <= {3, 8}
+
+
+def test_test_time_augmentation(trained, tiny_run):
+    more = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (48, 64), "TEST.AUG.MAX_SIZE", 96)
+    cfg = tiny_run.config("augmented", *TRAINED, *more)
+    model = loaded(trained[0])
+    once = evaluate_model(tiny_run.config("augmented", *TRAINED, *more[:1], False), model)
+    seen = []
+    handle = model.backbone.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape)))
+    augmented = evaluate_model(cfg, model)
+    handle.remove()
+    pictures = sum(shape[0] for shape in seen)
+    assert pictures == 3 * 4, "two sizes, each mirrored too"
+    assert augmented["bbox"]["AP50"] > 5 and augmented != once
+    with pytest.raises(UserError, match="TEST.AUG.ENABLED"):
+        evaluate_model(tiny_run.config("augmented", *more, "MODEL.META_ARCHITECTURE", "ProposalNetwork"), model)
+
+
+def test_validation_loss_is_repeatable_and_changes_nothing(trained, tiny_run):
+    cfg, _ = trained
+    model = loaded(cfg).eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    losses = validation_loss(cfg, model)
+    assert losses == validation_loss(cfg, model)
+    assert set(losses) == {"loss_cls", "loss_box_reg", "loss_rpn_cls", "loss_rpn_loc", "total_loss"}
+    assert math.isclose(losses["total_loss"], sum(v for k, v in losses.items() if k != "total_loss"))
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert not any(module.training for module in model.modules())
+    with training_losses(model):
+        assert model.training and not model.backbone.stem.conv1.norm.training
+    untrained = build_model(cfg)
+    assert validation_loss(cfg, untrained)["total_loss"] > losses["total_loss"]
