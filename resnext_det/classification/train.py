@@ -187,7 +187,7 @@ def evaluate_only(cfg: CfgNode, trust_pickle: bool = False) -> dict[str, float]:
     model = build_classifier(cfg, len(classes))
     load_initial_weights(cfg, model, checkpoint, allow_new_head=False)
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
-    return _report(cfg, run_evaluation(cfg, model, normalize, classes))
+    return _report(cfg, model, run_evaluation(cfg, model, normalize, classes))
 
 
 def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dict[str, float]:
@@ -286,7 +286,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     trainer.train(start, plan.iterations)
     if not results:  # resumed after the last iteration
         results = run_evaluation(cfg, judged, normalize, pictures.classes)
-    return _report(cfg, results)
+    return _report(cfg, model, results)
 
 
 def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
@@ -297,8 +297,9 @@ def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
     )
 
 
-def _report(cfg: CfgNode, results: dict[str, float]) -> dict[str, float]:
+def _report(cfg: CfgNode, model: Classifier, results: dict[str, float]) -> dict[str, float]:
     logger.info("top-1 error %.2f%%, top-5 error %.2f%%", results["top1_error"], results["top5_error"])
     if comm.is_main_process():
-        write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), {**results, "parameters": parameters})
     return results

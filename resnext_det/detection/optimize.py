@@ -1,4 +1,4 @@
-"""Make a trained network fast to run: constant norms folded, adds and ReLUs fused, channels-last, half precision.
+"""Make a trained network fast to run: constant norms folded, additions and ReLUs fused, channels-last, half precision.
 
 What changes: the copy's layers are no longer those of training (no gradients, no checkpoints of it). How far results
 move: fp32 by rounding only; bf16 and fp16 by the precision of the type, see docs/speed.md.
@@ -7,55 +7,130 @@ move: fp32 by rounding only; bf16 and fp16 by the precision of the type, see doc
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
-from ..resnext import Bottleneck, Stem, Trunk
+from ..resnext import Bottleneck, ConvNorm, Stem, Trunk
 from .c4_head import ResNeXtC4ROIHeads, SplitRes5, fold_norm, is_pointwise
 from .roi_align import SparseBins, pool
 
+logger = logging.getLogger(__name__)
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+CHOICES = ("auto", *DTYPES, "off")
+"""Values of MODEL.RESNEXT.INFERENCE_DTYPE."""
 CHANNELS_LAST = torch.channels_last
 
 
-def optimize_for_inference(model: nn.Module, dtype: str = "fp32", compile: bool = False) -> nn.Module:
+def for_inference(cfg: CfgNode, model: nn.Module) -> nn.Module:
+    """The model that evaluation and prediction run: ``MODEL.RESNEXT.INFERENCE_DTYPE`` says in which precision.
+
+    "off" gives ``model`` itself, all others an optimised copy. ``model`` stays as it is, so training does not notice.
+    """
+    choice = cfg.MODEL.RESNEXT.INFERENCE_DTYPE if "RESNEXT" in cfg.MODEL else "off"
+    if choice not in CHOICES:
+        raise UserError(f"MODEL.RESNEXT.INFERENCE_DTYPE is {choice!r}: choose from {', '.join(CHOICES)}")
+    return model if choice == "off" else optimize_for_inference(model, choice)
+
+
+def optimize_for_inference(model: nn.Module, dtype: str = "auto", compile: bool = False) -> nn.Module:
     """A copy of a detector or classifier that gives the same results faster; ``model`` stays as it is.
 
     Args:
-        model: with trunks of grouped bottlenecks and, in a detector, :class:`ResNeXtC4ROIHeads`. Other parts are kept.
-        dtype: of the convolutions, "fp32", "bf16" or "fp16". Box decoding, scores and NMS stay in float32.
+        model: with trunks of grouped bottlenecks and, in a detector, :class:`ResNeXtC4ROIHeads`, on the device where it
+            will run. Other parts, and parts whose norms are not constant in evaluation (GN), are kept.
+        dtype: of the convolutions, "fp32", "bf16" or "fp16"; "auto" is bf16 where the hardware multiplies it and fp32
+            elsewhere. Box decoding, scores and NMS stay in float32.
         compile: compile the trunk with ``torch.compile``: worthwhile for many images of one size.
 
     Raises:
         UserError: unknown ``dtype``.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r}: choose from {', '.join(DTYPES)}")
-    kind = DTYPES[dtype]
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UserError(f"dtype {dtype!r}: choose from auto, {', '.join(DTYPES)}")
+    model = model.module if isinstance(model, DistributedDataParallel) else model
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    kind = DTYPES[_choose(dtype, device)]
     model = copy.deepcopy(model).eval().requires_grad_(False)
     fused = not compile  # torch.compile chooses its own fusions
+    heads = getattr(model, "roi_heads", None)
+    if isinstance(heads, ResNeXtC4ROIHeads) and heads.fast and _folds(heads.res5):
+        heads.optimized = FusedSplitRes5(heads.res5, kind, fused)
+        heads.res5 = heads.optimized.blocks
+        if device.type == "cuda":
+            heads.chunk_size = _chunk_for_memory(heads, kind, device)
+    takes_half = getattr(heads, "optimized", None) is not None and _fuse_rpn(model, kind, fused)
     for module in list(model.modules()):
-        if isinstance(module, ResNeXtC4ROIHeads) and module.fast:
-            module.optimized = FusedSplitRes5(module.res5, kind, fused)
-            module.res5 = module.optimized.blocks
-            device = next(module.box_predictor.parameters()).device
-            module.chunk_size = 32 if device.type == "cpu" else 256
-        elif isinstance(module, Trunk):
+        if isinstance(module, Trunk):
             _fuse_trunk(module, kind, fused)
             if compile:
                 module.forward = torch.compile(module.forward)
-    generator = getattr(model, "proposal_generator", None)
-    head = getattr(generator, "rpn_head", None)
-    if head is not None and isinstance(getattr(head, "conv", None), nn.Conv2d):
-        relu = head.conv.activation is not None
-        head.conv = FusedConv(head.conv, kind, fused, relu=relu)
-        head.objectness_logits = FusedConv(head.objectness_logits, kind, fused, out=torch.float32)
-        head.anchor_deltas = FusedConv(head.anchor_deltas, kind, fused, out=torch.float32)
+            if kind != torch.float32 and not (takes_half and module is model.backbone):
+                module.register_forward_hook(_to_float)
     return model
+
+
+def _choose(dtype: str, device: torch.device) -> str:
+    """The type that ``dtype`` stands for on ``device``, and a word about it in the log."""
+    native = multiplies_bf16(device.type)
+    where = "this GPU" if device.type == "cuda" else "this processor"
+    if dtype == "auto":
+        dtype = "bf16" if native else "fp32"
+        logger.info("Inference in %s: %s %s bf16.", dtype, where, "multiplies" if native else "does not multiply")
+    elif dtype == "bf16" and not native:
+        logger.warning("Inference in bf16: %s does not multiply it, so fp32 is faster and more precise.", where)
+    elif dtype == "fp16" and device.type == "cpu":
+        logger.warning("Inference in fp16: processors are slow at it; use fp32 or auto.")
+    return dtype
+
+
+@functools.cache
+def multiplies_bf16(device_type: str) -> bool:
+    """Whether the hardware has bf16 units: AMX or AVX-512 BF16, Arm's bf16, NVIDIA GPUs from Ampere on, AMD's."""
+    if device_type == "cuda":
+        return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = [line.split(":", 1)[1] for line in file if line.startswith(("flags", "Features"))]
+    except OSError:  # not Linux
+        return False
+    return bool(lines) and not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(lines[0].split())
+
+
+def _chunk_for_memory(heads: ResNeXtC4ROIHeads, dtype: torch.dtype, device: torch.device) -> int:
+    """Regions at once that take about a quarter of the GPU's free memory, between 64 and 1024."""
+    free, _ = torch.cuda.mem_get_info(device)
+    size = heads.pooler.level_poolers[0].output_size
+    bins = size[0] * size[1] if isinstance(size, tuple) else size**2
+    first = heads.res5[0]
+    values = 2 * bins * first.conv1.weight.shape[1] + bins * heads.res5[-1].conv3.weight.shape[1]
+    return int(min(max(free / 4 / (values * dtype.itemsize), 64), 1024))
+
+
+def _folds(module: nn.Module) -> bool:
+    """Whether the norm of every convolution is constant now."""
+    return all(fold_norm(m) is not None for m in module.modules() if isinstance(m, ConvNorm))
+
+
+def _fuse_rpn(model: nn.Module, dtype: torch.dtype, fused: bool) -> bool:
+    """Fuse detectron2's ``StandardRPNHead`` of one hidden convolution; False where the model has another."""
+    head = getattr(getattr(model, "proposal_generator", None), "rpn_head", None)
+    parts = [getattr(head, name, None) for name in ("conv", "objectness_logits", "anchor_deltas")]
+    if not all(isinstance(part, nn.Conv2d) and getattr(part, "norm", None) is None for part in parts):
+        return False
+    relu = getattr(head.conv, "activation", None) is not None
+    head.conv = FusedConv(head.conv, dtype, fused, relu=relu)
+    head.objectness_logits = FusedConv(head.objectness_logits, dtype, fused, out=torch.float32)
+    head.anchor_deltas = FusedConv(head.anchor_deltas, dtype, fused, out=torch.float32)
+    return True
 
 
 class FusedConv(nn.Module):
@@ -196,15 +271,22 @@ def _fuse_stage(stage: nn.Sequential, dtype: torch.dtype, fused: bool) -> nn.Seq
 
 
 def _fuse_trunk(trunk: Trunk, dtype: torch.dtype, fused: bool) -> None:
+    stages = {name: getattr(trunk, name) for name in trunk.stage_names}
+    if not _folds(trunk) or not all(type(block) is Bottleneck for stage in stages.values() for block in stage):
+        return
     if type(trunk.stem) is Stem:
         trunk.stem = FusedStem(trunk.stem, dtype, fused)
-    for name in trunk.stage_names:
-        stage = getattr(trunk, name)
-        if all(type(block) is Bottleneck for block in stage):
-            setattr(trunk, name, _fuse_stage(stage, dtype, fused))
+    for name, stage in stages.items():
+        setattr(trunk, name, _fuse_stage(stage, dtype, fused))
     if hasattr(trunk, "fc"):
         trunk.fc.register_forward_pre_hook(_first_to_float)
 
 
 def _first_to_float(module: nn.Module, inputs: tuple) -> tuple:
     return (inputs[0].float(), *inputs[1:])
+
+
+def _to_float(module: nn.Module, inputs: tuple, output: dict[str, Tensor] | Tensor):
+    if isinstance(output, Tensor):
+        return output.float()
+    return {name: value.float() for name, value in output.items()}

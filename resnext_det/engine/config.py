@@ -70,7 +70,9 @@ def _read_yaml(config_file: str) -> dict:
         raise UserError(f"config file {config_file}: {error.problem}; only plain YAML is read") from error
     except yaml.YAMLError as error:
         raise UserError(f"config file {config_file}: not YAML: {error}") from error
-    except (AssertionError, OSError, AttributeError, TypeError, UnicodeDecodeError, RecursionError) as error:
+    except TypeError as error:
+        raise UserError(f"config file {config_file}: it or its {BASE_KEY} holds no keys and values") from error
+    except (AssertionError, OSError, AttributeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"config file {config_file}: cannot be read with its {BASE_KEY}: {error}") from error
 
 

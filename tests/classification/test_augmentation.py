@@ -7,10 +7,12 @@ import io
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
+from resnext_det import create_model
 from resnext_det.classification.augmentation import (
     LIGHTING_EIGENVALUES,
     LIGHTING_EIGENVECTORS,
@@ -114,10 +116,40 @@ def test_several_sizes_average_their_softmax() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean(dim=(2, 3))
 
-    images = [torch.randint(0, 256, (4, 3, s, s), dtype=torch.uint8) for s in (6, 9)]
+    images = [torch.randint(0, 256, (40, 3, s, s + 1), dtype=torch.uint8) for s in (6, 9)]
     normalize, model = Normalize((0.5,) * 3, (0.01,) * 3), Mean()
-    scores = sum(torch.softmax(model(normalize(i)), 1) for i in images)
-    labels = scores.argmax(1)
-    labels[0] = scores[0].argmin()
+    views = [torch.softmax(model(normalize(i)), 1) for i in images]
+    labels = sum(views).argmax(1)
+    assert all((view.argmax(1) != labels).any() for view in views), "one size alone would pass"
+    labels[:10] = sum(views)[:10].argmin(1)
     results = evaluate(model, normalize, [[(i, labels)] for i in images], flip=True)
     assert results == {"top1_error": 25.0, "top5_error": 0.0}
+
+
+def test_a_whole_picture_is_tested_densely() -> None:
+    """The classifier on any size is the mean of fc's scores at every place of the last map."""
+    model = create_model("resnext14_2x2d", 5, res2_out_channels=16).eval()
+    image, _ = CenterCrop(70, 0)(Sample(picture(100, 80), 0))
+    x = Normalize((0.5,) * 3, (0.2,) * 3)(image[None])
+    assert x.shape == (1, 3, 70, 87)
+    features = x
+    for part in (model.stem, model.res2, model.res3, model.res4, model.res5):
+        features = part(features)
+    scores = F.conv2d(features, model.fc.weight[:, :, None, None], model.fc.bias)
+    assert scores.shape == (1, 5, 3, 3)
+    torch.testing.assert_close(model(x), scores.mean((2, 3)))
+
+
+def test_flipped_views_count() -> None:
+    """A network that looks at the left edge only, and sees both edges when mirrored views are averaged."""
+    images = torch.zeros(1, 3, 2, 8, dtype=torch.uint8)
+    images[0, 1, :, -1] = 255
+
+    class LeftEdge(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, :, 0, 0]
+
+    loaders = [[(images, torch.tensor([1]))]]
+    same = Normalize((0.0,) * 3, (0.1,) * 3)
+    assert evaluate(LeftEdge(), same, loaders)["top1_error"] == 100.0
+    assert evaluate(LeftEdge(), same, loaders, flip=True)["top1_error"] == 0.0
