@@ -24,7 +24,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamSc
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..engine.checkpoint import RunCheckpointer
+from ..engine.checkpoint import RunCheckpointer, read_run_checkpoint
 from ..engine.determinism import make_deterministic
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
@@ -153,6 +153,16 @@ class _Best(RunCheckpointer):
         pass
 
 
+class _KeepBest(hooks.BestCheckpointer):
+    """Goes on comparing with the best of the run that is resumed; detectron2's hook would start anew."""
+
+    def remember(self, path: str) -> None:
+        """Take error and iteration from the best checkpoint, where there is one."""
+        if os.path.isfile(path):
+            data = read_run_checkpoint(path)
+            self.best_metric, self.best_iter = data["metadata"].get("top1_error"), data["iteration"]
+
+
 def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
     """Evaluate on DATASETS.TEST as TEST says, over all processes."""
     pictures = open_pictures(cfg.DATASETS.TEST, classes)
@@ -262,8 +272,12 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     )
     trainer.register_hooks([hooks.EvalHook(period, judge)])
     if comm.is_main_process():
-        best = _Best(model, cfg.OUTPUT_DIR, best_facts, **saved)
-        trainer.register_hooks([hooks.BestCheckpointer(period, best, "top1_error", "min", "model_best")])
+        keep_best = _KeepBest(
+            period, _Best(model, cfg.OUTPUT_DIR, best_facts, **saved), "top1_error", "min", "model_best"
+        )
+        if resume:
+            keep_best.remember(os.path.join(cfg.OUTPUT_DIR, "model_best.pth"))
+        trainer.register_hooks([keep_best])
         with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
             file.write(cfg.dump())
     trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
