@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from .benchmarks.evaluate import benchmark_evaluate
+from .benchmarks.input import input_pipeline
 from .errors import UserError
 from .resnext import create_model
 
@@ -480,4 +482,6 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     "classify": classify,
     "roi-align": roi_align,
     "grouped-conv": grouped_conv,
+    "input": lambda setting: input_pipeline(setting.device, setting.quick),
+    "coco-evaluation": lambda setting: benchmark_evaluate(setting.device, setting.quick),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import subprocess
@@ -28,14 +29,13 @@ STEPS = (
 )
 
 
-def main(argv: Sequence[str] = ()) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run every step that is not done yet, then show what came out. Called from the root of the repository.
 
     Raises:
-        UserError: called elsewhere, with arguments, or a step failed.
+        UserError: called elsewhere, or a step failed.
     """
-    if argv:
-        raise UserError(f"quickstart takes no arguments, and got {' '.join(argv)}")
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     missing = [program for _, (program, *_) in STEPS if not Path(program).is_file()]
     if missing:
         raise UserError(f"{missing[0]}: not here; call quickstart from the root of the repository")

@@ -38,7 +38,7 @@ def test_detector_and_pretraining_are_one_network_with_one_normalisation() -> No
 def test_called_elsewhere_it_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="root of the repository"):
-        quickstart.main()
+        quickstart.main([])
 
 
 def test_a_failed_step_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_a_failed_step_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     steps = (("the data", ("datasets/make_digits.py", "--train", "0")), *quickstart.STEPS[1:])
     monkeypatch.setattr(quickstart, "STEPS", steps)
     with pytest.raises(UserError, match="make_digits.py left with code 2"):
-        quickstart.main()
+        quickstart.main([])
 
 
 def test_sheet_shows_each_picture_with_its_confident_boxes(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ class _Decoding:
 class TrainingLoader:
     """Endless training batches, from batch ``start_batch`` on.
 
-    Yields: uint8 (N, 3, H, W), labels (N,), colours (N, 3, 7).
+    Yields: uint8 (N, 3, H, W), labels (N,), draws of colours (N, 3, 3).
     """
 
     def __init__(
@@ -156,20 +156,28 @@ class TrainingLoader:
         self.rank, self.world_size = rank, world_size
         self.start_batch = start_batch
 
-    def __iter__(self) -> Iterator[list[torch.Tensor]]:
-        batches = TrainingBatches(
+    def _batches(self, start: int) -> TrainingBatches:
+        return TrainingBatches(
             len(self.dataset),
             self.batch_size,
             self.seed,
             rank=self.rank,
             world_size=self.world_size,
-            start_batch=self.start_batch,
+            start_batch=start,
             order_of=self.order,
         )
+
+    def describe(self, batch: int) -> list[dict]:
+        """Place in the order, and file where pictures are files, of each sample in batch number ``batch`` of a run."""
+        files = getattr(self.dataset.samples, "files", None)
+        places = next(iter(self._batches(batch)))
+        return [{"position": p, "index": i, **({"file_name": files[i]} if files else {})} for p, i in places]
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
         yield from _one_line_errors(
             DataLoader(
                 self.dataset,
-                batch_sampler=batches,
+                batch_sampler=self._batches(self.start_batch),
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
                 worker_init_fn=_one_thread,

@@ -27,8 +27,8 @@ class Checkpoint:
 
     Attributes:
         tensors: {name: tensor} on the CPU; a detector's keep ``backbone.``, ``roi_heads.``, ...
-        source: ``torchvision``, ``timm``, ``cadene``, ``detectron2-zoo``, ``detectron2-detector``,
-            ``native-classifier`` or ``native-detector``.
+        source: ``torchvision``, ``timm``, ``cadene``, ``detectron2-zoo``, ``detectron2-torchvision``,
+            ``detectron2-detector``, ``native-classifier`` or ``native-detector``.
         metadata: see :mod:`resnext_det.weights.metadata`.
         path: the file.
         sha256: of the file.

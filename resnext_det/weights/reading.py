@@ -69,6 +69,9 @@ def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> Content
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     try:
+        # A .safetensors file begins with the length of its header, whose bytes can look like any other file's first.
+        if head[5:9] == b"\0\0\0{":
+            return _read_safetensors(path, head)
         if head[:2] == b"PK":
             _check_zip(path)
             content = _torch_load(path, trust_pickle)
@@ -76,8 +79,6 @@ def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> Content
             content = _torch_load(path, trust_pickle)
         elif head[:1] == b"\x80":
             content = read_pickle(path, trust_pickle)
-        elif head[8:9] == b"{":
-            return _read_safetensors(path, head)
         else:
             raise UserError(f"{path}: {_what(head)}")
     except (MemoryError, OverflowError) as error:

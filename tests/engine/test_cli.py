@@ -1,0 +1,81 @@
+"""Exit codes, one line on stderr, and the flags."""
+
+import errno
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from resnext_det.detection.images import BrokenImage
+from resnext_det.engine.cli import parse_training_arguments, run
+from resnext_det.engine.signals import Stopped
+from resnext_det.errors import RunFailed, UserError
+
+
+def ended(error, capsys) -> tuple[object, str]:
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run(main)
+    return caught.value.code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (UserError("file.json: field: wrong;\n mend it"), 2, "error: file.json: field: wrong; mend it\n"),
+        (BrokenImage("a.jpg: cannot be decoded"), 2, "error: a.jpg: cannot be decoded\n"),
+        (RunFailed("a process died"), 1, "error: a process died\n"),
+        (Stopped("stopped by SIGTERM"), 75, "stopped by SIGTERM\n"),
+        (KeyboardInterrupt(), 130, ""),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "No space left"),
+        (UserError("Caught UserError in DataLoader worker process 0.\nOriginal Traceback ...\n"
+                   "resnext_det.errors.UserError: a.jpg: broken\n"), 2, "error: a.jpg: broken\n"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), 1, "a data worker died"),
+        (RuntimeError("x_cuda does not have a deterministic implementation, but"), 2, "DETERMINISTIC True: x_cuda"),
+    ],
+)  # fmt: skip
+def test_known_ends(error, code, line, capsys):
+    found, text = ended(error, capsys)
+    assert found == code and line in text and text.count("\n") == (line != "") and "Traceback" not in text
+
+
+def test_a_bug_keeps_its_traceback(capsys):
+    with pytest.raises(ZeroDivisionError):
+        run(lambda: 1 / 0)
+    with pytest.raises(RuntimeError, match="ours"):
+        run(lambda: (_ for _ in ()).throw(RuntimeError("ours")))
+
+
+def test_a_reader_that_leaves_is_no_error():
+    program = "from resnext_det.engine.cli import run\nrun(lambda: [print('x' * 99, flush=True) for _ in range(9999)])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f'"{sys.executable}" -c "$1" | head -1', "bash", program],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr == "" and done.returncode == 0
+
+
+def test_flags():
+    args = parse_training_arguments("", ["--config-file", "c.yaml", "--num-gpus", "2", "SEED", "3"])
+    assert (args.config_file, args.num_gpus, args.opts, args.resume) == ("c.yaml", 2, ["SEED", "3"], False)
+    args = parse_training_arguments("", ["--config-file", "c.yaml", "--init-from", "w.pth", "SEED", "3"])
+    assert args.opts == ["MODEL.WEIGHTS", "w.pth", "SEED", "3"]
+
+
+def test_contradicting_and_missing_flags():
+    with pytest.raises(UserError, match="give one of them"):
+        parse_training_arguments("", ["--config-file", "c", "--resume", "--init-from", "w"])
+    with pytest.raises(UserError, match="--config-file is missing"):
+        parse_training_arguments("", [])
+
+
+def test_a_replay_needs_no_config_of_its_own(tmp_path):
+    args = parse_training_arguments("", ["--replay", str(tmp_path)], replay=True)
+    assert args.config_file == str(tmp_path / "config.yaml")
+    args = parse_training_arguments("", ["--replay", str(tmp_path / "process_1.json")], replay=True)
+    assert args.config_file == str(tmp_path / "config.yaml")

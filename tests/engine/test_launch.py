@@ -1,0 +1,180 @@
+"""Where a process stands under torchrun and Slurm, and runs of two processes that are killed, stopped or wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from detectron2.utils import comm
+from toy import ToyRun, equal
+
+from resnext_det.engine import launch as module
+from resnext_det.engine.launch import Place, _place_from_slurm, _place_from_torchrun, launch
+from resnext_det.engine.signals import Stopped
+from resnext_det.errors import RunFailed, UserError
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"}
+SLURM = {
+    "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NNODES": "2", "SLURM_JOB_ID": "70000",
+    "SLURM_JOB_NODELIST": "node1,node2",
+}  # fmt: skip
+
+
+def test_torchrun():
+    assert _place_from_torchrun(TORCHRUN) == Place(3, 4, 1, 2, "env://")
+    assert _place_from_torchrun({}) is None and _place_from_torchrun({"RANK": "0"}) is None
+
+
+def test_slurm():
+    place = _place_from_slurm(SLURM)
+    assert place == Place(3, 4, 1, 2, f"tcp://node1:{49152 + 70000 % 16384}")
+    assert _place_from_slurm({**SLURM, "MASTER_ADDR": "head"}).url.startswith("tcp://head:")
+    assert _place_from_slurm({**SLURM, "SLURM_STEP_NODELIST": "node2"}).url.startswith("tcp://node2:")
+
+
+@pytest.mark.parametrize(
+    "change", [{"SLURM_NTASKS": "1"}, {"SLURM_JOB_NAME": "bash"}, {"SLURM_JOB_NAME": "interactive"}]
+)
+def test_one_task_and_interactive_shells_are_no_slurm_run(change):
+    assert _place_from_slurm({**SLURM, **change}) is None
+    assert _place_from_slurm({}) is None
+
+
+def test_slurm_mistakes():
+    with pytest.raises(UserError, match="as many tasks"):
+        _place_from_slurm({**SLURM, "SLURM_NTASKS": "5"})
+    with pytest.raises(UserError, match="set MASTER_ADDR"):
+        _place_from_slurm({**SLURM, "SLURM_JOB_NODELIST": "node[1-2]", "PATH": ""})
+
+
+def test_a_compressed_node_list_is_read_by_slurms_own_tool(tmp_path, monkeypatch):
+    tool = tmp_path / "scontrol"
+    tool.write_text("#!/bin/sh\necho node7\necho node8\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path) + os.pathsep + os.environ["PATH"])
+    assert _place_from_slurm({**SLURM, "SLURM_JOB_NODELIST": "node[7-8]"}).url.startswith("tcp://node7:")
+
+
+def test_one_process_needs_no_group():
+    assert launch(lambda x: x + 1, (2,)) == 3
+    with pytest.raises(UserError, match="needs --dist-url"):
+        launch(print, (), processes=1, machines=2)
+    with pytest.raises(UserError, match="--num-gpus 99"):
+        launch(print, (), processes=99, device="cuda")
+
+
+def train_two(folder, end, ready):
+    """Two processes train; ``end`` says how it ends."""
+    if end == "bad loss, then error":
+        with pytest.raises(UserError, match="the loss is not finite at iteration 3"):
+            ToyRun(folder, period=100).train(10, poison={3: float("nan")})
+        assert (folder / "dump_0000003" / f"process_{comm.get_rank()}.json").exists()
+    run = ToyRun(folder, period=100)
+    trainer = run.trainer
+    original = trainer.run_step
+
+    def step():
+        if trainer.iter == 3:
+            (ready / str(comm.get_rank())).write_text(str(os.getpid()))
+            limit = time.monotonic() + 60
+            while end in ("kill", "signal") and not (ready / "go").exists() and time.monotonic() < limit:
+                time.sleep(0.02)
+            if end == "bad loss, then error" and comm.get_rank() == 1:
+                raise UserError("rank 1 met a broken picture")
+        original()
+
+    trainer.run_step = step
+    weights = run.train(10, resume=end == "resume")
+    if end == "resume":
+        assert equal(ToyRun(folder / "whole", period=100).train(10), weights)
+        (folder / f"equal_{comm.get_rank()}").touch()
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Start two processes in ``tmp_path/run``; ``act`` is called with their ids once both are in iteration 3."""
+
+    def start(end, act=None):
+        folder, ready = tmp_path / "run", tmp_path / f"ready_{end}"
+        folder.mkdir(exist_ok=True)
+        ready.mkdir()
+
+        def wait():
+            while not ((ready / "0").exists() and (ready / "1").exists()):
+                time.sleep(0.05)
+            time.sleep(0.1)
+            pids = [int((ready / str(rank)).read_text()) for rank in (0, 1)]
+            act(pids)
+            time.sleep(0.2)
+            (ready / "go").touch()
+
+        if act is not None:
+            threading.Thread(target=wait, daemon=True).start()
+        launch(train_two, (folder, end, ready), processes=2)
+        return folder
+
+    return start
+
+
+@pytest.mark.slow
+def test_one_of_two_is_killed_and_the_other_ends_with_the_cause(two):
+    pids = []
+
+    def kill(found):
+        pids.extend(found)
+        os.kill(found[1], signal.SIGKILL)
+
+    with pytest.raises(RunFailed, match="process 1 of 2 was ended by SIGKILL.*continue with --resume"):
+        two("kill", kill)
+    for pid in pids:
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_of_two_saves_and_both_leave_then_resume(two, tmp_path):
+    with pytest.raises(Stopped, match="SIGUSR1 after iteration 3; saved model_0000003.pth"):
+        two("signal", lambda pids: os.kill(pids[1], signal.SIGUSR1))
+    folder = two("resume")
+    assert (folder / "equal_0").exists() and (folder / "equal_1").exists()
+
+
+@pytest.mark.slow
+def test_a_bad_loss_is_dumped_by_both_and_an_error_in_one_process_ends_both(two):
+    with pytest.raises(UserError, match="rank 1 met a broken picture"):
+        two("bad loss, then error")
+
+
+def test_stopping_signals_are_passed_on_to_the_processes(monkeypatch):
+    class Process:
+        exitcode, pid, sentinel = None, 12345, 0
+
+        def is_alive(self):
+            return self.exitcode is None
+
+        def join(self, timeout):
+            pass
+
+    process, sent = Process(), []
+
+    def kill(pid, number):
+        sent.append((pid, number))
+        process.exitcode = 75
+
+    monkeypatch.setattr(module.connection, "wait", lambda waiting: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(module.os, "kill", kill)
+    assert module._supervise([process]) == [75] and sent == [(12345, signal.SIGTERM)]
+
+
+@pytest.mark.parametrize(
+    ("codes", "kind"),
+    [
+        ([0, -9], RunFailed), ([2, -11], RunFailed), ([1, 2], UserError), ([75, 75], Stopped), ([1, 0], RunFailed),
+        ([130, 0], KeyboardInterrupt),
+    ],
+)  # fmt: skip
+def test_the_cause_among_several_exit_codes(codes, kind, tmp_path):
+    assert type(module._cause(codes, tmp_path)) is kind

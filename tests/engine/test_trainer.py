@@ -1,0 +1,154 @@
+"""The training loop: accumulation, precision, randomness, and how a run ends when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from detectron2.engine import HookBase
+from toy import ToyLoader, ToyRun, equal
+
+from resnext_det.engine.dump import read_dump
+from resnext_det.engine.signals import Stopped
+from resnext_det.engine.trainer import LOSS_LIMIT, Trainer, choose_seed
+from resnext_det.errors import UserError
+
+
+def test_accumulated_parts_equal_the_whole_batch(tmp_path):
+    whole, parts = ToyRun(tmp_path / "whole"), ToyRun(tmp_path / "parts", accumulate=2)
+    for run in (whole, parts):
+        run.model.dropout.p = 0.0  # each part draws its own
+    ours, theirs = parts.train(3, batch_size=2), whole.train(3, batch_size=4)
+    for key in theirs:
+        torch.testing.assert_close(ours[key], theirs[key], rtol=1e-5, atol=1e-7)
+
+
+def test_resuming_with_accumulation_goes_on_with_the_next_part(tmp_path):
+    whole = ToyRun(tmp_path / "whole", accumulate=2).train(5)
+    ToyRun(tmp_path / "parts", accumulate=2).train(2)
+    assert equal(ToyRun(tmp_path / "parts", accumulate=2).train(5, resume=True), whole)
+
+
+def test_the_random_numbers_of_a_step_depend_on_seed_iteration_and_part(tmp_path):
+    run = ToyRun(tmp_path)
+    run.trainer.set_data_loader([torch.ones(2, 4)] * 9)
+
+    def losses(iteration, rank=0):
+        run.trainer.set_data_loader([torch.ones(2, 4)])
+        torch.manual_seed(999)
+        return run.trainer.losses_and_gradients(iteration, rank)[0][0]["loss_a"].item()
+
+    assert losses(3) == losses(3)
+    assert len({losses(3), losses(4), losses(5), losses(3, rank=1)}) > 1
+
+
+def test_the_scale_of_fp16_is_part_of_the_state(tmp_path):
+    run = ToyRun(tmp_path, precision="fp16")
+    run.trainer.scaler = torch.amp.GradScaler("cpu", init_scale=8.0, growth_interval=2)
+    run.train(4)
+    assert run.trainer.scaler.get_scale() == 32.0
+    resumed = ToyRun(tmp_path, precision="fp16")
+    assert resumed.resume() == 3 and resumed.trainer.scaler.get_scale() == 32.0 and resumed.trainer.seed == 5
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(UserError, match="choose from fp32, bf16, fp16"):
+        Trainer(torch.nn.Linear(1, 1), None, seed=0, precision="fp8")
+
+
+def test_seeds():
+    assert choose_seed(7) == 7 and choose_seed(0) == 0
+    assert choose_seed(-1) >= 0
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        (float("nan"), "the loss is not finite"),
+        (float("inf"), "the loss is not finite"),
+        (1e4, f"the loss is above {LOSS_LIMIT:g}"),
+    ],
+)
+def test_a_bad_loss_stops_before_the_weights_are_touched_and_is_dumped(tmp_path, value, reason):
+    good = ToyRun(tmp_path / "good").train(3)
+    run = ToyRun(tmp_path / "run")
+    with pytest.raises(UserError, match=reason) as caught:
+        run.train(6, poison={3: value})
+    assert equal(run.model.state_dict(), good), "the third step was the last"
+    folder = tmp_path / "run" / "dump_0000003"
+    assert str(folder) in str(caught.value) and "learning rate 0.1" in str(caught.value)
+    facts = read_dump(folder)
+    assert (facts["iteration"], facts["seed"], facts["learning_rate"]) == (3, 5, [0.1])
+    assert set(facts["losses"][0]) == {"loss_a", "loss_b"} and facts["gradient_norms"].keys() == good.keys()
+    assert facts["batches"] == [{"batch": 3, "samples": ToyLoader().describe(3)}]
+    assert torch.load(folder / "weights.pth", weights_only=True)["model"].keys() == good.keys()
+    assert run.resume() == 1, "the checkpoints of before are there"
+
+
+def test_gradients_that_are_not_finite_stop_too(tmp_path):
+    run = ToyRun(tmp_path)
+    run.model.linear.weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(UserError, match="the gradients are not finite at iteration 0"):
+        run.train(2)
+
+
+def test_fp16_leaves_such_gradients_to_its_scaler(tmp_path):
+    run = ToyRun(tmp_path, precision="fp16")
+    handle = run.model.linear.weight.register_hook(lambda grad: grad * float("inf"))
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
+    assert equal(run.train(1), before) and run.trainer.scaler.get_scale() < 65536.0
+    handle.remove()
+
+
+def test_a_dump_that_is_none_is_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no process"):
+        read_dump(tmp_path)
+    (tmp_path / "process_0.json").write_text("{}")
+    with pytest.raises(UserError, match="not a dump"):
+        read_dump(tmp_path)
+
+
+def test_of_several_processes_the_dump_of_the_one_at_fault_is_read(tmp_path):
+    for process, loss in enumerate((1.0, None, 3.0)):
+        facts = {"process": process, "iteration": 1, "batches": [], "losses": [{"a": loss}]}
+        (tmp_path / f"process_{process}.json").write_text(json.dumps(facts))
+    assert read_dump(tmp_path)["process"] == 1
+    assert read_dump(tmp_path / "process_2.json")["process"] == 2
+
+
+class SendSignal(HookBase):
+    def __init__(self, iteration, number):
+        self.iteration, self.number = iteration, number
+
+    def before_step(self):
+        if self.trainer.iter == self.iteration:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_after_the_step_and_the_run_goes_on_as_if_uninterrupted(tmp_path, number):
+    whole = ToyRun(tmp_path / "whole", period=100).train(6)
+    run = ToyRun(tmp_path / "run", period=100)
+    run.trainer.register_hooks([SendSignal(3, number)])
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f"{number.name} after iteration 3; saved model_0000003.pth"):
+        run.train(6)
+    assert signal.getsignal(number) == before
+    assert equal(ToyRun(tmp_path / "run", period=100).train(6, resume=True), whole)
+
+
+def test_what_was_measured_before_a_failure_is_written_down(tmp_path):
+    from resnext_det.engine.trainer import start_log, writers
+
+    start_log(str(tmp_path))
+    run = ToyRun(tmp_path)
+    run.trainer.register_hooks(writers(str(tmp_path), 6))
+    with pytest.raises(UserError):
+        run.train(6, poison={3: float("nan")})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert any(line["iteration"] <= 3 and "loss_a" in line for line in lines)
+    log = (tmp_path / "log.txt").read_text()
+    assert "the loss is not finite" in log and "Traceback" not in log

@@ -1,0 +1,19 @@
+"""Fuzzing imports detectron2, which resnext_det mends first; and watches time and memory."""
+
+import resnext_det  # noqa: F401
+
+# isort: split
+import resource
+
+import pytest
+
+MEMORY = 1 << 20
+"""KiB that the process may grow by over all inputs of one test."""
+
+
+@pytest.fixture(autouse=True)
+def bounded_memory():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    yield
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < MEMORY, f"{grown} KiB more memory"
