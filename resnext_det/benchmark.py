@@ -421,6 +421,6 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     "c4-memory": c4_memory,
     "classify": classify,
     "roi-align": roi_align,
-    "input": input_pipeline,
-    "coco-evaluation": benchmark_evaluate,
+    "input": lambda setting: input_pipeline(setting.device, setting.quick),
+    "coco-evaluation": lambda setting: benchmark_evaluate(setting.device, setting.quick),
 }
