@@ -20,12 +20,15 @@ EXTRAS = {
     "webdataset": ["webdataset>=0.2.86,<2"],
     "export": ["onnx>=1.16,<2", "onnxruntime>=1.18,<2", "onnxscript>=0.3,<1"],
 }
-# timm's networks are an oracle of the tests.
+# timm's networks and those of pretrainedmodels (which forgets to name six) are oracles of the tests.
 EXTRAS["dev"] = [
     "hypothesis>=6.100,<7",
+    "munch>=4,<5",
+    "pretrainedmodels>=0.7.4,<0.8",
     "pytest>=8,<10",
     "pytest-xdist>=3.5,<4",
     "ruff>=0.12,<1",
+    "six>=1.16,<2",
     "timm>=1,<2",
     *EXTRAS["quickstart"],
     *EXTRAS["webdataset"],

@@ -1,28 +1,64 @@
 """Speed, agreement and memory against the peers: stock detectron2, torchvision, torchvision's RoIAlign.
 
 Both sides have the same weights and the same input and run in one process, turn by turn, after one turn to warm up;
-figures are medians. Times are wall clock on CPUs and device events on CUDA. Weights are random.
+figures are medians. Times are device events on CUDA; on CPUs wall clock, or processor time where a machine is shared
+with others and the wall clock tells of them. Weights are random.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from .benchmarks.evaluate import benchmark_evaluate
+from .benchmarks.input import input_pipeline
 from .errors import UserError
 from .resnext import create_model
 
 Result = dict[str, dict]
 
 
-def machine(threads: int, device: str) -> dict[str, str | int]:
+@dataclass(frozen=True)
+class Setting:
+    """How to measure.
+
+    Attributes:
+        device: cpu or cuda.
+        quick: a small problem, which shows that everything runs and measures nothing.
+        clock: of CPUs: "wall", or "cpu" for the processor time of all threads of this process.
+        turns: measured turns; 0 takes each benchmark's own number.
+        regions: of each picture in training, where 512 would take too long.
+    """
+
+    device: str = "cpu"
+    quick: bool = False
+    clock: str = "wall"
+    turns: int = 0
+    regions: int = 512
+
+    def now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.process_time() if self.clock == "cpu" else time.perf_counter()
+
+    @property
+    def bf16(self) -> bool:
+        """Whether bf16 is worth its time here; emulated, it takes minutes and tells nothing."""
+        from .detection.optimize import multiplies_bf16
+
+        return self.quick or multiplies_bf16(self.device)
+
+
+def machine(threads: int, device: str) -> dict[str, str | int | float]:
     """Set the number of threads and describe hardware and versions."""
     import torchvision
 
@@ -35,7 +71,11 @@ def machine(threads: int, device: str) -> dict[str, str | int]:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             lines = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines())
         lines = {key.strip(): value.strip() for key, value in lines.items()}
-        features = [f for f in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f in lines.get("flags", "").split()]
+        features = [
+            f
+            for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+            if f in lines.get("flags", "").split()
+        ]
         processor = " ".join([lines.get("model name", processor), *features])
     except OSError:
         pass
@@ -43,17 +83,18 @@ def machine(threads: int, device: str) -> dict[str, str | int]:
         "processor": processor,
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
         "threads": torch.get_num_threads(),
+        "load average before": round(os.getloadavg()[0], 1),
         "torch": torch.__version__,
         "torchvision": torchvision.__version__,
     }
 
 
-def timed(functions: dict[str, Callable[[], object]], device: str, repeat: int) -> dict[str, float]:
-    """Median seconds of each function, run turn by turn."""
+def timed(functions: dict[str, Callable[[], object]], setting: Setting, turns: int) -> dict[str, float]:
+    """Median seconds of each function over ``turns``, run turn by turn after one that is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for turn in range(repeat + 1):
+    for turn in range((1 if setting.quick else setting.turns or turns) + 1):
         for name, function in functions.items():
-            if device == "cuda":
+            if setting.device == "cuda":
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 start.record()
                 function()
@@ -61,9 +102,9 @@ def timed(functions: dict[str, Callable[[], object]], device: str, repeat: int) 
                 end.synchronize()
                 passed = start.elapsed_time(end) / 1000
             else:
-                begin = time.perf_counter()
+                begin = setting.now()
                 function()
-                passed = time.perf_counter() - begin
+                passed = setting.now() - begin
             if turn:
                 seconds[name].append(passed)
     return {name: statistics.median(values) for name, values in seconds.items()}
@@ -84,7 +125,7 @@ def report(what: str, outcome: Result) -> str:
     lines = [f"{what}: " + ", ".join(f"{k} {v}" for k, v in outcome["machine"].items())]
     for section, values in outcome.items():
         if section != "machine":
-            lines += [section] + [f"  {name:36s} {value:12.4g}" for name, value in values.items()]
+            lines += [section] + [f"  {k:36s} {v if isinstance(v, str) else f'{v:12.4g}'}" for k, v in values.items()]
     return "\n".join(lines)
 
 
@@ -130,47 +171,49 @@ def picture(quick: bool) -> list[dict[str, Tensor]]:
     return [{"image": nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0].clamp(0, 1) * 255}]
 
 
-def parts(model: nn.Module, run: Callable[[], object], device: str, label: str) -> dict[str, float]:
-    """Seconds of one run in backbone, proposals and head, by hooks."""
-    seconds: dict[str, float] = {}
-    handles = []
-
-    def now() -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
+def watch_parts(model: nn.Module, setting: Setting, label: str) -> Callable[[], dict[str, float]]:
+    """Clock backbone, proposals and head of every run from now on; returns what gives their medians but the first's."""
+    seconds: dict[str, list[float]] = {}
     for name in ("backbone", "proposal_generator", "roi_heads"):
-        key, module = f"{label} {name}", getattr(model, name)
-        handles.append(module.register_forward_pre_hook(lambda *_, k=key: seconds.__setitem__(k, -now())))
-        handles.append(module.register_forward_hook(lambda *_, k=key: seconds.__setitem__(k, seconds[k] + now())))
-    run()
-    for handle in handles:
-        handle.remove()
-    return seconds
+        module, runs = getattr(model, name), seconds.setdefault(f"{label} {name}", [])
+        module.register_forward_pre_hook(lambda *_, r=runs: r.append(-setting.now()))
+        module.register_forward_hook(lambda *_, r=runs: r.append(r.pop() + setting.now()))
+    return lambda: {name: statistics.median(runs[1:]) for name, runs in seconds.items()}
+
+
+def _not_run(setting: Setting, *names: str) -> dict[str, dict[str, str]]:
+    """The result's section on what bf16 would have needed; empty where the hardware has it."""
+    reason = "not run: this hardware does not multiply bf16"
+    return {} if setting.bf16 else {"not run": dict.fromkeys(names, reason)}
 
 
 @torch.no_grad()
-def c4_inference(device: str, quick: bool) -> Result:
+def c4_inference(setting: Setting) -> Result:
     """One 480x640 picture, 1000 proposals, the whole model."""
     from .detection.optimize import optimize_for_inference
 
+    device, quick = setting.device, setting.quick
     stock, ours = detectors(device, quick)
     inputs = picture(quick)
-    fp32, bf16 = (optimize_for_inference(ours, dtype) for dtype in ("fp32", "bf16"))
+    fast = {name: optimize_for_inference(ours, name) for name in (("fp32", "bf16") if setting.bf16 else ("fp32",))}
+
+    models = {"stock fp32": stock, **{f"optimized {name}": model for name, model in fast.items()}}
+    watched = [watch_parts(model, setting, name) for name, model in models.items()]
+    detections = {}
+
+    def run(name: str, model: nn.Module) -> None:
+        detections[name] = model(inputs)[0]["instances"]
 
     def autocast():
         with torch.autocast(device, torch.bfloat16):
             return stock(inputs)
 
-    functions = {
-        "stock fp32": lambda: stock(inputs),
-        "stock bf16 autocast": autocast,
-        "optimized fp32": lambda: fp32(inputs),
-        "optimized bf16": lambda: bf16(inputs),
-    }
-    seconds = timed(functions, device, 1)
-    expected, output = (model(inputs)[0]["instances"] for model in (stock, fp32))
+    functions = {name: lambda n=name, m=model: run(n, m) for name, model in models.items()}
+    seconds = timed(functions, setting, 3)
+    spent = {name: value for medians in watched for name, value in medians().items()}
+    if setting.bf16:
+        seconds |= timed({"stock bf16 autocast": autocast}, setting, 3)
+    expected, output = detections["stock fp32"], detections["optimized fp32"]
     same = len(expected) == len(output)
     agreement = {
         "detections stock": len(expected),
@@ -181,29 +224,26 @@ def c4_inference(device: str, quick: bool) -> Result:
     images = stock.preprocess_image(inputs)
     x = images.tensor
     maps = stock.backbone(x)
-    boxes = [p.proposal_boxes[:200] for p in stock.proposal_generator(images, maps)[0]]
+    boxes = [p.proposal_boxes[:100] for p in stock.proposal_generator(images, maps)[0]]
     features = stock.roi_heads._shared_roi_transform([maps["res4"]], boxes).mean((2, 3))
-    for name, model in (("fp32", fp32), ("bf16", bf16)):
+    for name, model in fast.items():
         own = model.roi_heads._shared_roi_transform([model.backbone(x)["res4"]], boxes).mean((2, 3))
         agreement[f"{name} region features, relative"] = relative_error(own, features)
-    spent = parts(stock, functions["stock fp32"], device, "stock") | parts(
-        fp32, functions["optimized fp32"], device, "fp32"
-    )
-    return result(
-        seconds, "stock fp32", agreement, parts=spent | parts(bf16, functions["optimized bf16"], device, "bf16")
-    )
+    skipped = _not_run(setting, "stock bf16 autocast", "optimized bf16")
+    return result(seconds, "stock fp32", agreement, parts=spent, **skipped)
 
 
 def _largest(x: Tensor, y: Tensor) -> float:
     return (x - y).abs().max().item() if x.numel() else 0.0
 
 
-def _training_heads(device: str, quick: bool):
+def _training_heads(setting: Setting):
     """Heads, a leaf map, and one training step of a head: forward, a loss over all regions, backward."""
     from detectron2.structures import Boxes
 
-    stock, ours = (model.roi_heads.train() for model in detectors(device, quick))
-    height, width, regions, channels = (6, 8, 16, 128) if quick else (30, 40, 512, 1024)
+    device = setting.device
+    stock, ours = (model.roi_heads.train() for model in detectors(device, setting.quick))
+    height, width, regions, channels = (6, 8, 16, 128) if setting.quick else (30, 40, setting.regions, 1024)
     torch.manual_seed(2)
     features = torch.randn(2, channels, height, width, device=device).relu_().requires_grad_()
     corner = torch.rand(2, regions, 2, device=device) * torch.tensor([width, height], device=device) * 12
@@ -222,9 +262,9 @@ def _training_heads(device: str, quick: bool):
     return stock, ours, features, step
 
 
-def c4_train(device: str, quick: bool) -> Result:
-    """The head's training step: 2 pictures of 480x640 with 512 regions each."""
-    stock, ours, features, step = _training_heads(device, quick)
+def c4_train(setting: Setting) -> Result:
+    """The head's training step: 2 pictures of 480x640 with 512 regions each, or ``setting.regions``."""
+    stock, ours, features, step = _training_heads(setting)
 
     def recomputing(bf16: bool) -> Tensor:
         ours.recompute = True
@@ -234,17 +274,20 @@ def c4_train(device: str, quick: bool) -> Result:
 
     functions = {
         "stock fp32": lambda: step(stock),
-        "stock bf16 autocast": lambda: step(stock, True),
         "ours fp32": lambda: step(ours),
         "ours fp32 recompute": lambda: recomputing(False),
+    }
+    in_bf16 = {
+        "stock bf16 autocast": lambda: step(stock, True),
         "ours bf16 autocast": lambda: step(ours, True),
         "ours bf16 autocast recompute": lambda: recomputing(True),
     }
-    seconds = timed(functions, device, 1)
+    functions |= in_bf16 if setting.bf16 else {}
+    seconds = timed(functions, setting, 3)
     expected = step(stock).item()
     gradient, weight = features.grad.clone(), stock.res5[0].conv1.weight.grad.clone()
     agreement = {}
-    for name in ("ours fp32", "ours fp32 recompute", "ours bf16 autocast"):
+    for name in (name for name in functions if name.startswith("ours")):
         loss = functions[name]().item()
         agreement[f"{name} loss, relative"] = abs(loss / expected - 1)
         agreement[f"{name} map gradient, relative"] = relative_error(features.grad, gradient)
@@ -254,37 +297,39 @@ def c4_train(device: str, quick: bool) -> Result:
         step(ours)
         bits.append([features.grad.clone(), *(p.grad.clone() for p in ours.res5.parameters())])
     agreement["two runs have equal bits"] = float(all(torch.equal(a, b) for a, b in zip(*bits, strict=True)))
-    return result(seconds, "stock fp32", agreement)
+    return result(seconds, "stock fp32", agreement, **_not_run(setting, *in_bf16))
 
 
-def c4_memory(device: str, quick: bool) -> Result:
+def c4_memory(setting: Setting) -> Result:
     """Peak memory of the same training step over what is held before it; on CPUs each side in a process of its own."""
     variants = {
         "stock fp32": (0, False, False),
         "ours fp32": (1, False, False),
         "ours fp32 recompute": (1, True, False),
-        "ours bf16 autocast recompute": (1, True, True),
     }
+    if setting.bf16:
+        variants["ours bf16 autocast recompute"] = (1, True, True)
     context = torch.multiprocessing.get_context("spawn")
     gigabytes = {}
     for name, arguments in variants.items():
-        if device == "cuda":
-            gigabytes[name] = _peak_memory(device, quick, 0, *arguments)
+        if setting.device == "cuda":
+            gigabytes[name] = _peak_memory(setting, 0, *arguments)
             continue
         with context.Pool(1) as processes:
-            gigabytes[name] = processes.apply(_peak_memory, (device, quick, torch.get_num_threads(), *arguments))
+            gigabytes[name] = processes.apply(_peak_memory, (setting, torch.get_num_threads(), *arguments))
     peer = gigabytes["stock fp32"]
     shares = {f"{name} / stock fp32": value / max(peer, 1e-9) for name, value in gigabytes.items() if "ours" in name}
-    return {"ratios": shares, "agreement": {}, "gigabytes": gigabytes}
+    skipped = _not_run(setting, "ours bf16 autocast recompute")
+    return {"ratios": shares, "agreement": {}, "gigabytes": gigabytes, **skipped}
 
 
-def _peak_memory(device: str, quick: bool, threads: int, side: int, recompute: bool, bf16: bool) -> float:
+def _peak_memory(setting: Setting, threads: int, side: int, recompute: bool, bf16: bool) -> float:
     if threads:
         torch.set_num_threads(threads)
-    *heads, _, step = _training_heads(device, quick)
+    *heads, _, step = _training_heads(setting)
     if recompute:
         heads[side].recompute = True
-    if device == "cuda":
+    if setting.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step(heads[side], bf16)
@@ -295,12 +340,13 @@ def _peak_memory(device: str, quick: bool, threads: int, side: int, recompute: b
 
 
 @torch.no_grad()
-def classify(device: str, quick: bool) -> Result:
+def classify(setting: Setting) -> Result:
     """ResNeXt-50 32x4d, batch 16 at 224x224, against torchvision's model with the same weights."""
     import torchvision
 
     from .detection.optimize import optimize_for_inference
 
+    device, quick = setting.device, setting.quick
     torch.manual_seed(0)
     peer = torchvision.models.resnext50_32x4d().to(device).eval()
     ours = create_model("resnext50_32x4d").to(device).eval()
@@ -310,28 +356,28 @@ def classify(device: str, quick: bool) -> Result:
     ours.load_state_dict(dict(zip(names, values, strict=True)), strict=False)
     batch, size = (2, 64) if quick else (16, 224)
     x = torch.randn(batch, 3, size, size, device=device)
-    models = {
-        "torchvision fp32": peer,
-        "optimized fp32": optimize_for_inference(ours, "fp32"),
-        "optimized bf16": optimize_for_inference(ours, "bf16"),
-    }
-    seconds = timed({name: lambda m=model: m(x) for name, model in models.items()}, device, 1 if quick else 5)
+    models = {"torchvision fp32": peer, "optimized fp32": optimize_for_inference(ours, "fp32")}
+    if setting.bf16:
+        models["optimized bf16"] = optimize_for_inference(ours, "bf16")
+    seconds = timed({name: lambda m=model: m(x) for name, model in models.items()}, setting, 7)
     logits = {name: model(x) for name, model in models.items()}
     expected = logits["torchvision fp32"]
     agreement = {}
-    for name in ("optimized fp32", "optimized bf16"):
+    for name in (name for name in models if name != "torchvision fp32"):
         agreement[f"{name} top-1"] = (logits[name].argmax(1) == expected.argmax(1)).float().mean().item()
         agreement[f"{name} logits, relative"] = relative_error(logits[name], expected)
     per_second = {name: batch / value for name, value in seconds.items()}
-    return result(seconds, "torchvision fp32", agreement, images_per_second=per_second)
+    skipped = _not_run(setting, "optimized bf16")
+    return result(seconds, "torchvision fp32", agreement, images_per_second=per_second, **skipped)
 
 
-def roi_align(device: str, quick: bool) -> Result:
+def roi_align(setting: Setting) -> Result:
     """1000 boxes on a map of 1024x30x40 to 14x14 bins, forward; and forward with backward."""
     from torchvision.ops import roi_align as torchvision_roi_align
 
     from .detection.roi_align import roi_align as own
 
+    device, quick = setting.device, setting.quick
     torch.manual_seed(0)
     regions, channels = (20, 16) if quick else (1000, 1024)
     features = torch.randn(1, channels, 30, 40, device=device)
@@ -352,13 +398,11 @@ def roi_align(device: str, quick: bool) -> Result:
 
     forward = timed(
         {"torchvision fp32": lambda: peer(features), "ours fp32": lambda: ours(last), "ours bf16": lambda: ours(half)},
-        device,
-        1 if quick else 5,
+        setting,
+        7,
     )
     both = timed(
-        {"torchvision fp32": lambda: backward(peer, features), "ours fp32": lambda: backward(ours, last)},
-        device,
-        1 if quick else 3,
+        {"torchvision fp32": lambda: backward(peer, features), "ours fp32": lambda: backward(ours, last)}, setting, 5
     )
     expected = peer(features)
     agreement = {
@@ -371,10 +415,12 @@ def roi_align(device: str, quick: bool) -> Result:
     return outcome
 
 
-BENCHMARKS: dict[str, Callable[[str, bool], Result]] = {
+BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     "c4-inference": c4_inference,
     "c4-train": c4_train,
     "c4-memory": c4_memory,
     "classify": classify,
     "roi-align": roi_align,
+    "input": input_pipeline,
+    "coco-evaluation": benchmark_evaluate,
 }

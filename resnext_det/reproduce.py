@@ -341,11 +341,10 @@ def _by_seed(table: Table, by_label: Mapping[str, Mapping[int, Results]], digits
     lines = []
     for label, found in by_label.items():
         for metric, heading in table.columns.items():
-            numbers = [_value(results.get(metric)) for results in found.values()]
-            if len(numbers) > 1:
-                single = ", ".join(f"{n:.{digits}f} (seed {seed})" for seed, n in zip(found, numbers, strict=True))
-                spread = statistics.stdev(numbers)
-                mean = statistics.mean(numbers)
+            numbers = {seed: _value(results.get(metric)) for seed, results in found.items()}
+            if len(numbers) > 1 and all(map(math.isfinite, numbers.values())):
+                single = ", ".join(f"{n:.{digits}f} (seed {seed})" for seed, n in numbers.items())
+                mean, spread = statistics.mean(numbers.values()), statistics.stdev(numbers.values())
                 lines.append(f"{label}, {heading}: {mean:.{digits}f} ± {spread:.{digits}f}; {single}")
     return lines
 

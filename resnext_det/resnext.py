@@ -12,11 +12,13 @@ Conventions, stated once:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .errors import UserError
 from .variants import parse_name, stage_channels
@@ -246,6 +248,36 @@ def make_resnext_stage(
     )
 
 
+def recomputed(stage: nn.Sequential, x: Tensor) -> Tensor:
+    """``stage(x)``; its gradient runs each block again instead of keeping what the block computed."""
+    for block in stage:
+        # Nothing in a block is random, so no generator's state needs to be kept.
+        x = checkpoint(
+            block,
+            x,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=lambda block=block: (nullcontext(), _norm_statistics_kept(block)),
+        )
+    return x
+
+
+@contextmanager
+def _norm_statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Batch norms in training that leave their running statistics alone: the second run must not count again."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training]
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0  # the new statistics' share in the running ones
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked = norm.num_batches_tracked.clone()
+    try:
+        yield
+    finally:
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
+
+
 class Trunk(nn.Module):
     """Stem and stages ``res2``, ``res3``, ...: picture in, maps out.
 
@@ -256,7 +288,10 @@ class Trunk(nn.Module):
 
     Attributes:
         strides, channels: {name: stride in pixels}, {name: channels} for the stem and every stage.
+        recompute: True keeps only the blocks' inputs in training and runs each block again for its gradient.
     """
+
+    recompute = False
 
     def __init__(self, stem: nn.Module, stages: Sequence[nn.Sequential], out_features: Sequence[str]) -> None:
         super().__init__()
@@ -283,7 +318,8 @@ class Trunk(nn.Module):
         if "stem" in self.out_features:
             outputs["stem"] = x
         for name in self.stage_names:
-            x = getattr(self, name)(x)
+            stage = getattr(self, name)
+            x = recomputed(stage, x) if self.recompute and torch.is_grad_enabled() else stage(x)
             if name in self.out_features:
                 outputs[name] = x
         return outputs

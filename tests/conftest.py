@@ -13,6 +13,8 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+import resnext_det  # noqa: E402, F401 (before detectron2, which it may have to mend)
+
 ROOT = Path(__file__).resolve().parents[1]
 
 torch.set_num_threads(1)

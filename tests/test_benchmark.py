@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from resnext_det.benchmark import BENCHMARKS
+from resnext_det.benchmark import BENCHMARKS, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "c4-memory"])
 def test_sides_agree(name):
-    outcome = BENCHMARKS[name]("cpu", quick=True)
+    outcome = BENCHMARKS[name](Setting(quick=True))
     assert outcome["ratios"] and all(value > 0 for value in outcome["ratios"].values())
     for key, value in outcome["agreement"].items():
         if key.endswith("relative"):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
-from ..benchmark import BENCHMARKS, machine, report
+from ..benchmark import BENCHMARKS, Setting, machine, report
 from ..files import write_json
 
 
@@ -17,9 +18,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="a small problem: checks that it runs, measures nothing")
+    parser.add_argument("--turns", type=int, default=0, help="measured turns; 0 is each benchmark's own number")
+    parser.add_argument("--regions", type=int, default=512, help="of each picture in c4-train and c4-memory")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="of CPUs; cpu, the processor's time, on shared machines",
+    )
     args = parser.parse_args(argv)
     description = machine(args.threads, args.device)
-    result = {**BENCHMARKS[args.what](args.device, args.quick), "machine": description}
+    setting = Setting(args.device, args.quick, args.clock, args.turns, args.regions)
+    command = " ".join(["tools/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
+    result = {**BENCHMARKS[args.what](setting), "machine": {**description, "clock": args.clock, "command": command}}
     print(report(args.what, result))
     if args.json:
         write_json(args.json, result)

@@ -41,40 +41,53 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
 
 
-def lighting_shift(std: float) -> Tensor:
-    """The colour that PCA lighting adds to every pixel of one picture: (3,), RGB in [0, 1]."""
-    alpha = torch.randn(3) * std
-    return torch.tensor(LIGHTING_EIGENVECTORS) @ (alpha * torch.tensor(LIGHTING_EIGENVALUES))
+def draw_colors(jitter: float, lighting: float) -> Tensor:
+    """The random numbers behind one picture's change of colours; :func:`color_map` makes the map of them.
+
+    Args:
+        jitter: brightness, contrast and saturation change by up to this share, in random order; below 1.
+        lighting: standard deviation of the weight of each principal colour.
+
+    Returns:
+        (3, 3), rows: the order of 0 brightness, 1 contrast, 2 saturation; their factors in that order; the weights.
+    """
+    factors = 1 + jitter * (2 * torch.rand(3) - 1)
+    return torch.stack([torch.randperm(3).float(), factors, lighting * torch.randn(3)])
 
 
-NO_JITTER = torch.cat([torch.eye(3), torch.zeros(3, 3)], dim=1)
+SAME_COLORS = torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+"""What :func:`draw_colors` returns where nothing changes."""
 
 
-def color_jitter(strength: float) -> Tensor:
-    """Brightness, contrast and saturation changed by up to the share ``strength``, in random order, as one linear map.
+def color_map(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Colour jitter and PCA lighting as one linear map for each picture.
 
     Brightness scales pixels, saturation mixes them with their own grey, contrast with the mean grey of the picture:
     each is linear in the pixel x and the picture's mean colour m, and so is their sequence. Nothing is clipped, as in
     fb.resnet.torch, which jitters floats.
 
+    Args:
+        draws: (N, 3, 3) of :func:`draw_colors`.
+
     Returns:
-        (3, 6): [A | B], the new pixel being A x + B m.
+        A (N, 3, 3), B (N, 3, 3), shift (N, 3, 1): the new pixel, RGB in [0, 1], is A x + B m + shift.
     """
-    change = np.hstack([np.eye(3), np.zeros((3, 3))])
-    grey = np.tile(GREY_WEIGHTS, (3, 1))  # (3, 3): every channel becomes the grey value
-    for kind in torch.randperm(3).tolist():
-        factor = 1 + strength * (2 * torch.rand(()).item() - 1)
-        mixed = np.zeros((3, 6))  # brightness: with black
-        if kind == 1:  # contrast
-            mixed[:, 3:] = grey @ (change[:, :3] + change[:, 3:])
-        elif kind == 2:  # saturation
-            mixed = grey @ change
-        change = factor * change + (1 - factor) * mixed
-    return torch.from_numpy(change).float()
+    kinds, factors, weights = draws[:, :, :, None].unbind(1)  # each (N, 3, 1)
+    a = torch.eye(3).to(draws).expand(len(draws), 3, 3)
+    b = torch.zeros_like(a)
+    grey = torch.tensor(GREY_WEIGHTS).to(draws).expand(3, 3)  # every channel becomes the grey value
+    for step in range(3):
+        factor, kind = factors[:, step, None], kinds[:, step, None]
+        # Mixed with black, with the mean grey, with the pixel's grey
+        a_mixed = (kind == 2) * (grey @ a)
+        b_mixed = (kind == 1) * (grey @ (a + b)) + (kind == 2) * (grey @ b)
+        a, b = factor * a + (1 - factor) * a_mixed, factor * b + (1 - factor) * b_mixed
+    principal = torch.tensor(LIGHTING_EIGENVECTORS).to(draws) * torch.tensor(LIGHTING_EIGENVALUES).to(draws)
+    return a, b, principal @ weights
 
 
 class ImageNetTraining:
-    """Random crop by area and aspect ratio, resize, flip; and the draw of colour jitter and PCA lighting.
+    """Random crop by area and aspect ratio, resize, flip; and the draws of colour jitter and PCA lighting.
 
     The crop stays uint8; :class:`Normalize` changes its colours on the device.
 
@@ -82,11 +95,9 @@ class ImageNetTraining:
         crop_size: side of the result in pixels.
         area: smallest and largest share of the picture's area; aspect ratios are 3/4 to 4/3.
         flip: probability of a horizontal flip.
-        jitter: strength of :func:`color_jitter`; below 1.
-        lighting: standard deviation of PCA lighting.
+        jitter, lighting: of :func:`draw_colors`.
 
-    Returns (when called with a :class:`Sample`): uint8 (3, crop_size, crop_size), label, colours (3, 7):
-        :func:`color_jitter`'s map and, as last column, the lighting shift.
+    Returns (when called with a :class:`Sample`): uint8 (3, crop_size, crop_size), label, :func:`draw_colors` (3, 3).
     """
 
     def __init__(self, crop_size: int, area: tuple[float, float], flip: float, jitter: float, lighting: float) -> None:
@@ -104,8 +115,7 @@ class ImageNetTraining:
         crop = F.interpolate(to_tensor(image.crop(box))[None], (size, size), mode="bilinear", antialias=True)[0]
         if torch.rand(()) < self.flip:
             crop = crop.flip(-1)
-        jitter = color_jitter(self.jitter) if self.jitter else NO_JITTER
-        return crop.contiguous(), sample.label, torch.cat([jitter, lighting_shift(self.lighting)[:, None]], dim=1)
+        return crop.contiguous(), sample.label, draw_colors(self.jitter, self.lighting)
 
 
 class CifarTraining:
@@ -115,7 +125,7 @@ class CifarTraining:
         self.transform = v2.Compose([v2.RandomCrop(crop_size, padding=padding), v2.RandomHorizontalFlip(flip)])
 
     def __call__(self, sample: Sample) -> tuple[Tensor, int, Tensor]:
-        return self.transform(to_tensor(sample.image)).contiguous(), sample.label, F.pad(NO_JITTER, (0, 1))
+        return self.transform(to_tensor(sample.image)).contiguous(), sample.label, SAME_COLORS
 
 
 class CenterCrop:
@@ -146,12 +156,12 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1), persistent=False)
 
     def forward(self, x: Tensor, colors: Tensor | None = None) -> Tensor:
-        """With ``colors`` (N, 3, 7) of the training transforms, x / 255 is jittered and lit first."""
-        pixels = x.flatten(2).float()  # (N, 3, H W)
+        """With ``colors`` (N, 3, 3), the draws of the training transforms, x / 255 is jittered and lit first."""
+        pixels = x.flatten(2).to(self.mean)  # (N, 3, H W), floating point
         if colors is None:
             flat = torch.addcmul(-self.mean / self.std, pixels, 1 / (255 * self.std))
         else:
-            jitter, of_mean, shift = colors.split([3, 3, 1], dim=2)
+            of_pixel, of_mean, shift = color_map(colors.to(self.mean))
             offset = of_mean @ pixels.mean(2, keepdim=True) / 255 + shift
-            flat = torch.baddbmm((offset - self.mean) / self.std, jitter / (255 * self.std), pixels)
+            flat = torch.baddbmm((offset - self.mean) / self.std, of_pixel / (255 * self.std), pixels)
         return flat.view(x.shape)

@@ -33,6 +33,7 @@ def get_config() -> CN:
     cfg.MODEL.STRIDE_IN_1X1 = False  # False: stride in the 3x3, as the paper
     cfg.MODEL.CHANNELS_LAST = False  # memory order; measure before switching
     cfg.MODEL.COMPILE = False  # torch.compile
+    cfg.MODEL.RECOMPUTE = False  # run each block again for its gradient (activation checkpointing): less memory
 
     cfg.DATASETS = CN()
     cfg.DATASETS.TRAIN = "datasets/imagenet/train"  # one folder per class, or WebDataset shards with an index
@@ -59,7 +60,7 @@ def get_config() -> CN:
     cfg.TEST.DENSE_SIZES = ()  # short sides for multi-scale dense testing with flips (Table 5); empty: one centre crop
     cfg.TEST.AMONG = "train"  # classes that compete: all of training's, or only those with test pictures (Table 6)
     cfg.TEST.BATCH_SIZE = 100  # per process
-    cfg.TEST.EVAL_PERIOD = 1  # epochs
+    cfg.TEST.EVAL_PERIOD = 1.0  # epochs
 
     cfg.SOLVER = CN()
     cfg.SOLVER.EPOCHS = 100
@@ -77,7 +78,7 @@ def get_config() -> CN:
     cfg.SOLVER.EMA_DECAY = 0.0  # of an average of the weights that is evaluated and saved beside them; 0: none
     cfg.SOLVER.ACCUMULATE = 1  # forward passes in one step
     cfg.SOLVER.PRECISION = "fp32"  # fp32, bf16 or fp16
-    cfg.SOLVER.CHECKPOINT_PERIOD = 1  # epochs
+    cfg.SOLVER.CHECKPOINT_PERIOD = 1.0  # epochs; 0.25 saves four times in each
     cfg.SOLVER.KEEP_CHECKPOINTS = 3  # newest; the last one stays as model_final.pth
     return cfg
 
@@ -96,6 +97,12 @@ def check_config(cfg: CN) -> None:
     for key in ("EPOCHS", "IMS_PER_BATCH", "REFERENCE_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS"):
         if not cfg.SOLVER[key] > 0:
             raise UserError(f"SOLVER.{key} {cfg.SOLVER[key]}: must be above 0")
+    if not 0 <= cfg.INPUT.COLOR_JITTER < 1:
+        raise UserError(f"INPUT.COLOR_JITTER {cfg.INPUT.COLOR_JITTER}: must be in [0, 1)")
+    if not cfg.TEST.EVAL_PERIOD > 0:
+        raise UserError(f"TEST.EVAL_PERIOD {cfg.TEST.EVAL_PERIOD}: must be above 0")
+    if cfg.MODEL.COMPILE and cfg.MODEL.RECOMPUTE:
+        raise UserError("MODEL.COMPILE and MODEL.RECOMPUTE: torch.compile cannot trace the recomputation; choose one")
     if cfg.SOLVER.SCHEDULE == "step":
         steps = list(cfg.SOLVER.STEPS)
         if steps != sorted(steps) or (steps and steps[-1] >= cfg.SOLVER.EPOCHS):

@@ -136,7 +136,7 @@ class _Decoding:
 class TrainingLoader:
     """Endless training batches, from batch ``start_batch`` on.
 
-    Yields: uint8 (N, 3, H, W), labels (N,), colours (N, 3, 7).
+    Yields: uint8 (N, 3, H, W), labels (N,), draws of colours (N, 3, 3).
     """
 
     def __init__(

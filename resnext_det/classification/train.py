@@ -24,7 +24,7 @@ from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamSc
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..engine.checkpoint import RunCheckpointer
+from ..engine.checkpoint import RunCheckpointer, read_run_checkpoint
 from ..engine.determinism import make_deterministic
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
@@ -84,6 +84,7 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         res2_out_channels=cfg.MODEL.RES2_OUT_CHANNELS,
         stride_in_1x1=cfg.MODEL.STRIDE_IN_1X1,
     )
+    model.recompute = cfg.MODEL.RECOMPUTE
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
 
 
@@ -121,6 +122,11 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: Plan) 
         multiplier: Any = CosineParamScheduler(1, 0)
     else:
         steps = [round(epoch * plan.per_epoch) for epoch in cfg.SOLVER.STEPS]
+        if len({0, *steps, plan.iterations}) < len(steps) + 2:
+            raise UserError(
+                f"SOLVER.STEPS {list(cfg.SOLVER.STEPS)}: fall together in a run of only {plan.iterations} iterations; "
+                "lower SOLVER.IMS_PER_BATCH or set SOLVER.STEPS ()"
+            )
         multiplier = MultiStepParamScheduler(
             [cfg.SOLVER.GAMMA**i for i in range(len(steps) + 1)], milestones=steps, num_updates=plan.iterations
         )
@@ -145,6 +151,16 @@ class _Best(RunCheckpointer):
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         pass
+
+
+class _KeepBest(hooks.BestCheckpointer):
+    """Goes on comparing with the best of the run that is resumed; detectron2's hook would start anew."""
+
+    def remember(self, path: str) -> None:
+        """Take error and iteration from the best checkpoint, where there is one."""
+        if os.path.isfile(path):
+            data = read_run_checkpoint(path)
+            self.best_metric, self.best_iter = data["metadata"].get("top1_error"), data["iteration"]
 
 
 def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
@@ -181,7 +197,7 @@ def evaluate_only(cfg: CfgNode, trust_pickle: bool = False) -> dict[str, float]:
     model = build_classifier(cfg, len(classes))
     load_initial_weights(cfg, model, checkpoint, allow_new_head=False)
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
-    return _report(cfg, run_evaluation(cfg, model, normalize, classes))
+    return _report(cfg, model, run_evaluation(cfg, model, normalize, classes))
 
 
 def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dict[str, float]:
@@ -256,8 +272,12 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     )
     trainer.register_hooks([hooks.EvalHook(period, judge)])
     if comm.is_main_process():
-        best = _Best(model, cfg.OUTPUT_DIR, best_facts, **saved)
-        trainer.register_hooks([hooks.BestCheckpointer(period, best, "top1_error", "min", "model_best")])
+        keep_best = _KeepBest(
+            period, _Best(model, cfg.OUTPUT_DIR, best_facts, **saved), "top1_error", "min", "model_best"
+        )
+        if resume:
+            keep_best.remember(os.path.join(cfg.OUTPUT_DIR, "model_best.pth"))
+        trainer.register_hooks([keep_best])
         with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
             file.write(cfg.dump())
     trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
@@ -280,7 +300,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     trainer.train(start, plan.iterations)
     if not results:  # resumed after the last iteration
         results = run_evaluation(cfg, judged, normalize, pictures.classes)
-    return _report(cfg, results)
+    return _report(cfg, model, results)
 
 
 def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
@@ -291,8 +311,9 @@ def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
     )
 
 
-def _report(cfg: CfgNode, results: dict[str, float]) -> dict[str, float]:
+def _report(cfg: CfgNode, model: Classifier, results: dict[str, float]) -> dict[str, float]:
     logger.info("top-1 error %.2f%%, top-5 error %.2f%%", results["top1_error"], results["top5_error"])
     if comm.is_main_process():
-        write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), results)
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), {**results, "parameters": parameters})
     return results

@@ -13,6 +13,7 @@ shift into the bias. Weight gradients flow through the scale, so training profit
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..resnext import Bottleneck, ConvNorm
 from .backbone import make_res5
-from .roi_align import box_weights, pool, sparse_bins
+from .roi_align import SparseBins, box_weights, pool, sparse_bins
 
 logger = logging.getLogger(__name__)
 
@@ -55,17 +56,38 @@ def per_sample(module: nn.Module) -> bool:
     return not any(isinstance(m, norms) and (m.training or m.running_var is None) for m in module.modules())
 
 
+def is_pointwise(conv: nn.Conv2d) -> bool:
+    """Whether the convolution looks at one pixel only and at all of them: a matrix product."""
+    return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
+
+
+def pointwise_relu(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None = None) -> Tensor:
+    """ReLU of a 1x1 convolution, (N, C, H, W) -> (N, C', H, W) in channels-last memory; ``add`` joins before the ReLU.
+
+    The convolution is asked for as the matrix product it is: on CPUs much faster, its gradient most of all
+    (docs/speed.md).
+    """
+    x = x.permute(0, 2, 3, 1)
+    y = F.linear(x.reshape(-1, x.shape[3]), weight.flatten(1), bias)  # two dimensions: the bias is added in the product
+    # In place before it is viewed: in place on a view, autograd would copy it back and forth.
+    y = y if add is None else y.add_(add.permute(0, 2, 3, 1).reshape(y.shape))
+    return F.relu_(y).view(*x.shape[:3], y.shape[1]).permute(0, 3, 1, 2)
+
+
 class SplitRes5:
     """A res5 stage cut where the map ends and the regions begin.
 
-    ``rest(pool(on_map(x)))`` equals ``res5(roi_align(x))``. Weights are read once, at construction, so make one for
-    each pass.
+    ``of_regions(on_map(x), bins)`` equals ``res5(roi_align(x))``. Weights are read once, at construction, so make
+    one for each pass.
     """
 
     def __init__(self, res5: nn.Sequential) -> None:
         first = res5[0]
         self.strides = first.conv1.stride[0], first.shortcut.stride[0]
         self._res5 = res5
+        channels = first.conv1.out_channels, first.shortcut.out_channels
+        self.work_on_map = sum(channels)  # of the two, for one position of the map
+        self.work_on_bins = sum(c / s**2 for c, s in zip(channels, self.strides, strict=True))  # and for one bin
         self._folded = {m: fold_norm(m) for m in res5.modules() if isinstance(m, ConvNorm)}
 
     @staticmethod
@@ -80,40 +102,45 @@ class SplitRes5:
     def on_map(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(N, C, H, W) -> the first 1x1 convolution's and the shortcut's result, without shift: (N, H, W, C') each."""
         first = self._res5[0]
-        x = features.contiguous(memory_format=torch.channels_last)
+        x = features.permute(0, 2, 3, 1).contiguous()
         weights = (
             conv.weight if self._folded[conv] is None else self._folded[conv][0]
             for conv in (first.conv1, first.shortcut)
         )
-        y, side = (F.conv2d(x, weight).permute(0, 2, 3, 1).contiguous() for weight in weights)
+        y, side = (F.linear(x, weight.flatten(1)) for weight in weights)
         return y, side
 
-    def rest(self, y: Tensor, side: Tensor) -> Tensor:
-        """Pooled results of :meth:`on_map`, (R, C', bins, bins) each -> (R, out_channels, bins', bins')."""
-        first = self._res5[0]
-        y = F.relu_(self._shift(first.conv1, y))
-        y = self._conv(first.conv3, F.relu_(self._conv(first.conv2, y)))
-        y = F.relu_(y + self._shift(first.shortcut, side))
-        for block in self._res5[1:]:
-            z = F.relu_(self._conv(block.conv1, y))
-            z = F.relu_(self._conv(block.conv2, z))
-            z = self._conv(block.conv3, z)
-            y = F.relu_(z + y if block.residual else z)
+    def of_regions(self, maps: Sequence[Tensor], bins: Sequence[SparseBins]) -> Tensor:
+        """Results of :meth:`on_map` and the bins to pool each with -> (R, out_channels, bins', bins')."""
+        first, *others = self._res5
+        y = self._pooled(first.conv1, maps[0], bins[0], relu=True)
+        side = self._pooled(first.shortcut, maps[1], bins[1], relu=False)
+        y = self._conv_relu(first.conv3, self._conv_relu(first.conv2, y), add=side)
+        for block in others:
+            z = self._conv_relu(block.conv2, self._conv_relu(block.conv1, y))
+            y = self._conv_relu(block.conv3, z, add=y if block.residual else None)
         return y
 
     def whole(self, x: Tensor) -> Tensor:
         """The stage itself on pooled res4, (R, C, bins, bins): for few regions on a large map."""
         return self._res5(x)
 
-    def _shift(self, conv: ConvNorm, x: Tensor) -> Tensor:
+    def _pooled(self, conv: ConvNorm, of_map: Tensor, bins: SparseBins, relu: bool) -> Tensor:
         folded = self._folded[conv]
-        return conv.norm(x) if folded is None else x + folded[1].to(x.dtype)[:, None, None]
+        if folded is not None:
+            return pool(of_map, bins, folded[1], relu).permute(0, 3, 1, 2)
+        x = conv.norm(pool(of_map, bins).permute(0, 3, 1, 2))
+        return F.relu_(x) if relu else x
 
-    def _conv(self, conv: ConvNorm, x: Tensor) -> Tensor:
+    def _conv_relu(self, conv: ConvNorm, x: Tensor, add: Tensor | None = None) -> Tensor:
         folded = self._folded[conv]
-        return (
-            conv(x) if folded is None else F.conv2d(x, *folded, conv.stride, conv.padding, conv.dilation, conv.groups)
-        )
+        if folded is not None and is_pointwise(conv):
+            return pointwise_relu(x, *folded, add)
+        if folded is None:
+            y = conv(x)
+        else:
+            y = F.conv2d(x, *folded, conv.stride, conv.padding, conv.dilation, conv.groups)
+        return F.relu_(y if add is None else y + add)
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -172,40 +199,31 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
         bins = align.output_size if isinstance(align.output_size, tuple) else (align.output_size,) * 2
         rows, columns, image = box_weights(rois, features, bins, align.spatial_scale, align.sampling_ratio)
         stage = self.optimized or SplitRes5(self.res5)
-        # Convolving the map first pays when it has fewer positions than the regions have bins.
-        map_first = features.shape[0] * features.shape[2] * features.shape[3] < len(rois) * bins[0] * bins[1]
+        # Convolving the map first pays unless few regions have fewer bins to convolve than the map has positions.
+        map_first = features[:, 0].numel() * stage.work_on_map < len(rois) * bins[0] * bins[1] * stage.work_on_bins
         maps = stage.on_map(features) if map_first else (features.permute(0, 2, 3, 1).contiguous(),)
         strides = stage.strides if map_first else (1,)
 
-        def pooled(part: slice) -> list[Tensor]:
-            out = {}
-            for stride in set(strides):
-                out[stride] = sparse_bins(rows[part, ::stride], columns[part, ::stride], image[part])
-            return [pool(m, out[s]).permute(0, 3, 1, 2) for m, s in zip(maps, strides, strict=True)]
-
-        def finish(*x: Tensor) -> Tensor:
-            y = stage.rest(*x) if map_first else stage.whole(*x)
+        def finish(bins: Sequence[SparseBins]) -> Tensor:
+            if map_first:
+                y = stage.of_regions(maps, bins)
+            else:
+                y = stage.whole(pool(maps[0], bins[0]).permute(0, 3, 1, 2))
             # An optimised stage may be in half precision; the heads behind it are not.
             wide = torch.promote_types(y.dtype, torch.float32)
             if mean:
-                return y.mean(dim=(2, 3), keepdim=True, dtype=wide)
+                # Asked for in the order of the memory, so that the gradient comes back in it too.
+                return y.permute(0, 2, 3, 1).mean(dim=(1, 2), dtype=wide)[:, :, None, None]
             return y if self.optimized is None else y.to(wide)
 
         gradients = torch.is_grad_enabled() and (
             features.requires_grad or any(p.requires_grad for p in self.res5.parameters())
         )
         chunk = self.chunk_size if per_sample(self.res5) and (self.recompute or not gradients) else 0
+        bins_of = {s: sparse_bins(rows[:, ::s], columns[:, ::s], image) for s in set(strides)}
         if not chunk or len(rois) <= chunk:
-            return finish(*pooled(slice(None)))
-        if gradients:
-            return torch.cat(
-                [
-                    checkpoint(lambda p=slice(i, i + chunk): finish(*pooled(p)), use_reentrant=False)
-                    for i in range(0, len(rois), chunk)
-                ]
-            )
+            return finish([bins_of[s] for s in strides])
         out = []
-        for i in range(0, len(rois), 4 * chunk):  # the sparse matrix costs less when made for more regions at once
-            parts = zip(*(x.split(chunk) for x in pooled(slice(i, i + 4 * chunk))), strict=True)
-            out += [finish(*part) for part in parts]
+        for bins in zip(*(bins_of[s].split(chunk) for s in strides), strict=True):
+            out.append(checkpoint(finish, bins, use_reentrant=False) if gradients else finish(bins))
         return torch.cat(out)

@@ -60,3 +60,6 @@ def add_resnext_config(cfg: CfgNode) -> None:
         cfg.MODEL.RESNEXT.C4_CHUNK_SIZE = 32
         # Compute each chunk again in the backward pass instead of keeping it: about a third of the memory.
         cfg.MODEL.RESNEXT.C4_RECOMPUTE = False
+        # How evaluation and prediction run: fp32, bf16 or fp16 on an optimised copy of the model, auto for what the
+        # hardware is good at, off for the layers of training as they are.
+        cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "auto"

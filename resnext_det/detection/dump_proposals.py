@@ -14,10 +14,13 @@ from detectron2.modeling import ProposalNetwork, build_model
 from detectron2.utils import comm
 from torch import nn
 
+from ..engine.cli import TRUST_PICKLE
 from ..engine.launch import launch
 from ..engine.trainer import start_log
 from ..errors import UserError
+from .checked_sets import check_sets_from_config
 from .data import known_sets, register_sets, test_loader_from_config
+from .initial_weights import apply_preset
 from .proposals import Proposals, write_proposals
 from .train import load_to_evaluate, setup
 
@@ -89,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--dataset", action="append", metavar="NAME", help="a set, may be repeated; default DATASETS.TRAIN and TEST"
     )
     parser.add_argument("--output", metavar="FOLDER", help="where NAME.pkl goes; default OUTPUT_DIR/proposals")
+    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("--num-gpus", type=int, default=1, help="processes: one per GPU, or on the CPU")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
@@ -97,14 +101,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     cfg = setup(args.config_file, args.opts)
     given = "MODEL.WEIGHTS" in args.opts[::2]
-    launch(_run, (cfg, args.dataset, args.output, given), processes=args.num_gpus, device=cfg.MODEL.DEVICE)
+    launch(
+        _run,
+        (cfg, args.dataset, args.output, given, args.trust_pickle),
+        processes=args.num_gpus,
+        device=cfg.MODEL.DEVICE,
+    )
 
 
-def _run(cfg: CfgNode, names: Sequence[str] | None, folder: str | None, weights_given: bool) -> None:
+def _run(
+    cfg: CfgNode, names: Sequence[str] | None, folder: str | None, weights_given: bool, trust_pickle: bool
+) -> None:
     register_sets(cfg.DATASETS.REGISTER)
     names = names or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     known_sets(names, "TRAIN and TEST")
     start_log(cfg.OUTPUT_DIR)
+    check_sets_from_config(cfg, training=True)
+    cfg = apply_preset(cfg, trust_pickle=trust_pickle)
     model = build_model(cfg)
-    load_to_evaluate(cfg, model, newest=not weights_given)
+    load_to_evaluate(cfg, model, newest=not weights_given, trust_pickle=trust_pickle)
     dump_proposals(cfg, model, names, folder or os.path.join(cfg.OUTPUT_DIR, "proposals"))

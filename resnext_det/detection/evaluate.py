@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,7 @@ from ..errors import UserError
 from ..files import write_json
 from .coco_evaluator import FastCOCOEvaluator
 from .data import load_dicts, mapper_from_config, test_loader_from_config
+from .optimize import for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,7 @@ def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict]:
         ``{"bbox": {"AP": ..., "AP50": ...}}`` in percent, by set where there are several; empty on other processes
         than the first.
     """
+    model = for_inference(cfg, model)
     judged = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
     results = {}
     for name in cfg.DATASETS.TEST:
@@ -89,7 +92,8 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRC
 def validation_loss(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     """The losses of training on the pictures of DATASETS.TEST, resized as in testing, in all processes together.
 
-    Which proposals are sampled is the same in every call. Batch norms keep their statistics.
+    Which proposals are sampled depends on the picture alone, not on the call or the number of processes. Batch norms
+    keep their statistics.
 
     Returns:
         {"loss_cls", ..., "total_loss"}, means over the pictures; empty on other processes than the first.
@@ -113,7 +117,7 @@ def _summed_losses(model: nn.Module, loader: Iterable[list[dict]]) -> tuple[int,
     pictures, sums = 0, {}
     with torch.no_grad(), training_losses(model), EventStorage():
         for batch in loader:
-            seed_everything((pictures,))
+            seed_everything([zlib.crc32(str(picture["image_id"]).encode()) for picture in batch])
             for name, loss in model(batch).items():
                 sums[name] = sums.get(name, 0.0) + loss.item() * len(batch)
             pictures += len(batch)

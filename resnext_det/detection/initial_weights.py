@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..weights import Metadata, check_metadata, check_norm_statistics, load_strictly, preset, read_checkpoint
+from ..weights.loading import part_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ PRESETS = ("none", "auto")
 def architecture(cfg: CfgNode) -> Metadata:
     """What a checkpoint of this run says of itself: network, norm and picture conventions, class names."""
     keys = cfg.MODEL.RESNETS
+    sets = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
     return {
         "depth": keys.DEPTH,
         "cardinality": keys.NUM_GROUPS,
@@ -34,7 +36,7 @@ def architecture(cfg: CfgNode) -> Metadata:
         "channel_order": cfg.INPUT.FORMAT,
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": list(cfg.MODEL.PIXEL_STD),
-        "class_names": list(MetadataCatalog.get((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)[0]).get("thing_classes", [])),
+        "class_names": list(sets[0].get("thing_classes", [])) if sets else [],
     }
 
 
@@ -96,7 +98,8 @@ def load_initial_weights(
         checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle)
         check_against_config(cfg, checkpoint.metadata, cfg.MODEL.WEIGHTS)
         report = load_strictly(model, checkpoint, allow_missing=cfg.MODEL.ALLOW_MISSING)
-        new = [part for part in report.new if part not in cfg.MODEL.ALLOW_MISSING]
+        allowed = {*cfg.MODEL.ALLOW_MISSING, *(part_of(f"{entry}.") for entry in cfg.MODEL.ALLOW_MISSING)}
+        new = [part for part in report.new if part not in allowed]
         if new and not allow_new_heads:
             raise UserError(f"{cfg.MODEL.WEIGHTS}: has no weights for {', '.join(new)}; give a detector of this config")
         logger.info("%s: %s", checkpoint, report)

@@ -24,12 +24,15 @@ from PIL import Image, ImageOps
 from torch import nn
 
 from ..coco import Detections, read_ground_truth
+from ..engine.cli import TRUST_PICKLE
 from ..engine.config import load_config
 from ..errors import UserError
 from ..files import atomic_write
 from ..reporting.boxes import class_colour, draw_boxes
 from .coco_evaluator import detections_of
 from .config import add_resnext_config
+from .initial_weights import apply_preset, load_initial_weights
+from .optimize import CHOICES, for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -70,18 +73,23 @@ class Predictor:
         return [detections_of(output["instances"], 0) for output in self._model(inputs)]
 
 
-def load_predictor(cfg: CfgNode) -> tuple[Predictor, list[int], list[str]]:
+def load_predictor(cfg: CfgNode, *, trust_pickle: bool = False) -> tuple[Predictor, list[int], list[str]]:
     """The detector of a config with MODEL.WEIGHTS in it, its dataset category ids and its class names.
+
+    MODEL.RESNEXT.INFERENCE_DTYPE says how it is made fast.
+
+    Args:
+        trust_pickle: also open a MODEL.WEIGHTS that may run code.
 
     Raises:
         UserError: no weights, or weights that do not fit.
     """
-    from .initial_weights import load_initial_weights
-
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, MODEL.WEIGHTS FILE")
+    cfg = apply_preset(cfg, trust_pickle=trust_pickle)
     model = build_model(cfg)
-    load_initial_weights(cfg, model, allow_new_heads=False)
+    load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
+    model = for_inference(cfg, model)
     sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
     return Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT), *categories_of(cfg)
 
@@ -339,7 +347,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--score-threshold", type=float, default=0.5, help="leave out detections below it")
     parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time")
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="pictures that cannot be read")
+    parser.add_argument("--dtype", choices=CHOICES, help="over MODEL.RESNEXT.INFERENCE_DTYPE of the file")
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
+    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -347,8 +357,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = get_cfg()
     add_resnext_config(cfg)
     load_config(cfg, args.config_file, opts)
+    cfg.MODEL.RESNEXT.INFERENCE_DTYPE = args.dtype or cfg.MODEL.RESNEXT.INFERENCE_DTYPE
     paths = find_inputs(inputs, sys.stdin)
-    predictor, category_ids, class_names = load_predictor(cfg)
+    predictor, category_ids, class_names = load_predictor(cfg, trust_pickle=args.trust_pickle)
     writer = Writer(Path(args.output), category_ids, class_names, draw=not args.no_drawings)
     choices = {"batch_size": args.batch_size, "score_threshold": args.score_threshold, "broken": args.broken}
     summary = predict(predictor, paths, writer, **choices, progress=logger.info)

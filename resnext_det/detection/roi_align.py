@@ -66,6 +66,18 @@ class SparseBins(NamedTuple):
     offsets: Tensor
     shape: tuple[int, int, int]
 
+    def split(self, regions: int) -> list[SparseBins]:
+        """The matrices of ``regions`` boxes each, in order; the last may have fewer."""
+        count, bins_y, bins_x = self.shape
+        per_region = bins_y * bins_x
+        ends = [*self.offsets[:: regions * per_region].tolist(), len(self.index)]
+        parts = []
+        for i, (low, high) in enumerate(zip(ends, ends[1:], strict=False)):
+            part = slice(i * regions * per_region, (i + 1) * regions * per_region)
+            shape = (min(regions, count - i * regions), bins_y, bins_x)
+            parts.append(SparseBins(self.index[low:high], self.weight[low:high], self.offsets[part] - low, shape))
+        return parts
+
 
 def sparse_bins(rows: Tensor, columns: Tensor, image: Tensor) -> SparseBins:
     """Combine the two axes' matrices of :func:`axis_weights`.
@@ -95,18 +107,23 @@ def sparse_bins(rows: Tensor, columns: Tensor, image: Tensor) -> SparseBins:
     )
 
 
-def pool(maps: Tensor, bins: SparseBins) -> Tensor:
-    """Apply the sparse matrix to every channel; differentiable with respect to ``maps``.
+def pool(maps: Tensor, bins: SparseBins, shift: Tensor | None = None, relu: bool = False) -> Tensor:
+    """Apply the sparse matrix to every channel; differentiable with respect to ``maps`` and ``shift``.
 
     Args:
         maps: (N, H, W, C), contiguous.
+        shift: (C,), added to every bin.
+        relu: ends with a ReLU.
 
     Returns:
         (R, bins along y, bins along x, C), contiguous.
     """
-    return _Pool.apply(maps.reshape(-1, maps.shape[3]), bins.index, bins.weight, bins.offsets).view(
-        *bins.shape, maps.shape[3]
-    )
+    table = maps.reshape(-1, maps.shape[3])
+    y = _Pool.apply(table, bins.index, bins.weight, bins.offsets, shift)
+    y = (
+        F.relu_(y) if relu else y
+    )  # in place before it is viewed: in place on a view, autograd would copy it back and forth
+    return y.view(*bins.shape, maps.shape[3])
 
 
 def roi_align(
@@ -146,15 +163,20 @@ class _Pool(torch.autograd.Function):
     """Sparse matrix times dense map (positions, C) -> (rows, C), and the transposed product for the gradient."""
 
     @staticmethod
-    def forward(ctx, table: Tensor, index: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    def forward(ctx, table: Tensor, index: Tensor, weight: Tensor, offsets: Tensor, shift: Tensor | None) -> Tensor:
         ctx.save_for_backward(index, weight, offsets)
         ctx.positions = len(table)
-        return _weighted_sums(table, index, weight, offsets)
+        y = _weighted_sums(table, index, weight, offsets)
+        return y if shift is None else y.add_(shift.to(y.dtype))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
         index, weight, offsets = ctx.saved_tensors
+        needs_table, *_, needs_shift = ctx.needs_input_grad
+        shift_gradient = gradient.sum(0) if needs_shift else None
+        if not needs_table:
+            return None, None, None, None, shift_gradient
         ends = torch.cat([offsets[1:], offsets.new_tensor([len(index)])])
         row = torch.repeat_interleave(
             torch.arange(len(offsets), dtype=torch.int32, device=index.device), ends - offsets
@@ -162,7 +184,8 @@ class _Pool(torch.autograd.Function):
         # Stable, so that each position adds up its bins in one order and the bits never change.
         index, order = index.sort(stable=True)
         starts = _exclusive_sum(torch.bincount(index, minlength=ctx.positions).to(torch.int32))
-        return _weighted_sums(gradient.contiguous(), row[order], weight[order], starts), None, None, None
+        table_gradient = _weighted_sums(gradient.contiguous(), row[order], weight[order], starts)
+        return table_gradient, None, None, None, shift_gradient
 
 
 def _weighted_sums(table: Tensor, index: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:

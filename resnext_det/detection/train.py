@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from .config_check import check_config
 from .data import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
 from .evaluate import evaluate_model, validation_loss
 from .hooks import BestCheckpointer, EarlyStop, Evaluations, WeightAverage
-from .initial_weights import architecture, load_initial_weights
+from .initial_weights import apply_preset, architecture, check_against_config, load_initial_weights
 from .replay import replay
 from .solver import precision_of, resolve_schedule
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     launch(
         run,
-        (cfg, args.resume, args.eval_only),
+        (cfg, args.resume, args.eval_only, args.trust_pickle),
         processes=args.num_gpus,
         machines=args.num_machines,
         machine_rank=args.machine_rank,
@@ -63,8 +64,11 @@ def setup(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     return cfg
 
 
-def run(cfg: CfgNode, resume: bool, eval_only: bool) -> dict[str, dict]:
+def run(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool = False) -> dict[str, dict]:
     """One process of a run: evaluate MODEL.WEIGHTS, or train and then evaluate.
+
+    Args:
+        trust_pickle: also open a MODEL.WEIGHTS that may run code.
 
     Returns:
         The last evaluation, ``{"bbox": {"AP": ..., "AP50": ...}}``, or by set where DATASETS.TEST has several; it is
@@ -77,12 +81,13 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool) -> dict[str, dict]:
     if not eval_only:
         known_sets(cfg.DATASETS.TRAIN, "TRAIN")
     start_log(cfg.OUTPUT_DIR)
+    cfg = apply_preset(cfg, trust_pickle=trust_pickle)
     if comm.is_main_process():
         _log_run(cfg)
     check_sets_from_config(cfg, training=not eval_only)
     if eval_only:
-        return _evaluate_only(cfg, resume)
-    return _train(cfg, resume)
+        return _evaluate_only(cfg, resume, trust_pickle)
+    return _train(cfg, resume, trust_pickle)
 
 
 def _log_run(cfg: CfgNode) -> None:
@@ -97,30 +102,31 @@ def _log_run(cfg: CfgNode) -> None:
     logger.info("the whole config is in %s", path)
 
 
-def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool) -> None:
+def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pickle: bool = False) -> None:
     """Load trained weights: MODEL.WEIGHTS, or the newest checkpoint of OUTPUT_DIR (with EMA_DECAY its average).
 
     Raises:
         UserError: none there, or they do not fit.
     """
     if not newest:
-        load_initial_weights(cfg, model, allow_new_heads=False)
+        load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
         return
     average = AveragedModel(model, use_buffers=True) if cfg.SOLVER.EMA_DECAY else None
     saved = {} if average is None else {"model_ema": average}
-    if RunCheckpointer(model, cfg.OUTPUT_DIR, {}, **saved).resume() is None:
+    if RunCheckpointer(model, cfg.OUTPUT_DIR, {}, **saved).resume(partial(check_against_config, cfg)) is None:
         raise UserError(f"{cfg.OUTPUT_DIR} holds no checkpoint: give the weights to evaluate, MODEL.WEIGHTS FILE")
     if average is not None:
         model.load_state_dict(average.module.state_dict())
+        logger.info("evaluating model_ema, the average of the weights")
 
 
-def _evaluate_only(cfg: CfgNode, resume: bool) -> dict[str, dict]:
+def _evaluate_only(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
     model = build_model(cfg)
-    load_to_evaluate(cfg, model, newest=resume)
+    load_to_evaluate(cfg, model, newest=resume, trust_pickle=trust_pickle)
     return evaluate_model(cfg, model)
 
 
-def _train(cfg: CfgNode, resume: bool) -> dict[str, dict]:
+def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
     dicts = train_dicts_from_config(cfg)
     cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
@@ -175,11 +181,11 @@ def _train(cfg: CfgNode, resume: bool) -> dict[str, dict]:
             *writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER),
         ]
     )
-    last = checkpointer.resume() if resume else None
+    last = checkpointer.resume(partial(check_against_config, cfg)) if resume else None
     if last is None:
         if resume:
             logger.info("--resume: %s holds no checkpoint yet, so this is a new run", cfg.OUTPUT_DIR)
-        load_initial_weights(cfg, model)
+        load_initial_weights(cfg, model, trust_pickle=trust_pickle)
     start = 0 if last is None else last + 1
     trainer.set_data_loader(train_loader_from_config(cfg, trainer.seed, start, dicts))
     logger.info("training from iteration %d to %d, seed %d", start, cfg.SOLVER.MAX_ITER, trainer.seed)

@@ -21,6 +21,9 @@ EXIT_STOPPED = 75
 EXIT_INTERRUPTED = 130
 """Ctrl-C, as a shell reports it."""
 
+TRUST_PICKLE = "open weights even if that can run code from them"
+"""Help of the flag --trust-pickle, which every tool that opens weights has."""
+
 
 def run(main: Callable[[], object]) -> None:
     """Call ``main`` as a command: what ends it with a known cause becomes one line on stderr and an exit code."""
@@ -66,7 +69,7 @@ def training_parser(description: str, replay: bool = False) -> argparse.Argument
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--init-from", metavar="FILE", help="start a new run from these weights (MODEL.WEIGHTS)")
     parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    parser.add_argument("--trust-pickle", action="store_true", help="open weights even if that can run code from them")
+    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine: one per GPU, or on the CPU")
     parser.add_argument("--num-machines", type=int, default=1, help="machines in this run")
     parser.add_argument("--machine-rank", type=int, default=0, help="which of them this is, from 0")

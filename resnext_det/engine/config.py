@@ -32,6 +32,7 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
     defaults = dict(_leaves(cfg))
     loaded = _read_yaml(config_file)
     _check_keys(loaded, cfg, config_file)
+    _whole_to_float(loaded, cfg)
     _merge(lambda: cfg.merge_from_other_cfg(CfgNode(loaded)), config_file)
     if len(opts) % 2:
         raise UserError(f"settings come as KEY VALUE pairs, and {opts[-1]!r} stands alone")
@@ -39,6 +40,8 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key not in known:
             raise UserError(f"command line: unknown key {key}{nearest(key, known)}")
+        if isinstance(_value(cfg, key), float) and value.lstrip("+-").isdigit():
+            value = float(value)
         _merge(lambda key=key, value=value: cfg.merge_from_list([key, value]), f"command line: {key} {value}")
     empty = [key for key, value in _leaves(cfg) if value is None and defaults.get(key) is not None]
     if empty:  # yacs takes None for anything
@@ -109,6 +112,21 @@ def _check_keys(loaded: dict, cfg: CfgNode, config_file: str) -> None:
     for key in _flatten(loaded):
         if key not in known:
             raise UserError(f"config file {config_file}: unknown key {key}{nearest(key, known)}")
+
+
+def _whole_to_float(loaded: dict, defaults: CfgNode) -> None:
+    """``BASE_LR: 1`` is 1.0 to everybody but yacs, which refuses another type than the default's. In place."""
+    for key, value in loaded.items():
+        if isinstance(value, dict):
+            _whole_to_float(value, defaults[key])
+        elif isinstance(defaults[key], float) and type(value) is int:
+            loaded[key] = float(value)
+
+
+def _value(cfg: CfgNode, key: str) -> object:
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
 
 
 def _merge(merge, where: str) -> None:

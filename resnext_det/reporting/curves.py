@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -20,6 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 
 from ..errors import UserError
 from ..files import atomic_write
+from ..variants import Variant, parse_name
 
 Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
 """{metric: (iterations, values)}, both (N,), iterations rising; a value may be NaN."""
@@ -165,6 +167,34 @@ def size_figure(series: Mapping[str, Sequence[tuple[float, float, str]]], *, err
     axes.legend(frameon=False, fontsize=10)
     _finish(axes)
     return figure
+
+
+def read_sizes(runs: Sequence[str | os.PathLike]) -> dict[str, list[tuple[float, float, str]]]:
+    """What :func:`size_figure` takes, from the finished pretraining runs in the folders ``runs``.
+
+    Runs of one network, with other seeds, count as their mean. Networks of one path are "wider", the others "more
+    paths"; the narrowest single-path network begins both lines.
+
+    Raises:
+        UserError: a folder without ``config.yaml`` and ``results.json`` of a pretraining run.
+    """
+    errors: dict[tuple[Variant, float], list[float]] = {}
+    for run in map(Path, runs):
+        try:
+            name = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["MODEL"]["NAME"]
+            results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+            network = parse_name(name), results["parameters"] / 1e6
+            errors.setdefault(network, []).append(results["top1_error"])
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            raise UserError(f"{run}: holds no finished pretraining run ({error}); name its OUTPUT_DIR") from error
+    series: dict[str, list[tuple[float, float, str]]] = {"wider": [], "more paths": []}
+    for (variant, size), values in sorted(errors.items(), key=lambda item: item[0][1]):
+        point = (size, sum(values) / len(values), variant.template)
+        if variant.cardinality > 1 or not series["wider"]:
+            series["more paths"].append(point)
+        if variant.cardinality == 1:
+            series["wider"].append(point)
+    return series
 
 
 def save_figure(figure: Figure, path: str | os.PathLike) -> None:
@@ -347,6 +377,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Draw the training curves of runs.")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run's OUTPUT_DIR, or its metrics.json")
     parser.add_argument("--out", default="curves.png", metavar="FILE", help="PNG to write (%(default)s)")
+    parser.add_argument("--size", action="store_true", help="instead: final top-1 error against size, as in Figure 7")
     args = parser.parse_args(argv)
-    save_figure(curves_figure(read_runs(args.runs)), args.out)
+    figure = size_figure(read_sizes(args.runs)) if args.size else curves_figure(read_runs(args.runs))
+    save_figure(figure, args.out)
     print(args.out)

@@ -18,7 +18,7 @@ from ..files import atomic_write
 from . import sources
 from .metadata import Metadata, architecture_of, check_types, metadata_of_source
 from .naming import detect, to_native
-from .reading import METADATA, read_file, sha256
+from .reading import FLOATS, METADATA, read_file, sha256
 
 
 @dataclass
@@ -27,8 +27,8 @@ class Checkpoint:
 
     Attributes:
         tensors: {name: tensor} on the CPU; a detector's keep ``backbone.``, ``roi_heads.``, ...
-        source: ``torchvision``, ``timm``, ``cadene``, ``detectron2-zoo``, ``detectron2-detector``,
-            ``native-classifier`` or ``native-detector``.
+        source: ``torchvision``, ``timm``, ``cadene``, ``detectron2-zoo``, ``detectron2-torchvision``,
+            ``detectron2-detector``, ``native-classifier`` or ``native-detector``.
         metadata: see :mod:`resnext_det.weights.metadata`.
         path: the file.
         sha256: of the file.
@@ -68,6 +68,10 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
     check_types(written, where)
     source = detect(tensors, where)
     native = to_native(tensors, source, where)
+    for name, tensor in native.items():
+        if tensor.dtype not in FLOATS and not name.endswith("num_batches_tracked"):
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{where}: {name} holds numbers of type {kind}; save the float model's state_dict()")
     if published:
         source = published["source"]
     elif source == "native-detector" and not written:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ..engine.cli import TRUST_PICKLE
 from .conversion import convert, summary
 from .naming import TARGETS
 
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("source", metavar="IN")
     parser.add_argument("target", metavar="OUT")
     parser.add_argument("--to", choices=TARGETS, default="native", help="whose names OUT has (default: native)")
-    parser.add_argument("--trust-pickle", action="store_true", help="open IN even if that can run code from it")
+    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     args = parser.parse_args(argv)
     checkpoint, dropped = convert(args.source, args.target, args.to, trust_pickle=args.trust_pickle)
     print(summary(checkpoint))

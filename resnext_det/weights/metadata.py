@@ -103,7 +103,7 @@ FAIR_RESNEXT: Metadata = {**MSRA, "pixel_std": [57.375, 57.12, 58.395], "stride_
 
 def metadata_of_source(source: str, architecture: Metadata) -> Metadata:
     """What is known of every file of a source; nothing for detectors, whose config decided."""
-    if source in ("torchvision", "timm", "cadene"):
+    if source in ("torchvision", "timm", "cadene", "detectron2-torchvision"):
         return {**IMAGENET_RGB, "source": source}
     if source == "detectron2-zoo":
         # The zoo's ResNets are MSRA's, its ResNeXt was trained at FAIR.

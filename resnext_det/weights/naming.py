@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..errors import UserError
 
-CLASSIFIER_SOURCES = ("torchvision", "timm", "cadene", "detectron2-zoo", "native-classifier")
 TARGETS = ("native", "torchvision", "timm")
 
 _DETECTOR_PARTS = ("backbone.", "roi_heads.", "proposal_generator.", "sem_seg_head.")
@@ -28,7 +27,7 @@ _CADENE_NORM = {"0.0.1": "conv1", "0.0.4": "conv2", "0.2": "conv3", "1.1": "shor
 
 def detect(names: Iterable[str], where: str) -> str:
     """Which library's names these are: ``torchvision`` (timm's are the same), ``cadene``, ``detectron2-zoo``,
-    ``native-classifier`` or ``native-detector`` (detectron2's detectors are named alike).
+    ``detectron2-torchvision``, ``native-classifier`` or ``native-detector`` (detectron2's detectors are named alike).
 
     Raises:
         UserError: names of no library that is read.
@@ -38,6 +37,8 @@ def detect(names: Iterable[str], where: str) -> str:
         raise UserError(f"{where}: a torchvision detector; of torchvision only classifiers are read")
     if is_detector(names):
         return "native-detector"
+    if "stem.fc.weight" in names:  # only detectron2's tool for torchvision's weights writes such a name
+        return "detectron2-torchvision"
     if "stem.conv1.weight" in names:
         return "native-classifier"
     if "conv1_w" in names:
@@ -132,6 +133,10 @@ def _same(name: str) -> str:
     return name
 
 
+def _without_stem(name: str) -> str:
+    return name.removeprefix("stem.") if name.startswith("stem.fc.") else name
+
+
 def _torchvision_to_native(name: str) -> str | None:
     if name in ("fc.weight", "fc.bias"):
         return name
@@ -194,6 +199,7 @@ _RENAME: dict[str, Callable[[str], str | None]] = {
     "timm": _torchvision_to_native,
     "cadene": _cadene_to_native,
     "detectron2-zoo": _caffe2_to_native,
+    "detectron2-torchvision": _without_stem,
     "native-classifier": _same,
     "native-detector": _same,
     "detectron2-detector": _same,

@@ -28,6 +28,7 @@ METADATA = "metadata"  # the entry of a .pth, and of a .safetensors header (ther
 # Where programs put the weights inside their checkpoints. An exponential moving average comes first: where there is
 # one, it is the network whose accuracy was published.
 WRAPPINGS = ("model_ema", "state_dict_ema", "model", "state_dict", "blobs")
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DEEPEST = 5  # wrappings in each other; more have been made to go round in circles
 _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 _NOT_WEIGHTS = {"n_averaged"}  # the counter that torch's AveragedModel keeps beside them
@@ -68,6 +69,9 @@ def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> Content
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from error
     try:
+        # A .safetensors file begins with the length of its header, whose bytes can look like any other file's first.
+        if head[5:9] == b"\0\0\0{":
+            return _read_safetensors(path, head)
         if head[:2] == b"PK":
             _check_zip(path)
             content = _torch_load(path, trust_pickle)
@@ -75,8 +79,6 @@ def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> Content
             content = _torch_load(path, trust_pickle)
         elif head[:1] == b"\x80":
             content = read_pickle(path, trust_pickle)
-        elif head[8:9] == b"{":
-            return _read_safetensors(path, head)
         else:
             raise UserError(f"{path}: {_what(head)}")
     except (MemoryError, OverflowError) as error:
@@ -284,7 +286,7 @@ def _checked(name: str, value: Tensor, path: Path) -> Tensor:
     # A tensor of stride 0 can claim any shape over a few bytes; copied into a model it would fill the memory.
     if value.numel() * value.element_size() > value.untyped_storage().nbytes():
         raise UserError(f"{path}: {name} claims shape {tuple(value.shape)} over fewer numbers; the file is refused")
-    if value.is_floating_point() and not torch.isfinite(value).all():
+    if value.dtype in FLOATS and not torch.isfinite(value).all():
         raise UserError(f"{path}: {name} holds NaN or infinity; take an earlier checkpoint")
     if name.endswith(("running_var", "_riv")) and (value < 0).any():
         raise UserError(f"{path}: {name} holds a negative variance; take an earlier checkpoint")

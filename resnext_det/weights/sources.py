@@ -15,6 +15,8 @@ from ..errors import UserError, nearest
 from ..variants import parse_name
 from .metadata import Metadata, on_255
 
+_WIDE = ("wide_resnet50_2", "wide_resnet101_2")  # timm's and torchvision's names of resnext50_1x128d, resnext101_1x128d
+
 
 def locate(path_or_uri: str | os.PathLike) -> tuple[Path, Metadata]:
     """The local file of a path or URI, fetched if need be, and what its publisher says of it (nothing for a path).
@@ -73,7 +75,8 @@ def _timm(name: str) -> tuple[Path, Metadata]:
         raise UserError(f"timm://{name}: needs timm; install it with `pip install timm`") from error
     model = name.partition(".")[0]
     try:
-        parse_name(model)  # timm's other networks share tensor names with these and compute something else
+        if model not in _WIDE:
+            parse_name(model)  # some of timm's other networks share all tensor names and compute something else
     except UserError as error:
         raise UserError(f"timm://{name}: only timm's plain ResNets and ResNeXts fit: {error}") from error
     known = timm.list_models(f"{model}.*", pretrained=True)

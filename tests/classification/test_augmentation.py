@@ -12,17 +12,17 @@ from PIL import Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
+from resnext_det import create_model
 from resnext_det.classification.augmentation import (
     LIGHTING_EIGENVALUES,
     LIGHTING_EIGENVECTORS,
-    NO_JITTER,
+    SAME_COLORS,
     CenterCrop,
     CifarTraining,
     ImageNetTraining,
     Normalize,
     Sample,
-    color_jitter,
-    lighting_shift,
+    draw_colors,
     to_tensor,
 )
 from resnext_det.classification.evaluate import evaluate, hits, restrict
@@ -39,7 +39,7 @@ def test_random_crop_equals_torchvision() -> None:
     torch.manual_seed(3)
     theirs = to_tensor(v2.RandomResizedCrop(32, (0.3, 0.6), antialias=True)(image))
     assert (ours.int() - theirs.int()).abs().max() <= 1
-    assert label == 5 and torch.equal(colors, F.pad(NO_JITTER, (0, 1)))
+    assert label == 5 and torch.equal(colors[1:], SAME_COLORS[1:])
 
 
 def test_large_jpeg_is_decoded_small_and_looks_the_same() -> None:
@@ -57,37 +57,37 @@ def test_large_jpeg_is_decoded_small_and_looks_the_same() -> None:
     assert (crops[0] - crops[1]).abs().mean() < 3
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_color_jitter_equals_its_steps_one_by_one(seed: int) -> None:
-    """Against torchvision's functions for brightness, contrast and saturation, on colours that none of them clips."""
-    image = torch.randint(90, 130, (3, 8, 9), dtype=torch.uint8)
-    torch.manual_seed(seed)
-    change = color_jitter(0.4)
-    torch.manual_seed(seed)
-    expected = image / 255
-    for kind in torch.randperm(3).tolist():
-        step = (adjust_brightness, adjust_contrast, adjust_saturation)[kind]
-        expected = step(expected, 1 + 0.4 * (2 * torch.rand(()).item() - 1))
-    ours = Normalize((0.0,) * 3, (1.0,) * 3)(image[None], F.pad(change, (0, 1))[None])[0]
-    torch.testing.assert_close(ours, expected, rtol=0, atol=3e-4)  # torchvision's grey weights have four digits
+def test_colors_equal_their_steps_one_by_one() -> None:
+    """Against torchvision's brightness, contrast and saturation, on colours that none of them clips, for all orders."""
+    images = torch.randint(90, 130, (20, 3, 8, 9), dtype=torch.uint8)
+    draws = torch.stack([draw_colors(0.4, 0.1) for _ in images])
+    assert len({tuple(draw[0].tolist()) for draw in draws}) == 6
+    ours = Normalize((0.0,) * 3, (1.0,) * 3)(images, draws)
+    for image, (kinds, factors, weights), changed in zip(images, draws, ours, strict=True):
+        expected = image / 255
+        for kind, factor in zip(kinds.tolist(), factors.tolist(), strict=True):
+            expected = (adjust_brightness, adjust_contrast, adjust_saturation)[int(kind)](expected, factor)
+        lighting = sum(
+            weights[i] * LIGHTING_EIGENVALUES[i] * torch.tensor(LIGHTING_EIGENVECTORS)[:, i] for i in range(3)
+        )
+        expected = expected + lighting[:, None, None]
+        torch.testing.assert_close(changed, expected, rtol=0, atol=3e-4)  # torchvision's grey weights have four digits
 
 
-def test_lighting_is_a_weighted_sum_of_the_principal_colours() -> None:
-    torch.manual_seed(1)
-    alpha = 0.1 * torch.randn(3)
-    expected = sum(alpha[i] * LIGHTING_EIGENVALUES[i] * np.array(LIGHTING_EIGENVECTORS)[:, i] for i in range(3))
-    torch.manual_seed(1)
-    np.testing.assert_allclose(lighting_shift(0.1), expected, rtol=1e-6)
+def test_draws_have_the_recipes_ranges() -> None:
+    draws = torch.stack([draw_colors(0.4, 0.1) for _ in range(2000)])
+    assert 0.6 <= draws[:, 1].min() < 0.61 and 1.39 < draws[:, 1].max() <= 1.4
+    assert draws[:, 2].std().item() == pytest.approx(0.1, rel=0.05) and abs(draws[:, 2].mean().item()) < 0.01
+    assert torch.equal(draw_colors(0.0, 0.0)[1:], SAME_COLORS[1:])
 
 
 def test_normalisation() -> None:
-    image, shift = to_tensor(picture()), torch.tensor([0.1, 0.0, -0.1])
+    image = to_tensor(picture())
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    lit = Normalize(mean, std)(image[None], torch.cat([NO_JITTER, shift[:, None]], 1)[None])[0]
-    plain = Normalize(mean, std)(image[None])[0]
-    for c in range(3):
-        torch.testing.assert_close(lit[c], (image[c] / 255 + shift[c] - mean[c]) / std[c])
-        torch.testing.assert_close(plain[c], (image[c] / 255 - mean[c]) / std[c])
+    normalize = Normalize(mean, std)
+    for ours in (normalize(image[None])[0], normalize(image[None], SAME_COLORS[None])[0]):
+        for c in range(3):
+            torch.testing.assert_close(ours[c], (image[c] / 255 - mean[c]) / std[c])
 
 
 def test_cifar_crop_is_a_window_of_the_padded_picture() -> None:
@@ -116,10 +116,40 @@ def test_several_sizes_average_their_softmax() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return x.mean(dim=(2, 3))
 
-    images = [torch.randint(0, 256, (4, 3, s, s), dtype=torch.uint8) for s in (6, 9)]
+    images = [torch.randint(0, 256, (40, 3, s, s + 1), dtype=torch.uint8) for s in (6, 9)]
     normalize, model = Normalize((0.5,) * 3, (0.01,) * 3), Mean()
-    scores = sum(torch.softmax(model(normalize(i)), 1) for i in images)
-    labels = scores.argmax(1)
-    labels[0] = scores[0].argmin()
+    views = [torch.softmax(model(normalize(i)), 1) for i in images]
+    labels = sum(views).argmax(1)
+    assert all((view.argmax(1) != labels).any() for view in views), "one size alone would pass"
+    labels[:10] = sum(views)[:10].argmin(1)
     results = evaluate(model, normalize, [[(i, labels)] for i in images], flip=True)
     assert results == {"top1_error": 25.0, "top5_error": 0.0}
+
+
+def test_a_whole_picture_is_tested_densely() -> None:
+    """The classifier on any size is the mean of fc's scores at every place of the last map."""
+    model = create_model("resnext14_2x2d", 5, res2_out_channels=16).eval()
+    image, _ = CenterCrop(70, 0)(Sample(picture(100, 80), 0))
+    x = Normalize((0.5,) * 3, (0.2,) * 3)(image[None])
+    assert x.shape == (1, 3, 70, 87)
+    features = x
+    for part in (model.stem, model.res2, model.res3, model.res4, model.res5):
+        features = part(features)
+    scores = F.conv2d(features, model.fc.weight[:, :, None, None], model.fc.bias)
+    assert scores.shape == (1, 5, 3, 3)
+    torch.testing.assert_close(model(x), scores.mean((2, 3)))
+
+
+def test_flipped_views_count() -> None:
+    """A network that looks at the left edge only, and sees both edges when mirrored views are averaged."""
+    images = torch.zeros(1, 3, 2, 8, dtype=torch.uint8)
+    images[0, 1, :, -1] = 255
+
+    class LeftEdge(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, :, 0, 0]
+
+    loaders = [[(images, torch.tensor([1]))]]
+    same = Normalize((0.0,) * 3, (0.1,) * 3)
+    assert evaluate(LeftEdge(), same, loaders)["top1_error"] == 100.0
+    assert evaluate(LeftEdge(), same, loaders, flip=True)["top1_error"] == 0.0

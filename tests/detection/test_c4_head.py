@@ -6,6 +6,7 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
+from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -146,3 +147,35 @@ def test_two_training_passes_have_equal_bits():
     regions = boxes(25, 30)
     first, second = (passed(build(ResNeXtC4ROIHeads, config()), regions, True) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def trained_detector():
+    """A whole detector's weights after three steps of SGD in deterministic mode, from one seed."""
+    cfg = config()
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME = "build_resnext_backbone", "ResNeXtC4ROIHeads"
+    cfg.MODEL.RESNETS.STEM_OUT_CHANNELS, cfg.MODEL.BACKBONE.FREEZE_AT = 8, 0
+    cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = 50
+    torch.manual_seed(3)
+    model = build_model(cfg)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    batch = []
+    for side in (96, 128):
+        targets = Instances((96, side), gt_boxes=Boxes(torch.tensor([[8.0, 8, 60, 70]])), gt_classes=torch.tensor([1]))
+        batch.append({"image": torch.rand(3, 96, side) * 255, "instances": targets})
+    with EventStorage():
+        for _ in range(3):
+            loss = sum(model(batch).values())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model.state_dict()
+
+
+def test_two_training_runs_have_equal_bits_in_deterministic_mode():
+    torch.use_deterministic_algorithms(True)
+    try:
+        first, second = trained_detector(), trained_detector()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(value.isfinite().all() for value in first.values())

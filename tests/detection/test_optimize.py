@@ -8,8 +8,10 @@ from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
-from resnext_det import UserError, create_model
-from resnext_det.detection.optimize import optimize_for_inference
+from resnext_det import UserError, add_resnext_config, create_model
+from resnext_det.detection import optimize
+from resnext_det.detection.c4_head import ResNeXtC4ROIHeads
+from resnext_det.detection.optimize import for_inference, optimize_for_inference
 
 
 def random_statistics(model):
@@ -22,7 +24,18 @@ def random_statistics(model):
     return model.eval()
 
 
-def detector(mask=False):
+def detector(mask=False, norm="FrozenBN"):
+    cfg = small_config()
+    cfg.MODEL.RESNETS.NORM, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = (
+        norm,
+        4 if norm == "GN" else 2,
+    )  # GN: 32 channels or more
+    cfg.MODEL.MASK_ON = mask
+    cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
+    return random_statistics(build_model(cfg))
+
+
+def small_config():
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME = "build_resnext_backbone", "ResNeXtC4ROIHeads"
@@ -30,9 +43,7 @@ def detector(mask=False):
     cfg.MODEL.RESNETS.STRIDE_IN_1X1, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = False, 32
     cfg.MODEL.RPN.POST_NMS_TOPK_TEST, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 80, 0.0
     cfg.MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION, cfg.MODEL.ROI_HEADS.NUM_CLASSES = 14, 3
-    cfg.MODEL.MASK_ON = mask
-    cfg.MODEL.ROI_MASK_HEAD.NAME = "MaskRCNNConvUpsampleHead"
-    return random_statistics(build_model(cfg))
+    return cfg
 
 
 IMAGES = [{"image": torch.arange(3 * 96 * 128).view(3, 96, 128) * 37 % 255.0} for _ in range(2)]
@@ -75,6 +86,94 @@ def test_classifier(dtype, tolerance):
     for size in (2, 1, 2):
         result = optimized(x[:size])
         assert (result - expected[:size]).norm() <= tolerance * expected[:size].norm()
+
+
+@pytest.mark.parametrize("native", [True, False])
+@torch.no_grad()
+def test_auto_is_bf16_where_the_hardware_multiplies_it(native, monkeypatch, caplog):
+    monkeypatch.setattr(optimize, "multiplies_bf16", lambda device: native)
+    caplog.set_level("INFO")
+    result = optimize_for_inference(detector()).backbone(torch.randn(1, 3, 64, 64))["res4"]
+    assert result.dtype == (torch.bfloat16 if native else torch.float32)
+    assert len(caplog.records) == 1 and ("Inference in bf16" in caplog.text) == native
+
+
+def test_bf16_warns_where_the_hardware_does_not_multiply_it(monkeypatch, caplog):
+    monkeypatch.setattr(optimize, "multiplies_bf16", lambda device: False)
+    optimize_for_inference(torch.nn.Linear(1, 1), "bf16")
+    assert "fp32 is faster" in caplog.text and caplog.records[0].levelname == "WARNING"
+
+
+@torch.no_grad()
+def test_quickstarts_detector_gives_stock_detectron2s_boxes():
+    cfg = get_cfg()
+    add_resnext_config(cfg)
+    cfg.merge_from_file("configs/detection/quickstart.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.MODEL.RESNETS.DEPTH = "cpu", 0.0, 50  # stock has no 14
+    ours = random_statistics(build_model(cfg))
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME = "build_resnet_backbone", "Res5ROIHeads"
+    stock = build_model(cfg).eval()
+    stock.load_state_dict(ours.state_dict())
+    images = [{"image": torch.rand(3, 160, side) * 255} for side in (200, 160)]
+    for result, expected in zip(optimize_for_inference(ours, "fp32")(images), stock(images), strict=True):
+        result, expected = result["instances"], expected["instances"]
+        assert len(expected) > 20 and torch.equal(result.pred_classes, expected.pred_classes)
+        torch.testing.assert_close(result.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=1e-3)
+        torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-5)
+
+
+FPN = """
+MODEL:
+  BACKBONE: {NAME: build_resnext_fpn_backbone}
+  RESNETS: {OUT_FEATURES: [res2, res3, res4, res5]}
+  FPN: {IN_FEATURES: [res2, res3, res4, res5], OUT_CHANNELS: 16}
+  ANCHOR_GENERATOR: {SIZES: [[32], [64], [128], [256], [512]]}
+  RPN: {IN_FEATURES: [p2, p3, p4, p5, p6]}
+  ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5]}
+  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 2, FC_DIM: 32, POOLER_RESOLUTION: 7}
+"""
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("fp32", 1e-5), ("bf16", 0.1)])
+@torch.no_grad()
+def test_a_trunk_under_others_parts_hands_them_float32(dtype, tolerance):
+    cfg = small_config()
+    cfg.merge_from_other_cfg(cfg.load_cfg(FPN))
+    model = random_statistics(build_model(cfg))
+    optimized = optimize_for_inference(model, dtype)
+    x = torch.randn(1, 3, 96, 128)
+    expected = model.backbone(x)
+    for name, value in optimized.backbone(x).items():
+        assert value.dtype == torch.float32
+        assert (value - expected[name]).norm() <= tolerance * expected[name].norm(), name
+    assert len(optimized(IMAGES)) == 2
+
+
+@torch.no_grad()
+def test_norms_that_are_not_constant_stay():
+    model = detector(norm="GN")
+    optimized = optimize_for_inference(model, "fp32")
+    expected = model(IMAGES)[0]["instances"].scores
+    torch.testing.assert_close(optimized(IMAGES)[0]["instances"].scores, expected, rtol=0, atol=1e-5)
+    assert not any(isinstance(m, optimize.FusedConv) for m in optimized.backbone.modules())
+
+
+def test_the_key_chooses_and_the_model_stays_as_it_is():
+    model = detector().train()
+    cfg = small_config()
+    assert for_inference(cfg, model) is model  # a stock config, without our keys
+    add_resnext_config(cfg)
+    cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "off"
+    assert for_inference(cfg, model) is model
+    cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "fp32"
+    copy = for_inference(cfg, model)
+    assert copy is not model and copy.roi_heads.optimized is not None and not copy.training
+    assert model.training and model.roi_heads.optimized is None
+    assert all(p.requires_grad for p in model.roi_heads.parameters())
+    assert isinstance(model.roi_heads, ResNeXtC4ROIHeads) and type(model.roi_heads.res5[0]).__name__ == "Bottleneck"
+    cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "fp8"
+    with pytest.raises(UserError, match="INFERENCE_DTYPE is 'fp8': choose from auto, fp32, bf16, fp16, off"):
+        for_inference(cfg, model)
 
 
 def test_unknown_dtype():

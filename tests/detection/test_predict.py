@@ -160,13 +160,23 @@ def test_command_line(tmp_path, monkeypatch):
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     Image.fromarray(picture()).save(tmp_path / "a.png")
 
-    def load(cfg):
+    def load(cfg, trust_pickle):
+        assert cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "bf16" and not trust_pickle
         assert cfg.MODEL.WEIGHTS == "w.pth"
         detector = Predictor(WhiteRectangle(), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=1000)
         return detector, *module.categories_of(cfg)
 
     monkeypatch.setattr(module, "load_predictor", load)
-    files = ["--config-file", tmp_path / "config.yaml", "--output", tmp_path / "out", "--input", tmp_path / "a.png"]
+    files = [
+        "--config-file",
+        tmp_path / "config.yaml",
+        "--dtype",
+        "bf16",
+        "--output",
+        tmp_path / "out",
+        "--input",
+        tmp_path / "a.png",
+    ]
     register = [["set", str(tmp_path / "truth.json"), "."]]
     settings = ["MODEL.WEIGHTS", "w.pth", "DATASETS.TEST", "('set',)", "DATASETS.REGISTER", register]
     settings += ["MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.DEVICE", "cpu"]

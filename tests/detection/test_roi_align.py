@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
 
-from resnext_det.detection.roi_align import axis_weights, roi_align
+from resnext_det.detection.roi_align import axis_weights, box_weights, pool, roi_align, sparse_bins
 
 SCALE = 1 / 16
 
@@ -118,3 +118,29 @@ def test_rows_of_a_box_inside_the_map_sum_to_one():
 def test_result_is_channels_last():
     y = roi_align(torch.randn(1, 8, 20, 30), random_boxes(3).float(), 14, SCALE)
     assert y.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("sizes", [1, 7, 30, 100])
+def test_split_matrices_pool_what_the_whole_pools(sizes):
+    maps = torch.randn(2, 20, 30, 6, dtype=torch.float64)
+    rois = random_boxes(30, images=2)
+    rows, columns, image = box_weights(rois, maps.permute(0, 3, 1, 2), (14, 7), SCALE, 0)
+    bins = sparse_bins(rows, columns, image)
+    parts = bins.split(sizes)
+    assert sum(part.shape[0] for part in parts) == 30 and max(part.shape[0] for part in parts) <= sizes
+    assert torch.equal(torch.cat([pool(maps, part) for part in parts]), pool(maps, bins))
+
+
+def test_shift_and_relu_inside_the_pooling():
+    maps = torch.randn(1, 20, 30, 6, dtype=torch.float64, requires_grad=True)
+    shift = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    rows, columns, image = box_weights(random_boxes(20), maps.permute(0, 3, 1, 2), (4, 4), SCALE, 0)
+    bins = sparse_bins(rows, columns, image)
+    y = pool(maps, bins, shift, relu=True)
+    expected = (pool(maps, bins) + shift).relu()
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    weight = torch.randn_like(y)
+    gradients = torch.autograd.grad((y * weight).sum(), (maps, shift))
+    torch.testing.assert_close(gradients, torch.autograd.grad((expected * weight).sum(), (maps, shift)))
+    (alone,) = torch.autograd.grad((pool(maps.detach(), bins, shift, relu=True) * weight).sum(), shift)
+    torch.testing.assert_close(alone, gradients[1])

@@ -13,8 +13,10 @@ from resnext_det import UserError
 from resnext_det.reporting.curves import (
     _running_mean,
     curves_figure,
+    main,
     read_metrics,
     read_runs,
+    read_sizes,
     save_figure,
     size_figure,
 )
@@ -216,3 +218,27 @@ def test_tool_draws_without_detectron2_and_without_pyplot(tmp_path):
 def test_tool_says_which_run_is_missing(tmp_path):
     done = python("tools/plot_curves.py", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x.png"))
     assert done.returncode == 2 and "nowhere: no such file" in done.stderr and "Traceback" not in done.stderr
+
+
+def finished(folder, name, parameters, error):
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"MODEL:\n  NAME: {name}\n")
+    (folder / "results.json").write_text(json.dumps({"top1_error": error, "top5_error": 1.0, "parameters": parameters}))
+    return str(folder)
+
+
+def test_sizes_of_finished_runs(tmp_path):
+    """The points of Figure 7: two seeds are one mean; the plain network begins both lines."""
+    runs = [
+        finished(tmp_path / "a", "resnext29_1x128d_cifar", 13_800_000, 4.4),
+        finished(tmp_path / "b", "resnet29_cifar", 4_900_000, 5.0),
+        finished(tmp_path / "c", "resnext29_2x64d_cifar", 6_900_000, 4.5),
+        finished(tmp_path / "d", "resnext29_2x64d_cifar", 6_900_000, 4.7),
+    ]
+    series = read_sizes(runs)
+    assert series["wider"] == [(4.9, 5.0, "1x64d"), (13.8, 4.4, "1x128d")]
+    assert series["more paths"] == [(4.9, 5.0, "1x64d"), (6.9, pytest.approx(4.6), "2x64d")]
+    main([*runs, "--size", "--out", str(tmp_path / "sizes.png")])
+    assert Image.open(tmp_path / "sizes.png").width > 500
+    with pytest.raises(UserError, match="holds no finished pretraining run"):
+        read_sizes([tmp_path])

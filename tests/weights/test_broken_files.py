@@ -23,6 +23,7 @@ from torch import nn
 from resnext_det import create_model
 from resnext_det.engine import cli
 from resnext_det.weights import read_checkpoint, save_checkpoint
+from resnext_det.weights.command import main
 from resnext_det.weights.naming import from_native
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +64,12 @@ def zipped(name: str, data: bytes, compression: int) -> bytes:
 class RunsCode:
     def __reduce__(self):
         return (os.system, ("echo this must never be printed",))
+
+
+def in_itself() -> dict:
+    content: dict = {}
+    content["model"] = content
+    return content
 
 
 def changed(state: dict, **tensors) -> dict:
@@ -172,6 +179,16 @@ FILES: dict[str, tuple[str, Callable, str]] = {
         lambda s, t: saved(changed(s, fc__weight=torch.eye(3).to_sparse())),
         "fc.weight is not a plain dense tensor; save the float model's state_dict()",
     ),
+    "quantised by hand": (
+        ".pth",
+        lambda s, t: saved(changed(s, fc__weight=torch.ones(10, 2048, dtype=torch.int8))),
+        "fc.weight holds numbers of type int8; save the float model's state_dict()",
+    ),
+    "round in circles": (
+        ".pkl",
+        lambda s, t: pickle.dumps(in_itself(), 2),
+        "model within model, again and again; save a model's state_dict()",
+    ),
     "a list": (".pth", lambda s, t: saved([1, 2]), "holds a list, not named tensors; save a model's state_dict()"),
     "no tensors": (
         ".pth",
@@ -249,14 +266,9 @@ FILES: dict[str, tuple[str, Callable, str]] = {
 
 
 def line_of(arguments: list[str], capsys: pytest.CaptureFixture) -> str:
-    """Run the tool's function in this process as the command line does; returns its one line on stderr."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("convert_weights", ROOT / "tools" / "convert_weights.py")
-    tool = module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    """Run the tool in this process as the command line does; returns its one line on stderr."""
     with pytest.raises(SystemExit) as left:
-        cli.run(lambda: tool.main(arguments))
+        cli.run(lambda: main(arguments))
     assert left.value.code == cli.EXIT_USER_ERROR
     out, err = capsys.readouterr()
     assert "never be printed" not in out and err.count("\n") == 1

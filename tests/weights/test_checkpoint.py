@@ -15,7 +15,9 @@ from helpers import caffe2_names, randomise_norms
 from torch import Tensor
 
 from resnext_det import UserError, compat, create_model
+from resnext_det.variants import parse_name
 from resnext_det.weights import load_strictly, read_checkpoint, save_checkpoint
+from resnext_det.weights.conversion import summary
 from resnext_det.weights.metadata import FAIR_RESNEXT, IMAGENET_RGB, MSRA, architecture_of
 from resnext_det.weights.naming import from_native
 
@@ -46,6 +48,18 @@ def test_pth_opens_as_plain_tensors(state, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pth", state, {"recipe": "paper"})
     content = torch.load(tmp_path / "a.pth", weights_only=True)
     assert content["metadata"] == {"recipe": "paper"} and same_tensors(content["model"], state)
+
+
+@pytest.mark.parametrize("first", [b"\x80", b"PK", b"\x1f\x8b", b"<"])
+def test_safetensors_that_begin_like_another_file(first: bytes, state, tmp_path: Path) -> None:
+    """The first bytes are the header's length, so any can stand there."""
+    save_checkpoint(tmp_path / "a.safetensors", state, {})
+    data = (tmp_path / "a.safetensors").read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    padding = next(n for n in range(1 << 16) if (length + n).to_bytes(8, "little").startswith(first))
+    header = data[8 : 8 + length] + b" " * padding
+    (tmp_path / "a.safetensors").write_bytes((length + padding).to_bytes(8, "little") + header + data[8 + length :])
+    assert same_tensors(read_checkpoint(tmp_path / "a.safetensors").tensors, state)
 
 
 def test_safetensors_open_elsewhere(state, tmp_path: Path) -> None:
@@ -102,6 +116,25 @@ def test_files_of_a_run(state, tmp_path: Path) -> None:
     assert read.metadata["class_names"] == ["cat"] and read.metadata["channel_order"] == "RGB"
 
 
+def test_detectron2s_conversion_of_torchvision(state, tmp_path: Path) -> None:
+    """As its tools/convert-torchvision-to-d2.py writes them, fc under a stem."""
+    arrays = {f"stem.{key}" if key.startswith("fc.") else key: value.numpy() for key, value in state.items()}
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    (tmp_path / "R-50.pkl").write_bytes(pickle.dumps(content))
+    read = read_checkpoint(tmp_path / "R-50.pkl")
+    assert same_tensors(read.tensors, state)
+    assert IMAGENET_RGB.items() <= read.metadata.items()
+
+
+def test_the_average_is_preferred_and_said(state, tmp_path: Path) -> None:
+    average = {f"module.{key}": value for key, value in state.items()} | {"n_averaged": torch.tensor(3)}
+    raw = {key: torch.zeros_like(value) for key, value in state.items()}
+    torch.save({"model": raw, "model_ema": average, "iteration": 7, "metadata": {}}, tmp_path / "a.pth")
+    read = read_checkpoint(tmp_path / "a.pth")
+    assert same_tensors(read.tensors, state) and str(read) == f"{tmp_path / 'a.pth'} (model_ema)"
+    assert "source: native-classifier (model_ema), " in summary(read)
+
+
 def test_old_detectron2_detectors(tmp_path: Path) -> None:
     model = {
         "backbone.stem.conv1.weight": torch.ones(64, 3, 7, 7),
@@ -114,8 +147,14 @@ def test_old_detectron2_detectors(tmp_path: Path) -> None:
     assert read.metadata["pixel_mean"] == [1.0, 2.0, 3.0] and "channel_order" not in read.metadata
 
 
-@pytest.mark.parametrize("statistics", [False, True], ids=["folded", "statistics"])
-@pytest.mark.parametrize(("name", "preset"), [("resnet50", MSRA), ("resnext50_32x4d", FAIR_RESNEXT)])
+@pytest.mark.parametrize(
+    ("name", "preset", "statistics"),
+    [
+        ("resnet50", MSRA, False),
+        ("resnext50_32x4d", FAIR_RESNEXT, True),
+        pytest.param("resnext101_32x8d", FAIR_RESNEXT, False, marks=pytest.mark.slow),
+    ],
+)
 def test_zoo_pickles_give_the_features_of_detectron2s_own_loader(name, preset, statistics, tmp_path: Path) -> None:
     if compat.detectron2_folder() is None:
         pytest.skip("no detectron2")
@@ -133,14 +172,16 @@ def test_zoo_pickles_give_the_features_of_detectron2s_own_loader(name, preset, s
     assert read.source == "detectron2-zoo"
     assert {key: read.metadata[key] for key in preset} == preset
     ours = create_model(name, stride_in_1x1=stride_in_1x1).eval()
-    assert str(load_strictly(ours, read)) == "backbone 265/265, fc 2/2"
+    report = load_strictly(ours, read)
+    assert not report.new and not report.unused
 
     cfg = get_cfg()
     cfg.MODEL.DEVICE = "cpu"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res5"]
     cfg.MODEL.RESNETS.STRIDE_IN_1X1 = stride_in_1x1
-    if name == "resnext50_32x4d":
-        cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = 32, 4
+    variant = parse_name(name)
+    cfg.MODEL.RESNETS.DEPTH = variant.depth
+    cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.WIDTH_PER_GROUP = variant.cardinality, variant.width
     stock = torch.nn.Module()
     stock.backbone = build_backbone(cfg).eval()
     DetectionCheckpointer(stock).load(str(path))

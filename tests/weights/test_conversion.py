@@ -72,6 +72,21 @@ def test_a_detector_leaves_its_heads_behind(tmp_path: Path) -> None:
     assert all(torch.equal(back[key], state[key]) for key in state if not key.startswith("fc."))
 
 
+@pytest.mark.parametrize("how", [{"form": "a"}, {"form": "b"}, {"residual": False}, {"stem_out_channels": 8}])
+def test_the_paper_s_other_networks_stay_native(how: dict, tmp_path: Path) -> None:
+    state = create_model("resnext14_8x14d", num_classes=3, **how).state_dict()
+    save_checkpoint(tmp_path / "a.pth", state, {})
+    convert(tmp_path / "a.pth", tmp_path / "b.safetensors")
+    assert read_checkpoint(tmp_path / "b.safetensors").tensors.keys() == state.keys()
+    if "stem_out_channels" not in how:
+        (key,) = how
+        with pytest.raises(UserError, match=f"a.pth: has {key} {how[key]}, which timm cannot express; keep native"):
+            convert(tmp_path / "a.pth", tmp_path / "c.pth", "timm")
+    del state["res4.0.conv2.weight" if how.get("form", "c") == "c" else "res4.0.paths.7.conv2.weight"]
+    with pytest.raises(UserError, match="conv2.weight is missing"):
+        check_whole(state, architecture_of(state), "f")
+
+
 @pytest.mark.parametrize("name", list_models())
 def test_every_network_of_the_family_is_whole(name: str) -> None:
     with torch.device("meta"):

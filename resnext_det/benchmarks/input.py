@@ -1,0 +1,115 @@
+"""Training pictures per second and core: decoding alone, torchvision's reference pipeline, and ours.
+
+All read the same JPEGs from memory, as large as ImageNet's are on average (500x375, about 110 kB), in one thread, and
+processor time counts, which other programs on the machine disturb less. Both pipelines crop, flip and jitter alike;
+ours adds PCA lighting. On a GPU machine our workers end at uint8 and the GPU does the colours and the normalisation;
+the last line counts those too, on the same core.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from ..classification.augmentation import ImageNetTraining, Normalize, Sample
+from ..engine.sampler import seed_everything
+
+WIDTH, HEIGHT, QUALITY = 500, 375, 94
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CROP, AREA, FLIP, JITTER, LIGHTING = 224, (0.08, 1.0), 0.5, 0.4, 0.1  # the paper's recipe, as in classification/config
+
+
+def made_jpegs(count: int, seed: int = 0) -> list[bytes]:
+    """Smooth colours under noise: they compress as photographs do."""
+    generator = np.random.default_rng(seed)
+    files = []
+    for _ in range(count):
+        coarse = Image.fromarray(generator.integers(0, 256, (HEIGHT // 25, WIDTH // 25, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC), dtype=np.float32)
+        noisy = smooth + generator.normal(0, 10, smooth.shape)
+        file = io.BytesIO()
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=QUALITY)
+        files.append(file.getvalue())
+    return files
+
+
+def input_pipeline(device: str, quick: bool) -> dict[str, dict[str, float]]:
+    """Benchmark ``input``. ``device`` is where nothing happens: the question is what one core of the CPU delivers."""
+    from ..benchmark import result
+
+    files = made_jpegs(4 if quick else 64)
+    ours = ImageNetTraining(CROP, AREA, FLIP, JITTER, LIGHTING)
+    normalize = Normalize(MEAN, STD)
+    reference = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(CROP, AREA),
+            transforms.ColorJitter(JITTER, JITTER, JITTER),
+            transforms.RandomHorizontalFlip(FLIP),
+            transforms.ToTensor(),
+            transforms.Normalize(MEAN, STD),
+        ]
+    )
+
+    def decode() -> None:
+        for file in files:
+            Image.open(io.BytesIO(file)).load()
+
+    def theirs() -> torch.Tensor:
+        return torch.stack([reference(Image.open(io.BytesIO(file)).convert("RGB")) for file in files])
+
+    def uint8() -> tuple[torch.Tensor, torch.Tensor]:
+        made = []
+        for i, file in enumerate(files):
+            seed_everything((0, i, 0), devices=False)  # as in training
+            made.append(ours(Sample(Image.open(io.BytesIO(file)), 0)))
+        return torch.stack([sample[0] for sample in made]), torch.stack([sample[2] for sample in made])
+
+    sides: dict[str, Callable[[], object]] = {
+        "torchvision": theirs,
+        "decoding alone": decode,
+        "ours to uint8": uint8,
+        "ours with colours and normalisation": lambda: normalize(*uint8()),
+    }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        seconds = _processor_time(sides, 1 if quick else 15)
+    finally:
+        torch.set_num_threads(threads)
+    return result(
+        seconds,
+        "torchvision",
+        {"crops differ at most by, of 255": _largest_difference(files[0])},
+        images_per_second_and_core={name: len(files) / value for name, value in seconds.items()},
+        bytes_per_picture={"mean": sum(map(len, files)) / len(files)},
+    )
+
+
+def _processor_time(sides: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
+    """Median seconds of this thread for each side, turn by turn, after one turn to warm up."""
+    turns: list[list[float]] = []
+    for _ in range(repeat + 1):
+        turns.append([])
+        for run in sides.values():
+            start = time.thread_time()
+            run()
+            turns[-1].append(time.thread_time() - start)
+    return dict(zip(sides, np.median(turns[1:], axis=0).tolist(), strict=True))
+
+
+def _largest_difference(file: bytes) -> float:
+    """The same crop by both, without changes of colour."""
+    crops = []
+    for crop in (
+        lambda image: ImageNetTraining(CROP, AREA, 0, 0, 0)(Sample(image, 0))[0],
+        lambda image: transforms.PILToTensor()(transforms.RandomResizedCrop(CROP, AREA)(image.convert("RGB"))),
+    ):
+        torch.manual_seed(0)
+        crops.append(crop(Image.open(io.BytesIO(file))).int())
+    return float((crops[0] - crops[1]).abs().max())

@@ -1,0 +1,58 @@
+"""Detections on several pictures, on one sheet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from ..coco import Detections, GroundTruth
+from .boxes import class_colour, draw_boxes
+
+GAP = 6  # pixels between pictures
+
+
+def detections_sheet(
+    truth: GroundTruth,
+    detections: Detections,
+    image_root: str | os.PathLike,
+    image_ids: Sequence[int],
+    *,
+    columns: int = 4,
+    width: int = 320,
+    score_threshold: float = 0.5,
+) -> Image.Image:
+    """Pictures side by side, each with its detections: class and score in percent.
+
+    Args:
+        truth: names of classes and files.
+        detections: boxes ``x, y, width, height`` in pixels of the pictures as they are on the disk.
+        image_ids: which pictures, in this order.
+        columns: pictures in a row.
+        width: of each in pixels.
+        score_threshold: detections below it are left out.
+    """
+    images = {image["id"]: image for image in truth.images}
+    position = {category: i for i, category in enumerate(truth.category_ids.tolist())}
+    tiles = []
+    for image_id in image_ids:
+        kept = detections.take((detections.image_ids == image_id) & (detections.scores >= score_threshold))
+        classes = [position[category] for category in kept.category_ids.tolist()]
+        texts = [f"{truth.class_names[c]} {100 * s:.0f}" for c, s in zip(classes, kept.scores.tolist(), strict=True)]
+        with Image.open(os.path.join(image_root, images[image_id]["file_name"])) as picture:
+            scale = width / picture.width
+            tiles.append(draw_boxes(picture, kept.boxes, texts, [class_colour(c) for c in classes], scale=scale))
+    rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    across = max((sum(tile.width + GAP for tile in row) for row in rows), default=GAP)
+    sheet = Image.fromarray(np.full((sum(heights) + GAP * (len(rows) + 1), across + GAP, 3), 255, np.uint8))
+    top = GAP
+    for row, height in zip(rows, heights, strict=True):
+        left = GAP
+        for tile in row:
+            sheet.paste(tile, (left, top))
+            left += tile.width + GAP
+        top += height + GAP
+    return sheet

@@ -1,0 +1,79 @@
+"""Folders of pictures as people have them: flat, with stray files, with classes missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from resnext_det import UserError
+from resnext_det.classification.command import main
+from resnext_det.classification.data import ImageFolder
+
+
+def made(root: Path, *names: str) -> Path:
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * i, 10, 10)).save(path, "PNG")
+    return root
+
+
+def test_classes_sorted_and_pictures_found_below(tmp_path: Path) -> None:
+    pictures = ImageFolder(made(tmp_path, "b/2.png", "a/deep/er/1.JPEG", "a/0.webp", ".hidden/0.png"))
+    assert pictures.classes == ("a", "b") and pictures.labels.tolist() == [0, 0, 1]
+    assert [Path(sample.path).name for sample in pictures] == ["0.webp", "1.JPEG", "2.png"]
+
+
+def test_flat_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="2 files and no class folders.*make_imagenet_val"):
+        ImageFolder(made(tmp_path, "1.png", "2.png"))
+
+
+def test_stray_files_are_named_and_skipped(tmp_path: Path, caplog) -> None:
+    made(tmp_path, "a/1.png", "a/animated.gif", "a/no_extension", "list.txt")
+    assert len(ImageFolder(tmp_path)) == 1
+    (message,) = caplog.messages
+    assert "skipped 3 files" in message and all(n in message for n in ("animated.gif", "no_extension", "list.txt"))
+
+
+def test_classes_without_pictures(tmp_path: Path, caplog) -> None:
+    """An error in training; in testing the numbers of training stay, whatever folders there are."""
+    made(tmp_path, "a/1.png", "c/1.png")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="class folder b has no pictures"):
+        ImageFolder(tmp_path)
+    pictures = ImageFolder(tmp_path, ["0", "a", "b", "c", "d"])
+    assert pictures.labels.tolist() == [1, 3]
+    assert "no pictures of 3 classes: b, 0, d" in caplog.messages[-1]
+    with pytest.raises(UserError, match="class c .1 such. is not among the 2 classes of training"):
+        ImageFolder(tmp_path, ["a", "b"])
+
+
+def test_imagenet_5k_way_and_1k_way(tmp_path: Path) -> None:
+    """Table 6: the same weights and pictures; the second time only the classes of the test set compete."""
+    made(tmp_path / "train", *(f"{name}/{i}.png" for name in "abc" for i in range(2)))
+    made(tmp_path / "val", *(f"{name}/{i}.png" for name in "ab" for i in range(2)))
+    (tmp_path / "config.yaml").write_text(f"""
+MODEL: {{NAME: resnext11_2x2d_cifar, STEM_OUT_CHANNELS: 4, RES2_OUT_CHANNELS: 8, DEVICE: cpu}}
+DATASETS: {{TRAIN: {tmp_path}/train, TEST: {tmp_path}/val}}
+DATALOADER: {{NUM_WORKERS: 0}}
+INPUT: {{AUGMENTATION: cifar, CROP_SIZE: 8}}
+TEST: {{SHORT_SIDE: 8, CROP_SIZE: 8}}
+SOLVER: {{EPOCHS: 1, STEPS: [], IMS_PER_BATCH: 6, REFERENCE_BATCH: 6}}
+""")
+    out = tmp_path / "out"
+    command = ["--config-file", str(tmp_path / "config.yaml")]
+    main([*command, "OUTPUT_DIR", str(out)])
+    weights = torch.load(out / "model_final.pth", weights_only=True)
+    weights["model"]["fc.bias"] = torch.tensor([0.0, -99.0, 99.0])  # always c; a where c does not compete
+    torch.save(weights, tmp_path / "c.pth")
+    errors = {}
+    for among in ("train", "test"):
+        evaluation = ["--eval-only", "MODEL.WEIGHTS", str(tmp_path / "c.pth"), "TEST.AMONG", among]
+        main([*command, *evaluation, "OUTPUT_DIR", str(tmp_path / among)])
+        errors[among] = json.loads((tmp_path / among / "results.json").read_text())["top1_error"]
+    assert errors == {"train": 100.0, "test": 50.0}

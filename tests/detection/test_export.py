@@ -1,0 +1,173 @@
+"""The exported detector against the model it came from: every stage in PyTorch, the program, ONNX, the command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import shared_data
+from detectron2.modeling import build_model
+
+from resnext_det import UserError
+from resnext_det.detection import export_command
+from resnext_det.detection.export import (
+    ExportableDetector,
+    export_onnx,
+    export_program,
+    sampling_matrix,
+)
+from resnext_det.detection.optimize import optimize_for_inference
+from resnext_det.detection.roi_align import axis_weights
+from resnext_det.detection.train import setup
+from resnext_det.weights import save_checkpoint
+
+CONFIG = "detection/coco/X_50_32x4d_C4_1x.yaml"
+SMALL = (
+    "MODEL.DEVICE cpu MODEL.RESNETS.DEPTH 14 MODEL.RESNETS.NUM_GROUPS 4 MODEL.RESNETS.WIDTH_PER_GROUP 2 "
+    "MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16 MODEL.RESNETS.NORM BN "
+    "MODEL.BACKBONE.FREEZE_AT 0 MODEL.RPN.PRE_NMS_TOPK_TEST 300 MODEL.RPN.POST_NMS_TOPK_TEST 60 "
+    "MODEL.ROI_HEADS.NUM_CLASSES 3 INPUT.MIN_SIZE_TEST 128 INPUT.MAX_SIZE_TEST 200"
+).split()
+
+
+def detector(*more: str):
+    torch.manual_seed(0)
+    model = build_model(setup(CONFIG, [*SMALL, *more])).eval()
+    for module in model.modules():  # norms as if trained, so that folding them is tested
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor in (module.weight, module.running_var):
+                tensor.data.uniform_(0.5, 1.0)
+            for tensor in (module.bias, module.running_mean):
+                tensor.data.uniform_(-0.2, 0.2)
+    for parameter in (model.proposal_generator.rpn_head.anchor_deltas, model.roi_heads.box_predictor.bbox_pred):
+        parameter.weight.data.mul_(10)  # boxes move away from their anchors
+    return model
+
+
+@torch.no_grad()
+def expected(model, pictures, originals) -> list:
+    inputs = [{"image": x, "height": h, "width": w} for x, (h, w) in zip(pictures, originals, strict=True)]
+    return [output["instances"] for output in model(inputs)]
+
+
+def assert_same(outputs, instances) -> None:
+    """Every detection has its partner; ranks may swap where scores are equal up to rounding."""
+    for boxes, scores, classes, count, wanted in zip(*map(np.asarray, outputs), instances, strict=True):
+        n = int(count)
+        assert n == len(wanted) > 10
+        theirs = [part.numpy() for part in (wanted.pred_boxes.tensor, wanted.scores, wanted.pred_classes)]
+        box, score, unmatched = export_command.compare(theirs, (boxes[:n], scores[:n], classes[:n]), threshold=-1)
+        assert box < 1e-3 and score < 1e-5 and unmatched == 0
+        assert (np.diff(scores[:n]) <= 0).all()
+        assert not boxes[n:].any() and not scores[n:].any() and (classes[n:] == -1).all()
+
+
+def batch(*sizes: tuple[int, int]):
+    """Pictures of those sizes in one padded batch, with rubbish in the padding; and the three inputs."""
+    pictures = [torch.rand(3, *size) * 255 for size in sizes]
+    images = torch.full((len(sizes), 3, max(s[0] for s in sizes), max(s[1] for s in sizes)), 99.0)
+    for image, picture in zip(images, pictures, strict=True):
+        image[:, : picture.shape[1], : picture.shape[2]] = picture
+    originals = [(2 * h + 1, 2 * w - 1) for h, w in sizes]
+    return pictures, originals, (images, torch.tensor(sizes), torch.tensor(originals))
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("MODEL.RESNETS.STRIDE_IN_1X1", "True"), ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True")]
+)
+@pytest.mark.parametrize("sizes", [[(128, 150)], [(90, 200), (130, 97), (64, 64)]])
+def test_same_detections_before_export(sizes, more) -> None:
+    model = detector(*more)
+    pictures, originals, inputs = batch(*sizes)
+    with torch.no_grad():
+        outputs = ExportableDetector(model, regions_at_once=25)(*inputs)
+    assert_same(outputs, expected(model, pictures, originals))
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_sampling_matrix_is_roi_aligns(sampling_ratio: int) -> None:
+    low = torch.rand(1, 200) * 40 - 0.5
+    high = torch.minimum(low + torch.rand(1, 200) * 40, torch.tensor(39.5))
+    low[0, 0], high[0, 0] = -0.5, 39.5  # the whole picture
+    high[0, 1] = low[0, 1]  # nothing
+    wanted = axis_weights(low[0], high[0], 40, 14, sampling_ratio)
+    torch.testing.assert_close(sampling_matrix(low, high, 40, 14, sampling_ratio)[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def exported():
+    model = detector()
+    return model, export_program(model)
+
+
+@pytest.mark.slow
+def test_program_takes_every_size_and_batch(exported) -> None:
+    model, program = exported
+    run = program.module()
+    for sizes in ([(160, 97)], [(70, 180), (100, 64), (90, 90)]):
+        pictures, originals, inputs = batch(*sizes)
+        with torch.no_grad():
+            outputs = run(*inputs)
+        assert_same(outputs, expected(model, pictures, originals))
+
+
+@pytest.mark.slow
+def test_onnx_takes_every_size_and_batch(exported, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
+    model, program = exported
+    export_onnx(program, tmp_path / "detector.onnx")
+    domains = {node.domain for node in onnx.load(str(tmp_path / "detector.onnx")).graph.node}
+    assert domains == {""}  # standard operators only
+    session = onnxruntime.InferenceSession(str(tmp_path / "detector.onnx"), providers=["CPUExecutionProvider"])
+    for sizes in ([(160, 97)], [(70, 180), (100, 64), (90, 90)]):
+        pictures, originals, inputs = batch(*sizes)
+        names = ("images", "sizes", "original_sizes")
+        outputs = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+        assert_same(outputs, expected(model, pictures, originals))
+
+
+@pytest.mark.slow
+def test_command_checks_real_pictures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pictures = sorted((shared_data("coco_mini") / "val2017").glob("*.jpg"))[:3]
+    model = detector()
+    save_checkpoint(tmp_path / "detector.pth", model.state_dict(), {"channel_order": "RGB"})
+    weights = [*SMALL, "MODEL.WEIGHTS", str(tmp_path / "detector.pth")]
+    checks = [word for path in pictures for word in ("--check", str(path))]
+    arguments = ["--config-file", CONFIG, "--output", str(tmp_path / "out"), "--format", "torch", *checks, *weights]
+    export_command.main(arguments)
+    told = capsys.readouterr().out
+    assert "3 pictures, " in told and ", 0 differ; boxes within " in told
+    about = json.loads((tmp_path / "out" / "detector.json").read_text("utf-8"))
+    assert about["class_names"] and about["channel_order"] == "RGB"
+    outcomes = about["agreement"]["detector.pt2"]
+    assert [Path(o["picture"]).name for o in outcomes] == [path.name for path in pictures]
+    assert all(o["detections"] == o["exported"] > 0 and o["box"] < 0.01 for o in outcomes)
+
+
+def test_a_difference_is_counted() -> None:
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 40]], dtype=np.float32)
+    scores, classes = np.array([0.9, 0.5], dtype=np.float32), np.array([0, 1])
+    same = (boxes, scores, classes)
+    assert export_command.compare(same, same, 0.05) == (0, 0, 0)
+    assert export_command.compare(same, (boxes[::-1], scores[::-1], classes[::-1]), 0.05) == (0, 0, 0)
+    box, score, unmatched = export_command.compare(same, (boxes + 0.5, scores - 0.25, classes), 0.05)
+    assert (box, unmatched) == (0.5, 0) and score == pytest.approx(0.25)
+    assert export_command.compare(same, (boxes, scores, classes[::-1]), 0.05)[2] == 4
+    assert export_command.compare(same, (boxes[:1], scores[:1], classes[:1]), 0.05)[2] == 1
+    assert export_command.compare((boxes[:0], scores[:0], classes[:0]), same, 0.05)[2] == 2
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match="only Faster R-CNN with ResNeXtC4ROIHeads"):
+        ExportableDetector(detector("MODEL.ROI_HEADS.NAME", "Res5ROIHeads"))
+    with pytest.raises(UserError, match="set MODEL.MASK_ON False"):
+        ExportableDetector(detector("MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"))
+    with pytest.raises(UserError, match="give the detector itself"):
+        ExportableDetector(optimize_for_inference(detector()))
+    wide = "MODEL.RESNETS.STEM_OUT_CHANNELS 32 MODEL.RESNETS.RES2_OUT_CHANNELS 32 MODEL.RESNETS.NUM_GROUPS 32".split()
+    with pytest.raises(UserError, match="norm of .* depends on the batch"):
+        ExportableDetector(detector("MODEL.RESNETS.NORM", "GN", *wide))
