@@ -74,8 +74,8 @@ def detection_config(folder: Path, iterations: int, pictures: int = 16) -> Path:
             "META_ARCHITECTURE": "GeneralizedRCNN",
             "DEVICE": "cpu",
             "WEIGHTS": "",
-            "PIXEL_MEAN": [100.0, 100.0, 100.0],
-            "PIXEL_STD": [60.0, 60.0, 60.0],
+            "PIXEL_MEAN": [123.675, 116.28, 103.53],
+            "PIXEL_STD": [58.395, 57.12, 57.375],
             "BACKBONE": {"NAME": "build_resnext_backbone", "FREEZE_AT": 0},
             "RESNETS": {
                 "DEPTH": 14,
