@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -91,7 +92,8 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRC
 def validation_loss(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     """The losses of training on the pictures of DATASETS.TEST, resized as in testing, in all processes together.
 
-    Which proposals are sampled is the same in every call. Batch norms keep their statistics.
+    Which proposals are sampled depends on the picture alone, not on the call or the number of processes. Batch norms
+    keep their statistics.
 
     Returns:
         {"loss_cls", ..., "total_loss"}, means over the pictures; empty on other processes than the first.
@@ -115,7 +117,7 @@ def _summed_losses(model: nn.Module, loader: Iterable[list[dict]]) -> tuple[int,
     pictures, sums = 0, {}
     with torch.no_grad(), training_losses(model), EventStorage():
         for batch in loader:
-            seed_everything((pictures,))
+            seed_everything([zlib.crc32(str(picture["image_id"]).encode()) for picture in batch])
             for name, loss in model(batch).items():
                 sums[name] = sums.get(name, 0.0) + loss.item() * len(batch)
             pictures += len(batch)

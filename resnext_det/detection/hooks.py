@@ -100,11 +100,18 @@ class Evaluations(HookBase):
 
     def _judge(self, results: dict, done: int) -> bool:
         """Whether these results are the best so far."""
-        value = find_metric(results, self.metric) if self.metric else None
-        if value is not None and value > self.best:
+        if not self.metric:
+            return False
+        value = find_metric(results, self.metric)
+        if value is None:
+            logger.warning(
+                "TEST.BEST_METRIC %s: no number after %d iterations, so nothing is compared", self.metric, done
+            )
+        elif value > self.best:
             self.best, self.best_iteration, self.waited = value, done, 0
             return True
-        self.waited += 1
+        else:
+            self.waited += 1
         return False
 
 

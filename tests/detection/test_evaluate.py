@@ -18,9 +18,14 @@ from tiny import write_set
 
 from resnext_det import UserError
 from resnext_det.detection import data
-from resnext_det.detection.evaluate import evaluate_model, training_losses, validation_loss
+from resnext_det.detection.evaluate import (
+    evaluate_model,
+    training_losses,
+    validation_loss,
+    with_test_time_augmentation,
+)
 from resnext_det.detection.hooks import read_evaluations
-from resnext_det.detection.train import load_to_evaluate, run
+from resnext_det.detection.train import load_to_evaluate, main, run
 
 TRAINED = ("SOLVER.MAX_ITER", 60, "SOLVER.BASE_LR", 0.02, "TEST.REPORT", False)
 
@@ -93,6 +98,30 @@ def test_test_time_augmentation(trained, tiny_run):
     assert augmented["bbox"]["AP50"] > 5 and augmented != once
     with pytest.raises(UserError, match="TEST.AUG.ENABLED"):
         evaluate_model(tiny_run.config("augmented", *more, "MODEL.META_ARCHITECTURE", "ProposalNetwork"), model)
+
+
+def test_test_time_augmentation_of_masks(tiny_run):
+    more = ("MODEL.MASK_ON", True, "TEST.AUG.MIN_SIZES", (48, 64), "TEST.DETECTIONS_PER_IMAGE", 5)
+    cfg = tiny_run.config("masks", *more)
+    model = build_model(cfg).eval()
+    picture = {"image": torch.rand(3, 64, 80) * 255, "height": 64, "width": 80}
+    with torch.no_grad():
+        (output,) = with_test_time_augmentation(cfg, model)([picture])
+    assert output["instances"].pred_masks.shape == (5, 64, 80) and model.roi_heads.mask_on
+
+
+@pytest.mark.slow
+def test_two_processes_train_evaluate_and_stop_together(trained, tiny_run):
+    more = ["SOLVER.MAX_ITER", 9, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATE", 2, "SOLVER.BASE_LR", 0.0]
+    more += ["TEST.EVAL_PERIOD", 1, "TEST.PATIENCE", 1, "TEST.VALIDATION_LOSS", True, "TEST.REPORT", False]
+    more += ["MODEL.WEIGHTS", tiny_run.folder / "trained" / "model_final.pth"]
+    main(["--config-file", str(tiny_run.file), "--num-gpus", "2", *tiny_run.options("two", *more)])
+    records = read_evaluations(tiny_run.folder / "two" / "evaluations.jsonl")
+    assert [record["iteration"] for record in records] == [1, 2]
+    cfg, _ = trained
+    alone = validation_loss(cfg, loaded(cfg))["total_loss"]
+    # The batch norms of the first process have seen a few pictures since.
+    assert records[0]["validation_loss"]["total_loss"] == pytest.approx(alone, rel=0.2)
 
 
 def test_validation_loss_is_repeatable_and_changes_nothing(trained, tiny_run):
