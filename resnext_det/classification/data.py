@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..engine.sampler import Order, SeededDataset, TrainingBatches
+from ..engine.signals import outlive_stopping_signals
 from ..errors import UserError
 from .augmentation import Sample
 
@@ -193,7 +194,7 @@ class TrainingLoader:
                 batch_sampler=self._batches(self.start_batch),
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
-                worker_init_fn=_one_thread,
+                worker_init_fn=outlive_stopping_signals,
             )
         )
 
@@ -206,10 +207,6 @@ def _one_line_errors(loader: DataLoader) -> Iterator[Any]:
         raise UserError(
             str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
         ) from error
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 class _Transformed(Dataset):
@@ -239,6 +236,6 @@ def evaluation_loader(
             batch_size=batch_size,
             sampler=range(rank, len(pictures), world_size),
             num_workers=workers,
-            worker_init_fn=_one_thread,
+            worker_init_fn=outlive_stopping_signals,
         )
     )
