@@ -23,7 +23,9 @@ EXTRAS = {
 # timm's networks and those of pretrainedmodels (which forgets to name six) are oracles of the tests.
 EXTRAS["dev"] = [
     "hypothesis>=6.100,<7",
+    "mypy>=1.13,<3",
     "munch>=4,<5",
+    "pdoc>=14,<17",
     "pretrainedmodels>=0.7.4,<0.8",
     "pytest>=8,<10",
     "pytest-xdist>=3.5,<4",
@@ -32,6 +34,7 @@ EXTRAS["dev"] = [
     "timm>=1,<2",
     *EXTRAS["quickstart"],
     *EXTRAS["webdataset"],
+    *EXTRAS["export"],
 ]
 
 

@@ -1,5 +1,6 @@
-"""``python -m resnext_det``: what is installed here, and what would mend it."""
+"""``python -m resnext_det``: what is installed here, and what would mend it; ``--self-test`` tries it."""
 
 from .doctor import main
+from .engine.cli import run
 
-main()
+run(main)

@@ -36,12 +36,14 @@ class Setting:
         quick: a small problem, which shows that everything runs and measures nothing.
         clock: of CPUs: "wall", or "cpu" for the processor time of all threads of this process.
         turns: measured turns; 0 takes each benchmark's own number.
+        regions: of each picture in training, where 512 would take too long.
     """
 
     device: str = "cpu"
     quick: bool = False
     clock: str = "wall"
     turns: int = 0
+    regions: int = 512
 
     def now(self) -> float:
         if self.device == "cuda":
@@ -123,7 +125,7 @@ def report(what: str, outcome: Result) -> str:
     lines = [f"{what}: " + ", ".join(f"{k} {v}" for k, v in outcome["machine"].items())]
     for section, values in outcome.items():
         if section != "machine":
-            lines += [section] + [f"  {k:36s} {v if isinstance(v, str) else f'{v:12.4g}'}" for k, v in values.items()]
+            lines += [section] + [f"  {k:44s} {v if isinstance(v, str) else f'{v:12.4g}'}" for k, v in values.items()]
     return "\n".join(lines)
 
 
@@ -169,20 +171,14 @@ def picture(quick: bool) -> list[dict[str, Tensor]]:
     return [{"image": nn.functional.interpolate(coarse, (height, width), mode="bicubic")[0].clamp(0, 1) * 255}]
 
 
-def parts(model: nn.Module, run: Callable[[], object], setting: Setting, label: str) -> dict[str, float]:
-    """Seconds of one run in backbone, proposals and head, by hooks."""
-    seconds: dict[str, float] = {}
-    handles = []
+def watch_parts(model: nn.Module, setting: Setting, label: str) -> Callable[[], dict[str, float]]:
+    """Clock backbone, proposals and head of every run from now on; returns what gives their medians but the first's."""
+    seconds: dict[str, list[float]] = {}
     for name in ("backbone", "proposal_generator", "roi_heads"):
-        key, module = f"{label} {name}", getattr(model, name)
-        handles.append(module.register_forward_pre_hook(lambda *_, k=key: seconds.__setitem__(k, -setting.now())))
-        handles.append(
-            module.register_forward_hook(lambda *_, k=key: seconds.__setitem__(k, seconds[k] + setting.now()))
-        )
-    run()
-    for handle in handles:
-        handle.remove()
-    return seconds
+        module, runs = getattr(model, name), seconds.setdefault(f"{label} {name}", [])
+        module.register_forward_pre_hook(lambda *_, r=runs: r.append(-setting.now()))
+        module.register_forward_hook(lambda *_, r=runs: r.append(r.pop() + setting.now()))
+    return lambda: {name: statistics.median(runs[1:]) for name, runs in seconds.items()}
 
 
 def _not_run(setting: Setting, *names: str) -> dict[str, dict[str, str]]:
@@ -201,16 +197,23 @@ def c4_inference(setting: Setting) -> Result:
     inputs = picture(quick)
     fast = {name: optimize_for_inference(ours, name) for name in (("fp32", "bf16") if setting.bf16 else ("fp32",))}
 
+    models = {"stock fp32": stock, **{f"optimized {name}": model for name, model in fast.items()}}
+    watched = [watch_parts(model, setting, name) for name, model in models.items()]
+    detections = {}
+
+    def run(name: str, model: nn.Module) -> None:
+        detections[name] = model(inputs)[0]["instances"]
+
     def autocast():
         with torch.autocast(device, torch.bfloat16):
             return stock(inputs)
 
-    functions = {"stock fp32": lambda: stock(inputs), "our training layers fp32": lambda: ours(inputs)}
-    if setting.bf16:
-        functions["stock bf16 autocast"] = autocast
-    functions |= {f"optimized {name}": lambda m=model: m(inputs) for name, model in fast.items()}
+    functions = {name: lambda n=name, m=model: run(n, m) for name, model in models.items()}
     seconds = timed(functions, setting, 3)
-    expected, output = (model(inputs)[0]["instances"] for model in (stock, fast["fp32"]))
+    spent = {name: value for medians in watched for name, value in medians().items()}
+    if setting.bf16:
+        seconds |= timed({"stock bf16 autocast": autocast}, setting, 3)
+    expected, output = detections["stock fp32"], detections["optimized fp32"]
     same = len(expected) == len(output)
     agreement = {
         "detections stock": len(expected),
@@ -221,14 +224,11 @@ def c4_inference(setting: Setting) -> Result:
     images = stock.preprocess_image(inputs)
     x = images.tensor
     maps = stock.backbone(x)
-    boxes = [p.proposal_boxes[:200] for p in stock.proposal_generator(images, maps)[0]]
+    boxes = [p.proposal_boxes[:100] for p in stock.proposal_generator(images, maps)[0]]
     features = stock.roi_heads._shared_roi_transform([maps["res4"]], boxes).mean((2, 3))
     for name, model in fast.items():
         own = model.roi_heads._shared_roi_transform([model.backbone(x)["res4"]], boxes).mean((2, 3))
         agreement[f"{name} region features, relative"] = relative_error(own, features)
-    spent = parts(stock, functions["stock fp32"], setting, "stock")
-    for name, model in fast.items():
-        spent |= parts(model, functions[f"optimized {name}"], setting, name)
     skipped = _not_run(setting, "stock bf16 autocast", "optimized bf16")
     return result(seconds, "stock fp32", agreement, parts=spent, **skipped)
 
@@ -237,12 +237,13 @@ def _largest(x: Tensor, y: Tensor) -> float:
     return (x - y).abs().max().item() if x.numel() else 0.0
 
 
-def _training_heads(device: str, quick: bool):
+def _training_heads(setting: Setting):
     """Heads, a leaf map, and one training step of a head: forward, a loss over all regions, backward."""
     from detectron2.structures import Boxes
 
-    stock, ours = (model.roi_heads.train() for model in detectors(device, quick))
-    height, width, regions, channels = (6, 8, 16, 128) if quick else (30, 40, 512, 1024)
+    device = setting.device
+    stock, ours = (model.roi_heads.train() for model in detectors(device, setting.quick))
+    height, width, regions, channels = (6, 8, 16, 128) if setting.quick else (30, 40, setting.regions, 1024)
     torch.manual_seed(2)
     features = torch.randn(2, channels, height, width, device=device).relu_().requires_grad_()
     corner = torch.rand(2, regions, 2, device=device) * torch.tensor([width, height], device=device) * 12
@@ -262,8 +263,8 @@ def _training_heads(device: str, quick: bool):
 
 
 def c4_train(setting: Setting) -> Result:
-    """The head's training step: 2 pictures of 480x640 with 512 regions each."""
-    stock, ours, features, step = _training_heads(setting.device, setting.quick)
+    """The head's training step: 2 pictures of 480x640 with 512 regions each, or ``setting.regions``."""
+    stock, ours, features, step = _training_heads(setting)
 
     def recomputing(bf16: bool) -> Tensor:
         ours.recompute = True
@@ -301,7 +302,6 @@ def c4_train(setting: Setting) -> Result:
 
 def c4_memory(setting: Setting) -> Result:
     """Peak memory of the same training step over what is held before it; on CPUs each side in a process of its own."""
-    device, quick = setting.device, setting.quick
     variants = {
         "stock fp32": (0, False, False),
         "ours fp32": (1, False, False),
@@ -312,24 +312,24 @@ def c4_memory(setting: Setting) -> Result:
     context = torch.multiprocessing.get_context("spawn")
     gigabytes = {}
     for name, arguments in variants.items():
-        if device == "cuda":
-            gigabytes[name] = _peak_memory(device, quick, 0, *arguments)
+        if setting.device == "cuda":
+            gigabytes[name] = _peak_memory(setting, 0, *arguments)
             continue
         with context.Pool(1) as processes:
-            gigabytes[name] = processes.apply(_peak_memory, (device, quick, torch.get_num_threads(), *arguments))
+            gigabytes[name] = processes.apply(_peak_memory, (setting, torch.get_num_threads(), *arguments))
     peer = gigabytes["stock fp32"]
     shares = {f"{name} / stock fp32": value / max(peer, 1e-9) for name, value in gigabytes.items() if "ours" in name}
     skipped = _not_run(setting, "ours bf16 autocast recompute")
     return {"ratios": shares, "agreement": {}, "gigabytes": gigabytes, **skipped}
 
 
-def _peak_memory(device: str, quick: bool, threads: int, side: int, recompute: bool, bf16: bool) -> float:
+def _peak_memory(setting: Setting, threads: int, side: int, recompute: bool, bf16: bool) -> float:
     if threads:
         torch.set_num_threads(threads)
-    *heads, _, step = _training_heads(device, quick)
+    *heads, _, step = _training_heads(setting)
     if recompute:
         heads[side].recompute = True
-    if device == "cuda":
+    if setting.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step(heads[side], bf16)
@@ -359,6 +359,9 @@ def classify(setting: Setting) -> Result:
     models = {"torchvision fp32": peer, "optimized fp32": optimize_for_inference(ours, "fp32")}
     if setting.bf16:
         models["optimized bf16"] = optimize_for_inference(ours, "bf16")
+    openvino = _openvino(peer, x) if device == "cpu" else None
+    if openvino is not None:
+        models["OpenVINO fp32"] = openvino
     seconds = timed({name: lambda m=model: m(x) for name, model in models.items()}, setting, 7)
     logits = {name: model(x) for name, model in models.items()}
     expected = logits["torchvision fp32"]
@@ -368,7 +371,20 @@ def classify(setting: Setting) -> Result:
         agreement[f"{name} logits, relative"] = relative_error(logits[name], expected)
     per_second = {name: batch / value for name, value in seconds.items()}
     skipped = _not_run(setting, "optimized bf16")
+    if openvino is None:
+        skipped.setdefault("not run", {})["OpenVINO"] = "not run: not installed (pip install openvino), or not a CPU"
     return result(seconds, "torchvision fp32", agreement, images_per_second=per_second, **skipped)
+
+
+def _openvino(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """The model in OpenVINO, in fp32 on as many threads as torch has; None where it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        return None
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(openvino.convert_model(model, example_input=x), "CPU", settings)
+    return lambda batch: torch.from_numpy(compiled(batch.numpy())[0])
 
 
 def roi_align(setting: Setting) -> Result:
@@ -415,12 +431,57 @@ def roi_align(setting: Setting) -> Result:
     return outcome
 
 
+def grouped_conv(setting: Setting) -> Result:
+    """The 3x3 convolutions of ResNeXt-50 32x4d, each stage's: PyTorch's, and ours where a GPU can run it.
+
+    Batch 64 at 224x224 in bf16 on a GPU; one picture in fp32 on a CPU. ``gigabytes_per_second`` counts input, output
+    and weights once, the floor of the bytes to move.
+    """
+    from .kernels.grouped_conv import available, grouped_conv3x3
+
+    on_gpu = setting.device == "cuda"
+    batch, dtype = (64, torch.bfloat16) if on_gpu else (1, torch.float32)
+    seconds, ratios, agreement, rates = {}, {}, {}, {}
+    for width, size, stride in ((4, 56, 1), (8, 28, 1), (16, 14, 1), (32, 14, 2), (32, 7, 1)):
+        torch.manual_seed(0)
+        channels, label = 32 * width, f"{32 * width} channels, {size}x{size}, stride {stride}"
+        x = torch.randn(batch, channels, size, size, device=setting.device, dtype=dtype).requires_grad_()
+        weight = (torch.randn(channels, width, 3, 3, device=setting.device, dtype=dtype) / width**0.5).requires_grad_()
+        last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+
+        def peer(x: Tensor, weight: Tensor = weight, stride: int = stride) -> Tensor:
+            return nn.functional.conv2d(x, weight, None, stride, 1, 1, 32)
+
+        def ours(x: Tensor, weight: Tensor = weight, stride: int = stride) -> Tensor:
+            return grouped_conv3x3(x, weight, None, stride, 32)
+
+        sides = {"NCHW": (peer, x), "channels-last": (peer, last)}
+        if available(last) and (on_gpu or setting.quick):
+            sides["ours"] = (ours, last)
+        functions = {}
+        for name, (function, value) in sides.items():
+            functions[f"{name} forward"] = lambda f=function, v=value: f(v.detach())
+            functions[f"{name} with backward"] = lambda f=function, v=value: f(v).sum().backward()
+        found = timed(functions, setting, 20)
+        seconds |= {f"{label}, {name}": value for name, value in found.items()}
+        moved = (x.numel() + peer(x).numel() + weight.numel()) * x.element_size()
+        rates |= {f"{label}, {name}": moved / found[f"{name} forward"] / 1e9 for name in sides}
+        for name in sides:
+            for what in ("forward", "with backward"):
+                ratio = found[f"NCHW {what}"] / found[f"{name} {what}"]
+                ratios |= {f"{label}, {name} {what}": ratio} if name != "NCHW" else {}
+            exact = nn.functional.conv2d(x.double(), weight.double(), None, stride, 1, 1, 32)
+            agreement[f"{label}, {name}, relative"] = relative_error(sides[name][0](sides[name][1]), exact)
+    return {"ratios": ratios, "agreement": agreement, "seconds": seconds, "gigabytes_per_second": rates}
+
+
 BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     "c4-inference": c4_inference,
     "c4-train": c4_train,
     "c4-memory": c4_memory,
     "classify": classify,
     "roi-align": roi_align,
-    "input": input_pipeline,
-    "coco-evaluation": benchmark_evaluate,
+    "grouped-conv": grouped_conv,
+    "input": lambda setting: input_pipeline(setting.device, setting.quick),
+    "coco-evaluation": lambda setting: benchmark_evaluate(setting.device, setting.quick),
 }

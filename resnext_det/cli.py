@@ -13,19 +13,19 @@ COMMANDS = {
     "train": ("resnext_det.detection.train", "train and evaluate a detector"),
     "pretrain": ("resnext_det.classification.command", "train and evaluate a classifier"),
     "predict": ("resnext_det.detection.predict", "detect in pictures and videos"),
-    "check": ("resnext_det.detection.dataset_check.command", "check a data set in COCO's format"),
     "evaluate": ("resnext_det.coco_eval", "COCO metrics of a result file"),
+    "check": ("resnext_det.detection.dataset_check.command", "check a data set in COCO's format"),
     "convert": ("resnext_det.weights.command", "convert weights from and to torchvision, timm and detectron2"),
     "export": ("resnext_det.detection.export_command", "write a C4 detector as ONNX and torch.export"),
-    "dump-proposals": ("resnext_det.detection.dump_proposals", "write an RPN's proposals for Fast R-CNN"),
+    "proposals": ("resnext_det.detection.dump_proposals", "write a detector's proposals, to train or test on"),
     "reproduce": ("resnext_det.reproduce", "the paper's tables, its numbers beside ours"),
+    "make-imagenet-val": ("resnext_det.classification.makers.imagenet_val", "sort ImageNet's validation pictures"),
+    "make-imagenet5k": ("resnext_det.classification.makers.imagenet5k", "choose ImageNet-5K's classes"),
+    "make-cifar": ("resnext_det.classification.makers.cifar", "CIFAR's archives as folders of pictures"),
+    "make-shards": ("resnext_det.classification.makers.shards", "a folder of classes as WebDataset shards"),
     "analyze": ("resnext_det.analysis", "shapes, parameters and multiply-adds of a network"),
     "benchmark": ("resnext_det.benchmarks.command", "measure this package against its peers"),
     "curves": ("resnext_det.reporting.curves", "draw the training curves of runs"),
-    "make-imagenet-val": ("resnext_det.classification.makers.imagenet_val", "sort ImageNet's validation pictures"),
-    "make-imagenet5k": ("resnext_det.classification.makers.imagenet5k", "ImageNet-5K from the full ImageNet"),
-    "make-cifar": ("resnext_det.classification.makers.cifar", "CIFAR's archives as folders of pictures"),
-    "make-shards": ("resnext_det.classification.makers.shards", "folders of pictures as WebDataset shards"),
     "doctor": ("resnext_det.doctor", "what is installed here, and what would mend it"),
 }
 """{command: (module whose ``main(argv)`` it is, what it does)}. A module is imported when its command is called."""
@@ -33,7 +33,7 @@ COMMANDS = {
 
 def usage() -> str:
     """The commands, one on a line."""
-    lines = [f"  {name:17s} {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines = [f"  {name:18s} {purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join(["usage: resnext-det COMMAND ...", "", *lines, "", "resnext-det COMMAND --help tells its flags."])
 
 

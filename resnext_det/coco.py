@@ -142,6 +142,8 @@ def _refuse_duplicates(ids: Sequence[int], what: str) -> None:
 def _checked_annotations(
     annotations: Sequence[Mapping], images: dict, categories: dict, source: str, with_masks: bool
 ) -> Iterator[dict]:
+    if not isinstance(annotations, list | tuple) or not all(isinstance(record, Mapping) for record in annotations):
+        raise UserError(f"{source}: annotations is not a list of objects; see COCO's format")
     ids = [as_id(record["id"], source, "annotation id") for record in annotations if "id" in record]
     _refuse_duplicates(ids, f"{source}: duplicate annotation ids")
     for number, record in enumerate(annotations, start=1):
@@ -284,7 +286,10 @@ class Detections:
 
         def hook(record: dict) -> dict | None:
             # A mask's {"size", "counts"} comes by first and has to stay a dict.
-            return record if "counts" in record else columns.append(record)
+            if "counts" in record:
+                return record
+            columns.append(record)
+            return None
 
         content = _load(str(path), hook)
         if not isinstance(content, list):

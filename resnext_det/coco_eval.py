@@ -400,10 +400,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dt", required=True, metavar="FILE", help="COCO results")
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
     parser.add_argument("--out", metavar="FILE", help="results.json to write")
+    parser.add_argument("--report", metavar="FILE", help="HTML page to write about the boxes")
+    parser.add_argument("--images", metavar="FOLDER", help="the pictures, for the page")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
-    results = evaluate_detections(args.gt, args.dt, args.iou_type)
+    if args.report and args.iou_type != "bbox":
+        raise UserError(f"--report: the page is about boxes; leave out --iou-type {args.iou_type}")
+    truth, detections = read_ground_truth(args.gt, with_masks=args.iou_type == "segm"), Detections.from_json(args.dt)
+    evaluation = evaluate(truth, detections, args.iou_type)
+    log_reasons(evaluation, len(detections))
+    results = evaluation.results()
     for name, value in results.items():
         print(f"{name:24s} {'no ground truth' if math.isnan(value) else f'{value:8.4f}'}")
     if args.out:
         write_json(args.out, {args.iou_type: results})
+    if args.report:
+        from .reporting.report import write_report  # matplotlib is slow to start
+
+        write_report(
+            args.report, truth, detections, evaluation, image_root=args.images, title=os.path.basename(args.gt)
+        )
+        print(args.report)

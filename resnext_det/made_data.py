@@ -47,7 +47,8 @@ def draw_classes(folder: Path, per_class: int, seed: int = 0, side: int = 32) ->
         for number in range(per_class):
             picture = Image.fromarray(rng.integers(60, 120, (side, side, 3), dtype=np.uint8))
             size = int(rng.integers(side // 2, side - 2))
-            _draw(picture, shape, *rng.integers(0, side - size, 2).tolist(), size)
+            x, y = rng.integers(0, side - size, 2).tolist()
+            _draw(picture, shape, x, y, size)
             picture.save(folder / name / f"{number:04d}.png")
     return folder
 
@@ -73,8 +74,8 @@ def detection_config(folder: Path, iterations: int, pictures: int = 16) -> Path:
             "META_ARCHITECTURE": "GeneralizedRCNN",
             "DEVICE": "cpu",
             "WEIGHTS": "",
-            "PIXEL_MEAN": [100.0, 100.0, 100.0],
-            "PIXEL_STD": [60.0, 60.0, 60.0],
+            "PIXEL_MEAN": [123.675, 116.28, 103.53],
+            "PIXEL_STD": [58.395, 57.12, 57.375],
             "BACKBONE": {"NAME": "build_resnext_backbone", "FREEZE_AT": 0},
             "RESNETS": {
                 "DEPTH": 14,

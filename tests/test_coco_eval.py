@@ -233,3 +233,22 @@ def test_the_benchmark_compares_equal_numbers():
     from resnext_det.benchmarks.evaluate import benchmark_evaluate
 
     assert benchmark_evaluate(quick=True)["agreement"] == {"all twelve numbers equal": 1.0}
+
+
+def test_the_command_writes_numbers_and_a_page(tmp_path, capsys):
+    from resnext_det.coco_eval import main
+
+    truth = {
+        "images": [{"id": 1, "width": 60, "height": 50, "file_name": "none.jpg"}],
+        "categories": [{"id": 4, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 4, "bbox": [5, 5, 30, 40]}],
+    }
+    found = [{"image_id": 1, "category_id": 4, "bbox": [5, 5, 30, 38], "score": 0.9}]
+    for name, content in (("gt", truth), ("dt", found)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    files = ["--gt", str(tmp_path / "gt.json"), "--dt", str(tmp_path / "dt.json"), "--report", str(tmp_path / "r.html")]
+    main([*files, "--out", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text())["bbox"]["AP50"] == pytest.approx(100)
+    assert "AP50" in capsys.readouterr().out and "cat" in (tmp_path / "r.html").read_text()
+    with pytest.raises(UserError, match="--report"):
+        main([*files, "--iou-type", "segm"])

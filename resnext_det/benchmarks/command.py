@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from ..benchmark import BENCHMARKS, Setting, machine, report
@@ -18,6 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="a small problem: checks that it runs, measures nothing")
     parser.add_argument("--turns", type=int, default=0, help="measured turns; 0 is each benchmark's own number")
+    parser.add_argument("--regions", type=int, default=512, help="of each picture in c4-train and c4-memory")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
@@ -26,8 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     description = machine(args.threads, args.device)
-    setting = Setting(args.device, args.quick, args.clock, args.turns)
-    result = {**BENCHMARKS[args.what](setting), "machine": {**description, "clock": args.clock}}
+    setting = Setting(args.device, args.quick, args.clock, args.turns, args.regions)
+    command = " ".join(["tools/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
+    result = {**BENCHMARKS[args.what](setting), "machine": {**description, "clock": args.clock, "command": command}}
     print(report(args.what, result))
     if args.json:
         write_json(args.json, result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -85,10 +85,23 @@ class ImageFolder(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         path = self.files[index]
-        try:
-            return Sample(Image.open(path), int(self.labels[index]), path)
-        except OSError as error:
-            raise UserError(f"{path}: not a picture: {error}; remove or replace it") from error
+        return Sample(open_picture(path, path), int(self.labels[index]), path)
+
+
+def open_picture(file: str | IO[bytes], name: str) -> Image.Image:
+    """An opened picture of 8 bits a channel, not decoded yet.
+
+    Raises:
+        UserError: not a picture; more than Pillow's limit of 179 megapixels; or 16-bit or float pixels, which have no
+            one meaning in 8 bits (Pillow would make nearly all of them white). The message begins with ``name``.
+    """
+    try:
+        image = Image.open(file)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: not a picture: {error}; remove or replace it") from error
+    if image.mode[0] in "IF":
+        raise UserError(f"{name}: {image.mode} pixels; save it with 8 bits a channel, scaled as it should be")
+    return image
 
 
 def match_classes(where: str, found: Sequence[str], classes: Sequence[str] | None) -> tuple[tuple[str, ...], list[int]]:

@@ -15,16 +15,16 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import hooks
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..engine.checkpoint import RunCheckpointer, read_run_checkpoint
+from ..engine.averaging import WeightAverage, average_of
+from ..engine.checkpoint import BestCheckpointer, RunCheckpointer, read_run_checkpoint
 from ..engine.determinism import make_deterministic
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
@@ -138,23 +138,6 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: Plan) 
     return LRMultiplier(optimizer, multiplier=multiplier, max_iter=plan.iterations)
 
 
-class _Average(HookBase):
-    """Moves the average of the weights after every step."""
-
-    def __init__(self, average: AveragedModel, model: nn.Module) -> None:
-        self.average, self.model = average, model
-
-    def after_step(self) -> None:
-        self.average.update_parameters(self.model)
-
-
-class _Best(RunCheckpointer):
-    """Writes the best checkpoint; resuming still starts from the newest."""
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pass
-
-
 class _KeepBest(hooks.BestCheckpointer):
     """Goes on comparing with the best of the run that is resumed; detectron2's hook would start anew."""
 
@@ -247,7 +230,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     saved: dict[str, Any] = {"trainer": weak(trainer)}
     judged: nn.Module = model
     if cfg.SOLVER.EMA_DECAY:
-        judged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.SOLVER.EMA_DECAY), use_buffers=True)
+        judged = average_of(model, cfg.SOLVER.EMA_DECAY)
         saved["model_ema"] = judged
     facts = metadata(cfg, model, pictures.classes)
     checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
@@ -262,7 +245,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         return {**results, "epoch": min(trainer.iter + 1, plan.iterations) / plan.per_epoch}
 
     period = plan.period(cfg.TEST.EVAL_PERIOD)
-    trainer.register_hooks([_Average(judged, model)] if judged is not model else [])
+    trainer.register_hooks([WeightAverage(judged, model)] if judged is not model else [])
     scheduler = build_scheduler(cfg, optimizer, plan)
     trainer.register_hooks(
         standard_hooks(
@@ -276,7 +259,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     trainer.register_hooks([hooks.EvalHook(period, judge)])
     if comm.is_main_process():
         keep_best = _KeepBest(
-            period, _Best(model, cfg.OUTPUT_DIR, best_facts, **saved), "top1_error", "min", "model_best"
+            period, BestCheckpointer(model, cfg.OUTPUT_DIR, best_facts, **saved), "top1_error", "min", "model_best"
         )
         if resume:
             keep_best.remember(os.path.join(cfg.OUTPUT_DIR, "model_best.pth"))

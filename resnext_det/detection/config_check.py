@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -23,20 +24,22 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False) -> None
         UserError: names the key and the fix.
     """
     if not eval_only:
-        check_solver(cfg)
-        if cfg.SOLVER.WARMUP_ITERS >= cfg.SOLVER.MAX_ITER and cfg.SOLVER.UNIT == "iterations":
-            raise UserError(
-                f"SOLVER.WARMUP_ITERS {cfg.SOLVER.WARMUP_ITERS}: not before SOLVER.MAX_ITER {cfg.SOLVER.MAX_ITER}, so "
-                "the learning rate would never be reached; lower it"
-            )
+        _typed("SOLVER", check_solver, cfg)
     elif not cfg.MODEL.WEIGHTS and not resume:
         raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
-    _check_head(cfg)
-    _check_anchors(cfg)
+    _typed("MODEL.RESNETS, MODEL.FPN", _check_head, cfg)
+    _typed("MODEL.ANCHOR_GENERATOR, MODEL.RPN", _check_anchors, cfg)
     if cfg.MODEL.RESNETS.NORM == "SyncBN" and comm.get_world_size() > 1 and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise UserError("MODEL.RESNETS.NORM SyncBN: torch has it for GPUs only; set naiveSyncBN, detectron2's own")
     if comm.is_main_process():
         _warn(cfg)
+
+
+def _typed(keys: str, check: Callable[[CfgNode], None], cfg: CfgNode) -> None:
+    try:
+        check(cfg)
+    except TypeError as error:  # lists may hold anything
+        raise UserError(f"{keys}: a list holds values of the wrong type ({error}); see the defaults") from error
 
 
 def _check_head(cfg: CfgNode) -> None:
@@ -69,7 +72,9 @@ def _check_anchors(cfg: CfgNode) -> None:
         return
     maps = list(cfg.MODEL.RPN.IN_FEATURES)
     for key, example in (("SIZES", "[[32, 64, 128, 256, 512]]"), ("ASPECT_RATIOS", "[[0.5, 1.0, 2.0]]")):
-        levels = [list(level) for level in cfg.MODEL.ANCHOR_GENERATOR[key]]
+        value = cfg.MODEL.ANCHOR_GENERATOR[key]
+        flat = not any(isinstance(level, list | tuple) for level in value)  # one level, which detectron2 takes as well
+        levels = [list(value)] if flat else [list(level) for level in value]
         if len(levels) not in (1, len(maps)):
             pyramid = ", as a feature pyramid (FPN) has" if len(maps) == 1 else ""
             raise UserError(
@@ -85,6 +90,12 @@ def _warn(cfg: CfgNode) -> None:
             "MODEL.ROI_HEADS.SCORE_THRESH_TEST is %g: AP counts as missed what it leaves out; %g is usual",
             threshold,
             SCORE_THRESHOLD,
+        )
+    solver = cfg.SOLVER
+    if solver.UNIT == "iterations" and solver.WARMUP_ITERS >= solver.MAX_ITER:
+        logger.warning(
+            "SOLVER.WARMUP_ITERS %d is not before SOLVER.MAX_ITER %d: the learning rate never reaches BASE_LR",
+            *(solver.WARMUP_ITERS, solver.MAX_ITER),
         )
     norm = cfg.MODEL.RESNETS.NORM
     if norm == "SyncBN" and comm.get_world_size() == 1:

@@ -149,7 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=int, default=20, help="at most so many of them")
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # onnxscript tells of each of its steps
+    logger.setLevel(logging.INFO)
     cfg = setup(args.config_file, args.opts)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, MODEL.WEIGHTS FILE")

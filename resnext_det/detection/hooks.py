@@ -1,4 +1,4 @@
-"""What happens between iterations: evaluations that are written down, the best checkpoint, early stop, averaging."""
+"""What happens between iterations: evaluations that are written down, the best checkpoint, early stop."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from pathlib import Path
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from ..engine.checkpoint import RunCheckpointer
 from ..files import atomic_write, finite
 
 logger = logging.getLogger(__name__)
@@ -160,20 +157,3 @@ def write_evaluations(path: str | os.PathLike, records: list[dict]) -> None:
     """Write an ``evaluations.jsonl`` whole: there are few lines, and a crash loses none."""
     with atomic_write(path) as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
-
-
-class WeightAverage(HookBase):
-    """Moves an average of the weights after every step."""
-
-    def __init__(self, average: AveragedModel, model: nn.Module) -> None:
-        self.average, self.model = average, model
-
-    def after_step(self) -> None:
-        self.average.update_parameters(self.model)
-
-
-class BestCheckpointer(RunCheckpointer):
-    """Writes ``model_best``; resuming still starts from the newest checkpoint."""
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pass

@@ -186,7 +186,8 @@ class FusedConv(nn.Module):
         if add is None:
             y = torch.addmm(self.bias, x, self.weight)
         else:
-            y = add.permute(0, 2, 3, 1).reshape(-1, shape[3]).add_(self.bias).addmm_(x, self.weight)
+            y = add.permute(0, 2, 3, 1).reshape(-1, shape[3])
+            y = (y if self.bias is None else y.add_(self.bias)).addmm_(x, self.weight)
         return (y.relu_() if self.relu else y).view(shape).permute(0, 3, 1, 2)
 
     def _weight_for(self, x: Tensor) -> Tensor:
@@ -215,6 +216,9 @@ class FusedBottleneck(nn.Module):
         self.conv2 = FusedConv(block.conv2, dtype, fused, relu=True)
         self.conv3 = FusedConv(block.conv3, dtype, fused, relu=True)
         self.shortcut = None if block.shortcut is None else FusedConv(block.shortcut, dtype, fused)
+        if self.shortcut is not None and self.conv3.product:  # one addition less: their sum is all that counts
+            self.shortcut.bias += self.conv3.bias
+            self.conv3.bias = None
         self.residual = block.residual
         self.overwrite = overwrite
 
@@ -243,6 +247,7 @@ class FusedSplitRes5(SplitRes5):
     def __init__(self, res5: nn.Sequential, dtype: torch.dtype, fused: bool) -> None:
         super().__init__(res5)
         self.blocks = _fuse_stage(res5, dtype, fused)
+        del self._res5, self._folded  # the stage as it was; every method that reads it is replaced below
 
     def on_map(self, features: Tensor) -> tuple[Tensor, Tensor]:
         first = self.blocks[0]

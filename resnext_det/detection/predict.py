@@ -238,7 +238,7 @@ class Writer:
         if self._video is None or self._video[0] != frame.path:
             self._close_video()
             suffix = frame.path.suffix.lower() if frame.path.suffix.lower() in (".avi", ".mkv", ".mov") else ".mp4"
-            code = cv2.VideoWriter_fourcc(*CODECS.get(suffix, "mp4v"))
+            code = cv2.VideoWriter_fourcc(*CODECS.get(suffix, "mp4v"))  # type: ignore[attr-defined]
             target = self._name(frame.path, suffix)
             writer = cv2.VideoWriter(str(target), code, frame.rate, drawn.size)
             if not writer.isOpened():

@@ -29,6 +29,7 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
         UserError: missing or broken file, unknown key, value of another type, no such device.
     """
     config_file = find_config(config_file)
+    defaults = dict(_leaves(cfg))
     loaded = _read_yaml(config_file)
     _check_keys(loaded, cfg, config_file)
     _whole_to_float(loaded, cfg)
@@ -42,6 +43,9 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
         if isinstance(_value(cfg, key), float) and value.lstrip("+-").isdigit():
             value = float(value)
         _merge(lambda key=key, value=value: cfg.merge_from_list([key, value]), f"command line: {key} {value}")
+    empty = [key for key, value in _leaves(cfg) if value is None and defaults.get(key) is not None]
+    if empty:  # yacs takes None for anything
+        raise UserError(f"{config_file} and command line: {empty[0]} has no value; leave it out to have its default")
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     return cfg
 
@@ -91,6 +95,14 @@ def _flatten(node: dict, prefix: str = "") -> Iterator[str]:
         yield prefix + key
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")
+
+
+def _leaves(node: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _check_keys(loaded: dict, cfg: CfgNode, config_file: str) -> None:

@@ -58,6 +58,12 @@ def test_mistakes_are_found_at_the_start(tiny_run, settings, message):
         resolve_schedule(tiny_run.config("x", *COCO, *settings), 1000)
 
 
+def test_steps_that_fall_together(tiny_run):
+    epochs = ["SOLVER.UNIT", "epochs", "SOLVER.MAX_ITER", 12, "SOLVER.STEPS", (8, 11), "SOLVER.CHECKPOINT_PERIOD", 1]
+    with pytest.raises(UserError, match="fall together in a run of only 2 iterations"):
+        resolve_schedule(tiny_run.config("x", *COCO, *epochs), 2)
+
+
 def test_precision(tiny_run):
     assert precision_of(tiny_run.config("x")) == "fp32"
     assert precision_of(tiny_run.config("x", "SOLVER.AMP.ENABLED", True)) == "fp16"

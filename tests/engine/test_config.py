@@ -93,3 +93,8 @@ def test_devices():
     assert resolve_device("auto") in ("cpu", "cuda") and resolve_device("cpu") == "cpu"
     with pytest.raises(UserError, match="not on this machine"):
         resolve_device("cuda:63")
+
+
+def test_a_key_without_a_value_is_refused(cfg, tmp_path):
+    with pytest.raises(UserError, match="SOLVER.BASE_LR has no value"):
+        load(cfg, tmp_path, "SOLVER: {BASE_LR: }")

@@ -1,10 +1,11 @@
-"""The examples run: outside the clone, in an empty folder, on real or made data."""
+"""The examples run: outside the clone, in an empty folder, on real data."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,18 +22,23 @@ def example(name: str, folder: Path, *arguments: str | Path) -> subprocess.Compl
     return done
 
 
+def few(json_file: Path, target: Path, count: int) -> Path:
+    """A copy of an annotation file with its first pictures alone, so that a run takes seconds."""
+    document = json.loads(json_file.read_text("utf-8"))
+    document["images"] = document["images"][:count]
+    kept = {image["id"] for image in document["images"]}
+    document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
+    target.write_text(json.dumps(document), "utf-8")
+    return target
+
+
 @pytest.mark.slow
 def test_backbone_in_another_project(tmp_path: Path) -> None:
     """C4, FPN, RetinaNet and Mask R-CNN on COCO's pictures, by detectron2's own loop and evaluator."""
     data = shared_data("coco_mini")
-    sets = []
-    for name, count in (("train2017", 12), ("val2017", 4)):  # a few pictures, so that it takes seconds
-        document = json.loads((data / f"annotations/instances_{name}.json").read_text("utf-8"))
-        document["images"] = document["images"][:count]
-        kept = {image["id"] for image in document["images"]}
-        document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
-        (tmp_path / f"{name}.json").write_text(json.dumps(document), "utf-8")
-        sets += [f"--{name.removesuffix('2017').replace('val', 'test')}", tmp_path / f"{name}.json", data / name]
+    train = few(data / "annotations/instances_train2017.json", tmp_path / "train.json", 12)
+    test = few(data / "annotations/instances_val2017.json", tmp_path / "test.json", 4)
+    sets = ["--train", train, data / "train2017", "--test", test, data / "val2017"]
     done = example("backbone_in_another_project.py", tmp_path, *sets)
     results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [result["detector"] for result in results] == ["c4", "fpn", "retinanet", "mask"]
@@ -40,3 +46,39 @@ def test_backbone_in_another_project(tmp_path: Path) -> None:
         assert len(result["losses"]) == 2 and all(math.isfinite(loss) for loss in result["losses"])
         assert 0 <= result["bbox"]["AP"] <= 100  # NaN where nothing was detected
     assert 0 <= results[-1]["segm"]["AP"] <= 100
+
+
+def bccd(folder: Path) -> list[str | Path]:
+    """Blood cells: the arguments of a small training and test set."""
+    data = shared_data("bccd")
+    sets: list[str | Path] = []
+    for part, count, flag in (("train", 8, "--train"), ("val", 3, "--test")):
+        (annotations,) = (data / "annotations").glob(f"*{part}.json")
+        sets += [flag, few(annotations, folder / f"{part}.json", count), data / part]
+    return sets
+
+
+@pytest.mark.slow
+def test_own_coco_data(tmp_path: Path) -> None:
+    example("own_coco_data.py", tmp_path, *bccd(tmp_path), "--iterations", "2")
+    output = tmp_path / "output/own_coco_data"
+    assert "AP50" in json.loads((output / "results.json").read_text("utf-8"))["bbox"]
+    assert len(list((output / "drawn").glob("*.jp*g"))) == 3 and (output / "drawn/detections.json").is_file()
+
+
+@pytest.mark.slow
+def test_pretrain_then_finetune(tmp_path: Path) -> None:
+    sets = bccd(tmp_path)
+    for part in ("train", "val"):
+        pictures = sorted(Path(sets[2]).iterdir())
+        for label, some in (("one", pictures[:4]), ("two", pictures[4:8])):
+            folder = tmp_path / "pictures" / part / label
+            folder.mkdir(parents=True)
+            for picture in some:
+                shutil.copy(picture, folder)
+    done = example("pretrain_then_finetune.py", tmp_path, "--pictures", "pictures", *sets, "--classes", "3")
+    output = tmp_path / "output/pretrain_then_finetune"
+    assert "top1_error" in json.loads((output / "classifier/results.json").read_text("utf-8"))
+    assert "AP50" in json.loads((output / "detector/results.json").read_text("utf-8"))["bbox"]
+    log = done.stdout + done.stderr
+    assert "backbone 110/110, res5 35/35, new: " in log, [line for line in log.splitlines() if "backbone" in line]

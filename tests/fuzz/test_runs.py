@@ -19,9 +19,9 @@ from resnext_det.engine.config import load_config
 from resnext_det.errors import UserError
 from resnext_det.weights import read_checkpoint
 
-YAML = b"""SOLVER: {BASE_LR: 0.02, MAX_ITER: 100, STEPS: (60, 80), IMS_PER_BATCH: 4}
+YAML = b"""SOLVER: {BASE_LR: 0.02, MAX_ITER: 100, STEPS: [60, 80], IMS_PER_BATCH: 4}
 MODEL: {DEVICE: cpu, RESNETS: {DEPTH: 50, OUT_FEATURES: [res4]}, BACKBONE: {NAME: build_resnext_backbone}}
-DATASETS: {REGISTER: [[a, b.json, c]], TRAIN: (a,), TEST: (a,), BROKEN_IMAGES: skip}
+DATASETS: {REGISTER: [[a, b.json, c]], TRAIN: [a], TEST: [a], BROKEN_IMAGES: skip}
 SEED: 1
 """
 STOCK = get_cfg()

@@ -1,0 +1,95 @@
+"""Configurations that could only fail, or mislead, after hours."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from resnext_det.config_files import config_path
+from resnext_det.detection import config_check
+from resnext_det.detection.config_check import check_config
+from resnext_det.detection.train import main, setup
+from resnext_det.errors import UserError
+
+C4 = config_path("detection/Base-RCNN-C4.yaml")
+
+
+def check(*pairs: object, eval_only: bool = False, resume: bool = False) -> None:
+    cfg = setup(C4, ["MODEL.DEVICE", "cpu", *map(str, pairs)])
+    check_config(cfg, eval_only=eval_only, resume=resume)
+
+
+def test_a_sound_config_passes_without_a_word(caplog):
+    check()
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("steps", ["(90000,)", "(60000, 120000)"])
+def test_case_41_milestones_past_the_end(steps):
+    with pytest.raises(UserError, match=r"SOLVER.STEPS .* SOLVER.MAX_ITER 90000"):
+        check("SOLVER.STEPS", steps)
+
+
+@pytest.mark.parametrize("key", ["SIZES", "ASPECT_RATIOS"])
+def test_case_43_anchors_of_a_pyramid(key):
+    with pytest.raises(UserError, match=rf"MODEL.ANCHOR_GENERATOR.{key} .*5 levels, as a feature pyramid \(FPN\) has"):
+        check(f"MODEL.ANCHOR_GENERATOR.{key}", [[32], [64], [128], [256], [512]])
+
+
+def test_one_flat_level_of_anchors_is_fine():
+    check("MODEL.ANCHOR_GENERATOR.SIZES", [32, 64, 128, 256, 512])
+
+
+def test_case_44_sync_bn_in_one_process_is_warned_about(caplog):
+    with caplog.at_level(logging.WARNING):
+        check("MODEL.RESNETS.NORM", "SyncBN")
+    assert "SyncBN: one process, so it is plain batch norm" in caplog.text
+
+
+def test_sync_bn_in_several_processes_on_the_cpu_is_refused(monkeypatch):
+    monkeypatch.setattr(config_check.comm, "get_world_size", lambda: 2)
+    with pytest.raises(UserError, match="naiveSyncBN"):
+        check("MODEL.RESNETS.NORM", "SyncBN")
+
+
+def test_case_49_evaluation_needs_weights(tmp_path):
+    with pytest.raises(UserError, match="--eval-only needs weights"):
+        check(eval_only=True)
+    check(eval_only=True, resume=True)
+    check("MODEL.WEIGHTS", "w.pth", eval_only=True)
+    with pytest.raises(UserError, match="--eval-only needs weights"):
+        main(["--config-file", C4, "--eval-only", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)])
+
+
+def test_case_50_a_high_score_threshold_is_warned_about(caplog):
+    with caplog.at_level(logging.WARNING):
+        check("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.5)
+    assert "SCORE_THRESH_TEST is 0.5" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (("MODEL.RESNETS.OUT_FEATURES", ["res3"]), "lacks res4"),
+        (("MODEL.RESNETS.OUT_FEATURES", ["res4", "res5"]), "res5 belongs to the C4 head"),
+        (("MODEL.BACKBONE.NAME", "build_resnext_fpn_backbone", "MODEL.FPN.IN_FEATURES", ["res4"]), "not a pyramid"),
+        (("SOLVER.IMS_PER_BATCH", 5, "SOLVER.ACCUMULATE", 2), "SOLVER.IMS_PER_BATCH 5"),
+        (("SOLVER.CHECKPOINT_PERIOD", 0), "SOLVER.CHECKPOINT_PERIOD"),
+        (("SOLVER.STEPS", "('a', 3)"), "wrong type"),
+    ],
+)
+def test_other_contradictions(pairs, words):
+    with pytest.raises(UserError, match=words):
+        check(*pairs)
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_about(caplog):
+    with caplog.at_level(logging.WARNING):
+        check("SOLVER.MAX_ITER", 300, "SOLVER.STEPS", "()")
+    assert "the learning rate never reaches BASE_LR" in caplog.text
+
+
+def test_a_random_seed_cannot_be_deterministic(tmp_path):
+    with pytest.raises(UserError, match="SEED is -1"):
+        main(["--config-file", C4, "MODEL.DEVICE", "cpu", "DETERMINISTIC", "True", "OUTPUT_DIR", str(tmp_path)])

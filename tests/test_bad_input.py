@@ -1,0 +1,24 @@
+"""docs/bad_input.md names a test for each of the fifty cases, and every one of them exists."""
+
+import re
+
+from conftest import ROOT
+
+ROW = re.compile(r"^\| (\d+) \| (.+?) \| (.+?) \| (.+) \|$", re.MULTILINE)
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    return ROW.findall((ROOT / "docs" / "bad_input.md").read_text(encoding="utf-8"))
+
+
+def test_all_fifty_cases_are_there():
+    assert [int(number) for number, *_ in rows()] == list(range(1, 51))
+
+
+def test_every_test_named_exists():
+    for number, _, _, cell in rows():
+        named = re.findall(r"`([\w/.]+)::(\w+)`", cell)
+        assert named and cell == "<br>".join(f"`{file}::{name}`" for file, name in named), f"case {number}: {cell}"
+        for file, name in named:
+            text = (ROOT / "tests" / file).read_text(encoding="utf-8")
+            assert re.search(rf"^def {name}\(", text, re.MULTILINE), f"case {number}: {file} has no {name}"
