@@ -135,12 +135,12 @@ def _training(tool: str, config: Path, folder: Path, options: Iterable[str], set
 
 def _classification_plan(output: Path, name: str, row: Row, seed: int, settings: Settings) -> list[Command]:
     config = _config(row.config)
-    options = ["SEED", str(seed), *row.options, *_classifier_width(config, settings.width)]
+    options = ["SEED", str(seed), *_classifier_width(config, settings.width)]
     if settings.data is not None:
         train, test = image_folders(settings.data)
         options += ["DATASETS.TRAIN", str(train), "DATASETS.TEST", str(test)]
-    stem = name.rsplit("-", 1)[0] if row.test or not row.options else name  # rows that share a training
-    training = _training("pretrain.py", config, output / stem / f"seed{seed}", options, settings)
+    # Rows of one configuration share a training.
+    training = _training("pretrain.py", config, output / config.stem / f"seed{seed}", options, settings)
     if not row.test:
         return [training]
     folder = output / name / f"seed{seed}"

@@ -208,8 +208,6 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
     )
     model = build_classifier(cfg, len(pictures.classes))
-    if cfg.MODEL.WEIGHTS and not resume:
-        load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
     if cfg.MODEL.COMPILE:
         model.compile()
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
@@ -275,6 +273,8 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         settle(optimizer, scheduler, settings)
     if resume and done is None:
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
+    if cfg.MODEL.WEIGHTS and done is None:
+        load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
     loader = TrainingLoader(
         pictures,
         _training_transform(cfg),
