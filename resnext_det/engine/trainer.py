@@ -187,7 +187,8 @@ class Trainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.seed = state_dict["seed"]
-        self.scaler.load_state_dict(state_dict["scaler"])
+        if state_dict["scaler"]:  # empty where the run so far was not in fp16
+            self.scaler.load_state_dict(state_dict["scaler"])
 
 
 def wrap_distributed(model: nn.Module) -> nn.Module:
