@@ -136,12 +136,13 @@ def _training(tool: str, config: Path, folder: Path, options: Iterable[str], set
 
 def _classification_plan(folder: Path, name: str, row: Row, seed: int, settings: Settings) -> list[Command]:
     config = _config(row.config)
-    options = ["SEED", str(seed), *row.options, *_classifier_width(config, settings.width)]
+    options = ["SEED", str(seed), *_classifier_width(config, settings.width)]
     if settings.data is not None:
         train, test = image_folders(settings.data)
         options += ["DATASETS.TRAIN", str(train), "DATASETS.TEST", str(test)]
-    trained = Path(row.config).with_suffix("") if not row.options else Path(row.config).with_name(name)
-    training = _training("pretrain.py", config, settings.output / trained / f"seed{seed}", options, settings)
+    # Rows of one configuration share a training, in whatever table they stand.
+    trained = settings.output / Path(row.config).with_suffix("") / f"seed{seed}"
+    training = _training("pretrain.py", config, trained, options, settings)
     if not row.test:
         return [training]
     options = [*training.options[:-2], *row.test, "MODEL.WEIGHTS", str(training.made[0]), "OUTPUT_DIR", str(folder)]

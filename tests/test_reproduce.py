@@ -74,6 +74,11 @@ def test_every_line_has_its_configuration(number, tmp_path):
         plan(8, name, 0, Settings(tmp_path, protocol="joint"))
 
 
+def test_cifar_100_has_its_own_statistics_and_folder(tmp_path):
+    (small,), (large,) = (plan(7, f"8x64d-cifar{classes}", 0, Settings(tmp_path)) for classes in (10, 100))
+    assert large.config.name == "resnext29_8x64d_cifar100.yaml" and small.folder != large.folder
+
+
 def test_nothing_was_run(capsys, tmp_path):
     main(["--table", "8", "--output", str(tmp_path)])
     out = capsys.readouterr().out
