@@ -31,6 +31,8 @@ from ..engine.trainer import (
     PRECISIONS,
     Trainer,
     choose_seed,
+    settings_of,
+    settle,
     standard_hooks,
     start_log,
     weak,
@@ -206,8 +208,6 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
     )
     model = build_classifier(cfg, len(pictures.classes))
-    if cfg.MODEL.WEIGHTS and not resume:
-        load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
     if cfg.MODEL.COMPILE:
         model.compile()
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
@@ -240,14 +240,15 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     def judge() -> dict[str, float]:
         results.update(run_evaluation(cfg, judged, normalize, pictures.classes))
         best_facts["top1_error"] = results["top1_error"]
-        return {**results, "epoch": (trainer.iter + 1) / plan.per_epoch}
+        return {**results, "epoch": min(trainer.iter + 1, plan.iterations) / plan.per_epoch}
 
     period = plan.period(cfg.TEST.EVAL_PERIOD)
     trainer.register_hooks([WeightAverage(judged, model)] if judged is not model else [])
+    scheduler = build_scheduler(cfg, optimizer, plan)
     trainer.register_hooks(
         standard_hooks(
             optimizer,
-            build_scheduler(cfg, optimizer, plan),
+            scheduler,
             checkpointer,
             checkpoint_period=plan.period(cfg.SOLVER.CHECKPOINT_PERIOD),
             keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS,
@@ -265,10 +266,15 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
             file.write(cfg.dump())
     trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
 
+    settings = settings_of(optimizer)
     done = checkpointer.resume(partial(check_against_config, cfg, model)) if resume else None
     start = 0 if done is None else done + 1
+    if 0 < start < plan.iterations:
+        settle(optimizer, scheduler, settings)
     if resume and done is None:
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
+    if cfg.MODEL.WEIGHTS and done is None:
+        load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
     loader = TrainingLoader(
         pictures,
         _training_transform(cfg),

@@ -107,7 +107,8 @@ def validation_loss(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     loader = one_by_one(cfg, dicts, mapper)
     parts = comm.gather(_summed_losses(model, loader))
     pictures = sum(number for number, _ in parts)
-    losses = {name: sum(sums[name] for _, sums in parts) / pictures for name in (parts[0][1] if parts else ())}
+    names = dict.fromkeys(name for _, sums in parts for name in sums)  # a process without pictures has none
+    losses = {name: sum(sums.get(name, 0.0) for _, sums in parts) / pictures for name in names}
     return {**losses, "total_loss": sum(losses.values())} if losses else {}
 
 

@@ -20,7 +20,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from ..coco import Detections, read_ground_truth
@@ -31,6 +31,7 @@ from ..files import atomic_write
 from ..reporting.boxes import class_colour, draw_boxes
 from .coco_evaluator import detections_of
 from .config import add_resnext_config
+from .images import BrokenImage, read_image
 from .initial_weights import apply_preset, load_initial_weights
 from .optimize import CHOICES, for_inference
 
@@ -135,17 +136,15 @@ def find_inputs(inputs: Iterable[str], stdin: Iterable[str] = ()) -> list[Path]:
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:
-    """RGB (H, W, 3) uint8, turned as its EXIF orientation says.
+    """RGB (H, W, 3) uint8, by the rules of :mod:`.images`, as the detector saw its pictures in training.
 
     Raises:
         UserError: not a picture, or a broken one.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as a picture ({error}); mend it, or use --broken skip") from error
+        return read_image(path, "RGB")
+    except BrokenImage as error:
+        raise UserError(f"{error}, or use --broken skip") from error
 
 
 @dataclass

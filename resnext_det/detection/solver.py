@@ -52,6 +52,11 @@ def resolve_schedule(cfg: CfgNode, pictures: int) -> CfgNode:
             f"SOLVER.STEPS {before[2]}: fall together in a run of only {solver.MAX_ITER} iterations; "
             'lower SOLVER.IMS_PER_BATCH or set SOLVER.STEPS "()"'
         )
+    if unit == "epochs" and solver.WARMUP_ITERS >= solver.MAX_ITER:
+        raise UserError(
+            f"SOLVER.WARMUP_ITERS {before[3]}: not before the end, {solver.MAX_ITER} iterations of {batch} pictures, "
+            "so the learning rate would never be reached; lower it"
+        )
     solver.UNIT, solver.REFERENCE_BATCH = "iterations", batch  # a second call changes nothing
     after = (solver.BASE_LR, solver.MAX_ITER, tuple(solver.STEPS), solver.WARMUP_ITERS)
     if before != after:

@@ -22,7 +22,17 @@ from ..engine.config import load_config
 from ..engine.determinism import make_deterministic
 from ..engine.launch import launch
 from ..engine.sampler import seed_everything
-from ..engine.trainer import Trainer, choose_seed, standard_hooks, start_log, weak, wrap_distributed, writers
+from ..engine.trainer import (
+    Trainer,
+    choose_seed,
+    settings_of,
+    settle,
+    standard_hooks,
+    start_log,
+    weak,
+    wrap_distributed,
+    writers,
+)
 from ..errors import UserError
 from .checked_sets import check_sets_from_config
 from .config import add_resnext_config
@@ -181,19 +191,22 @@ def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
             *writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER),
         ]
     )
+    settings = settings_of(optimizer)
     last = checkpointer.resume(partial(check_against_config, cfg)) if resume else None
     if last is None:
         if resume:
             logger.info("--resume: %s holds no checkpoint yet, so this is a new run", cfg.OUTPUT_DIR)
         load_initial_weights(cfg, model, trust_pickle=trust_pickle)
     start = 0 if last is None else last + 1
+    if 0 < start < cfg.SOLVER.MAX_ITER:
+        settle(optimizer, scheduler, settings)
     trainer.set_data_loader(train_loader_from_config(cfg, trainer.seed, start, dicts))
     logger.info("training from iteration %d to %d, seed %d", start, cfg.SOLVER.MAX_ITER, trainer.seed)
     try:
         trainer.train(start, cfg.SOLVER.MAX_ITER)
-    except EarlyStop:
+    except EarlyStop as stop:
         if comm.is_main_process():
-            checkpointer.save("model_final", iteration=trainer.iter)
+            checkpointer.save("model_final", iteration=stop.done - 1)
     return results
 
 
