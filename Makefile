@@ -61,7 +61,7 @@ lint: setup
 	$(BIN)/mypy
 
 docs: setup
-	$(BIN)/pdoc -o build/docs resnext_det
+	$(BIN)/python docs/api.py
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
