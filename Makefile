@@ -19,13 +19,14 @@ HAS_DETECTRON2 := $(BIN)/python -c 'import sys, importlib.util as u; sys.exit(u.
 # The entries of the pinned file whose names match (~) or do not match (!~) a pattern: $(call pick,~,uv|wheel)
 pick = awk '/^[a-z]/ { take = $$1 $(1) /^($(2))==/ } take' $(LOCK)
 
-.PHONY: help setup quickstart test lint lock clean
+.PHONY: help setup quickstart test lint docs lock clean
 
 help:
 	@echo "make quickstart   real handwriting: pretrain a small ResNeXt, fine-tune the detector, evaluate, draw"
-	@echo "make test         ruff and every test"
+	@echo "make test         ruff, mypy and every test"
 	@echo "make setup        only the virtual environment $(VENV); the others do this first"
-	@echo "make lint         ruff check and ruff format --check"
+	@echo "make lint         ruff and mypy"
+	@echo "make docs         API reference from the docstrings, into build/docs"
 	@echo "make lock         pin the ranges of setup.py and requirements/*.in anew (FLAGS=--upgrade for newer versions)"
 	@echo "make clean        remove $(VENV) and caches"
 
@@ -57,6 +58,10 @@ quickstart: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python docs/api.py
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
@@ -67,5 +72,5 @@ lock: setup
 		--extra dev setup.py requirements/build.in requirements/detectron2.in -o requirements/linux-x86_64.txt
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

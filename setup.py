@@ -23,15 +23,20 @@ EXTRAS = {
 # timm's networks and those of pretrainedmodels (which forgets to name six) are oracles of the tests.
 EXTRAS["dev"] = [
     "hypothesis>=6.100,<7",
+    "mypy>=1.13,<3",
     "munch>=4,<5",
+    "pdoc>=14,<17",
     "pretrainedmodels>=0.7.4,<0.8",
     "pytest>=8,<10",
     "pytest-xdist>=3.5,<4",
     "ruff>=0.12,<1",
     "six>=1.16,<2",
     "timm>=1,<2",
+    "types-PyYAML>=6,<7",
+    "types-tabulate>=0.9,<1",
     *EXTRAS["quickstart"],
     *EXTRAS["webdataset"],
+    *EXTRAS["export"],
 ]
 
 

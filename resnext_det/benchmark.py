@@ -125,7 +125,7 @@ def report(what: str, outcome: Result) -> str:
     lines = [f"{what}: " + ", ".join(f"{k} {v}" for k, v in outcome["machine"].items())]
     for section, values in outcome.items():
         if section != "machine":
-            lines += [section] + [f"  {k:36s} {v if isinstance(v, str) else f'{v:12.4g}'}" for k, v in values.items()]
+            lines += [section] + [f"  {k:44s} {v if isinstance(v, str) else f'{v:12.4g}'}" for k, v in values.items()]
     return "\n".join(lines)
 
 
@@ -359,6 +359,9 @@ def classify(setting: Setting) -> Result:
     models = {"torchvision fp32": peer, "optimized fp32": optimize_for_inference(ours, "fp32")}
     if setting.bf16:
         models["optimized bf16"] = optimize_for_inference(ours, "bf16")
+    openvino = _openvino(peer, x) if device == "cpu" else None
+    if openvino is not None:
+        models["OpenVINO fp32"] = openvino
     seconds = timed({name: lambda m=model: m(x) for name, model in models.items()}, setting, 7)
     logits = {name: model(x) for name, model in models.items()}
     expected = logits["torchvision fp32"]
@@ -368,7 +371,20 @@ def classify(setting: Setting) -> Result:
         agreement[f"{name} logits, relative"] = relative_error(logits[name], expected)
     per_second = {name: batch / value for name, value in seconds.items()}
     skipped = _not_run(setting, "optimized bf16")
+    if openvino is None:
+        skipped.setdefault("not run", {})["OpenVINO"] = "not run: not installed (pip install openvino), or not a CPU"
     return result(seconds, "torchvision fp32", agreement, images_per_second=per_second, **skipped)
+
+
+def _openvino(model: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """The model in OpenVINO, in fp32 on as many threads as torch has; None where it is not installed."""
+    try:
+        import openvino
+    except ImportError:
+        return None
+    settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = openvino.Core().compile_model(openvino.convert_model(model, example_input=x), "CPU", settings)
+    return lambda batch: torch.from_numpy(compiled(batch.numpy())[0])
 
 
 def roi_align(setting: Setting) -> Result:
@@ -415,12 +431,57 @@ def roi_align(setting: Setting) -> Result:
     return outcome
 
 
+def grouped_conv(setting: Setting) -> Result:
+    """The 3x3 convolutions of ResNeXt-50 32x4d, each stage's: PyTorch's, and ours where a GPU can run it.
+
+    Batch 64 at 224x224 in bf16 on a GPU; one picture in fp32 on a CPU. ``gigabytes_per_second`` counts input, output
+    and weights once, the floor of the bytes to move.
+    """
+    from .kernels.grouped_conv import available, grouped_conv3x3
+
+    on_gpu = setting.device == "cuda"
+    batch, dtype = (64, torch.bfloat16) if on_gpu else (1, torch.float32)
+    seconds, ratios, agreement, rates = {}, {}, {}, {}
+    for width, size, stride in ((4, 56, 1), (8, 28, 1), (16, 14, 1), (32, 14, 2), (32, 7, 1)):
+        torch.manual_seed(0)
+        channels, label = 32 * width, f"{32 * width} channels, {size}x{size}, stride {stride}"
+        x = torch.randn(batch, channels, size, size, device=setting.device, dtype=dtype).requires_grad_()
+        weight = (torch.randn(channels, width, 3, 3, device=setting.device, dtype=dtype) / width**0.5).requires_grad_()
+        last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+
+        def peer(x: Tensor, weight: Tensor = weight, stride: int = stride) -> Tensor:
+            return nn.functional.conv2d(x, weight, None, stride, 1, 1, 32)
+
+        def ours(x: Tensor, weight: Tensor = weight, stride: int = stride) -> Tensor:
+            return grouped_conv3x3(x, weight, None, stride, 32)
+
+        sides = {"NCHW": (peer, x), "channels-last": (peer, last)}
+        if available(last) and (on_gpu or setting.quick):
+            sides["ours"] = (ours, last)
+        functions = {}
+        for name, (function, value) in sides.items():
+            functions[f"{name} forward"] = lambda f=function, v=value: f(v.detach())
+            functions[f"{name} with backward"] = lambda f=function, v=value: f(v).sum().backward()
+        found = timed(functions, setting, 20)
+        seconds |= {f"{label}, {name}": value for name, value in found.items()}
+        moved = (x.numel() + peer(x).numel() + weight.numel()) * x.element_size()
+        rates |= {f"{label}, {name}": moved / found[f"{name} forward"] / 1e9 for name in sides}
+        for name in sides:
+            for what in ("forward", "with backward"):
+                ratio = found[f"NCHW {what}"] / found[f"{name} {what}"]
+                ratios |= {f"{label}, {name} {what}": ratio} if name != "NCHW" else {}
+            exact = nn.functional.conv2d(x.double(), weight.double(), None, stride, 1, 1, 32)
+            agreement[f"{label}, {name}, relative"] = relative_error(sides[name][0](sides[name][1]), exact)
+    return {"ratios": ratios, "agreement": agreement, "seconds": seconds, "gigabytes_per_second": rates}
+
+
 BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     "c4-inference": c4_inference,
     "c4-train": c4_train,
     "c4-memory": c4_memory,
     "classify": classify,
     "roi-align": roi_align,
+    "grouped-conv": grouped_conv,
     "input": input_pipeline,
-    "coco-evaluation": benchmark_evaluate,
+    "coco-evaluation": lambda setting: benchmark_evaluate(setting.device, setting.quick),
 }

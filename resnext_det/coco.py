@@ -286,7 +286,10 @@ class Detections:
 
         def hook(record: dict) -> dict | None:
             # A mask's {"size", "counts"} comes by first and has to stay a dict.
-            return record if "counts" in record else columns.append(record)
+            if "counts" in record:
+                return record
+            columns.append(record)
+            return None
 
         content = _load(str(path), hook)
         if not isinstance(content, list):

@@ -75,7 +75,7 @@ def _restore_names(folder: Path) -> None:
         from PIL import Image
 
         if not hasattr(Image, "LINEAR"):
-            Image.LINEAR = Image.BILINEAR
+            Image.LINEAR = Image.Resampling.BILINEAR  # type: ignore[attr-defined]
     if _mentions(folder / "data" / "build.py", "np.int)"):
         import numpy as np
 
@@ -164,5 +164,5 @@ def mend_resampling() -> None:
         plain(self, *args, **kwargs)
         self._rng = Sampler(42)  # detectron2's own seed
 
-    __init__.resamples_sets = True
+    __init__.resamples_sets = True  # type: ignore[attr-defined]
     MapDataset.__init__ = __init__

@@ -47,7 +47,8 @@ def draw_classes(folder: Path, per_class: int, seed: int = 0, side: int = 32) ->
         for number in range(per_class):
             picture = Image.fromarray(rng.integers(60, 120, (side, side, 3), dtype=np.uint8))
             size = int(rng.integers(side // 2, side - 2))
-            _draw(picture, shape, *rng.integers(0, side - size, 2).tolist(), size)
+            x, y = rng.integers(0, side - size, 2).tolist()
+            _draw(picture, shape, x, y, size)
             picture.save(folder / name / f"{number:04d}.png")
     return folder
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import re
 import shutil
@@ -141,3 +143,13 @@ def test_pins_satisfy_the_ranges(wheel: zipfile.ZipFile) -> None:
         for name, version in pins:
             if name == requirement.name.lower():
                 assert requirement.specifier.contains(version, prereleases=True), f"{line}: {version} pinned"
+
+
+def test_reference_has_every_module_and_each_says_what_it_is() -> None:
+    spec = importlib.util.spec_from_file_location("api", ROOT / "docs" / "api.py")
+    api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(api)
+    files = {path.relative_to(ROOT).with_suffix("").as_posix() for path in (ROOT / "resnext_det").rglob("*.py")}
+    names = {name.replace("/", ".").removesuffix(".__init__") for name in files if not name.endswith("__main__")}
+    assert set(api.modules()) == names
+    assert not [name for name in names if not importlib.import_module(name).__doc__]

@@ -1,16 +1,16 @@
 """Training pictures per second and core: decoding alone, torchvision's reference pipeline, and ours.
 
-All read the same JPEGs from memory, as large as ImageNet's are on average (500x375, about 110 kB), in one thread, and
-processor time counts, which other programs on the machine disturb less. Both pipelines crop, flip and jitter alike;
-ours adds PCA lighting. On a GPU machine our workers end at uint8 and the GPU does the colours and the normalisation;
-the last line counts those too, on the same core.
+All read the same JPEGs from memory, as large as ImageNet's are on average (500x375, about 110 kB), in one thread. Both
+pipelines crop, flip and jitter alike; ours adds PCA lighting. On a GPU machine our workers end at uint8 and the GPU
+does the colours and the normalisation; the last line counts those too, on the same core.
 """
 
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from torchvision import transforms
 
 from ..classification.augmentation import ImageNetTraining, Normalize, Sample
 from ..engine.sampler import seed_everything
+
+if TYPE_CHECKING:  # which imports this module
+    from ..benchmark import Setting
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 94
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,11 +42,12 @@ def made_jpegs(count: int, seed: int = 0) -> list[bytes]:
     return files
 
 
-def input_pipeline(device: str, quick: bool) -> dict[str, dict[str, float]]:
-    """Benchmark ``input``. ``device`` is where nothing happens: the question is what one core of the CPU delivers."""
-    from ..benchmark import result
+def input_pipeline(setting: Setting) -> dict[str, dict[str, float]]:
+    """Benchmark ``input``: what one core of the CPU delivers, whatever the device."""
+    from ..benchmark import result, timed
 
-    files = made_jpegs(4 if quick else 64)
+    setting = replace(setting, device="cpu")
+    files = made_jpegs(4 if setting.quick else 64)
     ours = ImageNetTraining(CROP, AREA, FLIP, JITTER, LIGHTING)
     normalize = Normalize(MEAN, STD)
     reference = transforms.Compose(
@@ -79,7 +83,7 @@ def input_pipeline(device: str, quick: bool) -> dict[str, dict[str, float]]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        seconds = _processor_time(sides, 1 if quick else 15)
+        seconds = timed(sides, setting, turns=15)
     finally:
         torch.set_num_threads(threads)
     return result(
@@ -89,18 +93,6 @@ def input_pipeline(device: str, quick: bool) -> dict[str, dict[str, float]]:
         images_per_second_and_core={name: len(files) / value for name, value in seconds.items()},
         bytes_per_picture={"mean": sum(map(len, files)) / len(files)},
     )
-
-
-def _processor_time(sides: dict[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Median seconds of this thread for each side, turn by turn, after one turn to warm up."""
-    turns: list[list[float]] = []
-    for _ in range(repeat + 1):
-        turns.append([])
-        for run in sides.values():
-            start = time.thread_time()
-            run()
-            turns[-1].append(time.thread_time() - start)
-    return dict(zip(sides, np.median(turns[1:], axis=0).tolist(), strict=True))
 
 
 def _largest_difference(file: bytes) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..engine.sampler import Order, SeededDataset, TrainingBatches
+from ..engine.signals import outlive_stopping_signals
 from ..errors import UserError
 from .augmentation import Sample
 
@@ -84,10 +85,23 @@ class ImageFolder(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         path = self.files[index]
-        try:
-            return Sample(Image.open(path), int(self.labels[index]), path)
-        except OSError as error:
-            raise UserError(f"{path}: not a picture: {error}; remove or replace it") from error
+        return Sample(open_picture(path, path), int(self.labels[index]), path)
+
+
+def open_picture(file: str | IO[bytes], name: str) -> Image.Image:
+    """An opened picture of 8 bits a channel, not decoded yet.
+
+    Raises:
+        UserError: not a picture; more than Pillow's limit of 179 megapixels; or 16-bit or float pixels, which have no
+            one meaning in 8 bits (Pillow would make nearly all of them white). The message begins with ``name``.
+    """
+    try:
+        image = Image.open(file)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise UserError(f"{name}: not a picture: {error}; remove or replace it") from error
+    if image.mode[0] in "IF":
+        raise UserError(f"{name}: {image.mode} pixels; save it with 8 bits a channel, scaled as it should be")
+    return image
 
 
 def match_classes(where: str, found: Sequence[str], classes: Sequence[str] | None) -> tuple[tuple[str, ...], list[int]]:
@@ -180,7 +194,7 @@ class TrainingLoader:
                 batch_sampler=self._batches(self.start_batch),
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
-                worker_init_fn=_one_thread,
+                worker_init_fn=outlive_stopping_signals,
             )
         )
 
@@ -193,10 +207,6 @@ def _one_line_errors(loader: DataLoader) -> Iterator[Any]:
         raise UserError(
             str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
         ) from error
-
-
-def _one_thread(worker: int) -> None:
-    torch.set_num_threads(1)
 
 
 class _Transformed(Dataset):
@@ -226,6 +236,6 @@ def evaluation_loader(
             batch_size=batch_size,
             sampler=range(rank, len(pictures), world_size),
             num_workers=workers,
-            worker_init_fn=_one_thread,
+            worker_init_fn=outlive_stopping_signals,
         )
     )

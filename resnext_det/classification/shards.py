@@ -18,13 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import Dataset
 
 from ..errors import UserError
 from ..files import atomic_write, write_json
 from .augmentation import Sample
-from .data import EXTENSIONS, ImageFolder, Pictures, match_classes
+from .data import EXTENSIONS, ImageFolder, Pictures, match_classes, open_picture
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +85,7 @@ class ShardedPictures(Dataset):
         data = os.pread(self._file(shard), tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
         name = data[:100].rstrip(b"\0").decode(errors="replace")  # from the header before the picture
         path = f"{self.shards[shard]}: {name}"
-        try:
-            image = Image.open(io.BytesIO(data[tarfile.BLOCKSIZE :]))
-        except OSError as error:
-            raise UserError(f"{path}: not a picture: {error}; make the shards anew without it") from error
+        image = open_picture(io.BytesIO(data[tarfile.BLOCKSIZE :]), path)
         return Sample(image, int(self.labels[index]), path)
 
     def _file(self, shard: int) -> int:

@@ -15,22 +15,24 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.engine import HookBase, hooks
+from detectron2.engine import hooks
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..engine.checkpoint import RunCheckpointer, read_run_checkpoint
+from ..engine.averaging import WeightAverage, average_of
+from ..engine.checkpoint import BestCheckpointer, RunCheckpointer, read_run_checkpoint
 from ..engine.determinism import make_deterministic
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     PRECISIONS,
     Trainer,
     choose_seed,
+    settings_of,
+    settle,
     standard_hooks,
     start_log,
     weak,
@@ -136,23 +138,6 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: Plan) 
     return LRMultiplier(optimizer, multiplier=multiplier, max_iter=plan.iterations)
 
 
-class _Average(HookBase):
-    """Moves the average of the weights after every step."""
-
-    def __init__(self, average: AveragedModel, model: nn.Module) -> None:
-        self.average, self.model = average, model
-
-    def after_step(self) -> None:
-        self.average.update_parameters(self.model)
-
-
-class _Best(RunCheckpointer):
-    """Writes the best checkpoint; resuming still starts from the newest."""
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pass
-
-
 class _KeepBest(hooks.BestCheckpointer):
     """Goes on comparing with the best of the run that is resumed; detectron2's hook would start anew."""
 
@@ -223,8 +208,6 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
     )
     model = build_classifier(cfg, len(pictures.classes))
-    if cfg.MODEL.WEIGHTS and not resume:
-        load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
     if cfg.MODEL.COMPILE:
         model.compile()
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
@@ -245,7 +228,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     saved: dict[str, Any] = {"trainer": weak(trainer)}
     judged: nn.Module = model
     if cfg.SOLVER.EMA_DECAY:
-        judged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.SOLVER.EMA_DECAY), use_buffers=True)
+        judged = average_of(model, cfg.SOLVER.EMA_DECAY)
         saved["model_ema"] = judged
     facts = metadata(cfg, model, pictures.classes)
     checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
@@ -257,14 +240,15 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     def judge() -> dict[str, float]:
         results.update(run_evaluation(cfg, judged, normalize, pictures.classes))
         best_facts["top1_error"] = results["top1_error"]
-        return {**results, "epoch": (trainer.iter + 1) / plan.per_epoch}
+        return {**results, "epoch": min(trainer.iter + 1, plan.iterations) / plan.per_epoch}
 
     period = plan.period(cfg.TEST.EVAL_PERIOD)
-    trainer.register_hooks([_Average(judged, model)] if judged is not model else [])
+    trainer.register_hooks([WeightAverage(judged, model)] if judged is not model else [])
+    scheduler = build_scheduler(cfg, optimizer, plan)
     trainer.register_hooks(
         standard_hooks(
             optimizer,
-            build_scheduler(cfg, optimizer, plan),
+            scheduler,
             checkpointer,
             checkpoint_period=plan.period(cfg.SOLVER.CHECKPOINT_PERIOD),
             keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS,
@@ -273,7 +257,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     trainer.register_hooks([hooks.EvalHook(period, judge)])
     if comm.is_main_process():
         keep_best = _KeepBest(
-            period, _Best(model, cfg.OUTPUT_DIR, best_facts, **saved), "top1_error", "min", "model_best"
+            period, BestCheckpointer(model, cfg.OUTPUT_DIR, best_facts, **saved), "top1_error", "min", "model_best"
         )
         if resume:
             keep_best.remember(os.path.join(cfg.OUTPUT_DIR, "model_best.pth"))
@@ -282,10 +266,15 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
             file.write(cfg.dump())
     trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
 
+    settings = settings_of(optimizer)
     done = checkpointer.resume(partial(check_against_config, cfg, model)) if resume else None
     start = 0 if done is None else done + 1
+    if 0 < start < plan.iterations:
+        settle(optimizer, scheduler, settings)
     if resume and done is None:
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
+    if cfg.MODEL.WEIGHTS and done is None:
+        load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
     loader = TrainingLoader(
         pictures,
         _training_transform(cfg),

@@ -190,7 +190,7 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
 
     def _shared_roi_transform(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
         """Regions' features (R, out_channels, 7, 7); without a mask head their mean, (R, out_channels, 1, 1)."""
-        if not self.fast:
+        if not self.fast or torch.jit.is_tracing():  # a trace would keep this picture's numbers of samples
             return super()._shared_roi_transform(features, boxes)
         return self._regions(features[0], convert_boxes_to_pooler_format(boxes), mean=not self.mask_on)
 

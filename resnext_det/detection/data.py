@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from ..engine.sampler import SeededDataset, TrainingBatches
+from ..engine.signals import outlive_stopping_signals
 from ..errors import UserError, nearest
 from .dataset_check import read_json
 from .mapper import CheckedDatasetMapper
@@ -169,6 +170,7 @@ class TrainingLoader:
                 num_workers=self.num_workers,
                 collate_fn=list,
                 persistent_workers=self.num_workers > 0,
+                worker_init_fn=outlive_stopping_signals,
             )
         )
 
@@ -256,8 +258,14 @@ def test_loader_from_config(cfg, name: str) -> Iterable[list[dict]]:
         known = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
         files = [known[name]] if name in known else []
     dicts = load_dicts([name], num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, filter_empty=False, proposal_files=files)
-    mapper = mapper_from_config(cfg, is_train=False)
-    return build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    return one_by_one(cfg, dicts, mapper_from_config(cfg, is_train=False))
+
+
+def one_by_one(cfg, dicts: list[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:
+    """detectron2's test loader, whose workers live on while a signal stops the run."""
+    loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    loader.worker_init_fn = outlive_stopping_signals
+    return loader
 
 
 def mapper_from_config(cfg, *, is_train: bool, **instead) -> CheckedDatasetMapper:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -22,7 +21,7 @@ from ..engine.sampler import seed_everything
 from ..errors import UserError
 from ..files import write_json
 from .coco_evaluator import FastCOCOEvaluator
-from .data import load_dicts, mapper_from_config, test_loader_from_config
+from .data import load_dicts, mapper_from_config, one_by_one, test_loader_from_config
 from .optimize import for_inference
 
 logger = logging.getLogger(__name__)
@@ -105,10 +104,11 @@ def validation_loss(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
     )
     mapper = mapper_from_config(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
-    loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    loader = one_by_one(cfg, dicts, mapper)
     parts = comm.gather(_summed_losses(model, loader))
     pictures = sum(number for number, _ in parts)
-    losses = {name: sum(sums[name] for _, sums in parts) / pictures for name in (parts[0][1] if parts else ())}
+    names = dict.fromkeys(name for _, sums in parts for name in sums)  # a process without pictures has none
+    losses = {name: sum(sums.get(name, 0.0) for _, sums in parts) / pictures for name in names}
     return {**losses, "total_loss": sum(losses.values())} if losses else {}
 
 

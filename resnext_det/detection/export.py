@@ -278,5 +278,12 @@ def export_onnx(program: torch.export.ExportedProgram, path: str | os.PathLike) 
     except ImportError as error:
         raise UserError(f"ONNX export needs {error.name}: pip install 'resnext-det[export]'") from error
     torch.onnx.export(
-        program, (), os.fspath(path), dynamo=True, input_names=INPUTS, output_names=OUTPUTS, external_data=False
+        program,
+        (),
+        os.fspath(path),
+        dynamo=True,
+        input_names=INPUTS,
+        output_names=OUTPUTS,
+        external_data=False,
+        verbose=False,
     )

@@ -15,10 +15,11 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from torch import nn
 
+from ..engine.cli import TRUST_PICKLE
 from ..errors import UserError
 from ..files import write_json
 from .export import INPUTS, OUTPUTS, export_onnx, export_program
-from .initial_weights import load_initial_weights
+from .initial_weights import apply_preset, load_initial_weights
 from .predict import categories_of, find_inputs, read_picture
 from .train import setup
 
@@ -147,15 +148,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=(*FORMATS, "all"), default="all")
     parser.add_argument("--check", action="append", default=[], metavar="PATH", help="picture, folder or pattern")
     parser.add_argument("--pictures", type=int, default=20, help="at most so many of them")
+    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # onnxscript tells of each of its steps
+    logger.setLevel(logging.INFO)
     cfg = setup(args.config_file, args.opts)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, MODEL.WEIGHTS FILE")
+    cfg = apply_preset(cfg, trust_pickle=args.trust_pickle)
     pictures = find_inputs(args.check)[: args.pictures]
     model = build_model(cfg)
-    load_initial_weights(cfg, model, allow_new_heads=False)
+    load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for kind, name in FORMATS.items() if args.format in (kind, "all")]

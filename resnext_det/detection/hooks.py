@@ -1,4 +1,4 @@
-"""What happens between iterations: evaluations that are written down, the best checkpoint, early stop, averaging."""
+"""What happens between iterations: evaluations that are written down, the best checkpoint, early stop."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from pathlib import Path
 from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
-from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
-from ..engine.checkpoint import RunCheckpointer
 from ..files import atomic_write, finite
 
 logger = logging.getLogger(__name__)
@@ -25,14 +22,23 @@ EVALUATIONS_FILE = "evaluations.jsonl"
 
 
 class EarlyStop(BaseException):
-    """Leaves the training loop in order. Not an ``Exception``, which detectron2's loop would log as a failure."""
+    """Leaves the training loop in order. Not an ``Exception``, which detectron2's loop would log as a failure.
+
+    Attributes:
+        done: iterations that were made.
+    """
+
+    def __init__(self, done: int) -> None:
+        super().__init__(done)
+        self.done = done
 
 
 class Evaluations(HookBase):
     """Evaluates every ``period`` iterations and always after the last one, and writes every result down.
 
     Each evaluation is a line of ``OUTPUT_DIR/evaluations.jsonl``: ``{"iteration", "seconds", "bbox": {...}, ...}``,
-    ``iteration`` counting those done. A resumed run reads there what was best, and goes on.
+    ``iteration`` counting those done. A resumed run reads there what was best, makes up for an evaluation that was
+    due after its checkpoint and did not come to pass, and goes on.
 
     Args:
         evaluate: gives nested results on the first process, such as ``{"bbox": {"AP": ...}}``.
@@ -59,26 +65,39 @@ class Evaluations(HookBase):
         self.best, self.best_iteration, self.waited = -math.inf, 0, 0
 
     def before_train(self) -> None:
-        if not comm.is_main_process():
-            return
+        start = self.trainer.start_iter
+        missed = comm.is_main_process() and self._remember(start) and start > 0 and self._is_due(start)
+        if any(comm.all_gather(missed)):
+            self._run(start)
+            self._stop_in_vain(start)
+
+    def _remember(self, start: int) -> bool:
+        """Read what the run has found so far; whether it holds nothing about the iteration to go on from."""
         earlier = read_evaluations(self.path)
-        kept = [record for record in earlier if record["iteration"] <= self.trainer.start_iter]
+        kept = [record for record in earlier if record["iteration"] <= start]
         for record in kept:
             self._judge(record, record["iteration"])
         if len(kept) < len(earlier):
             logger.info("%s: %d evaluations of an earlier run are dropped", self.path, len(earlier) - len(kept))
             write_evaluations(self.path, kept)
+        return all(record["iteration"] != start for record in kept)
+
+    def _is_due(self, done: int) -> bool:
+        return self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter:
+        if self._is_due(done):
             self._run(done)
-            if self.patience and any(comm.all_gather(self.waited >= self.patience)):
-                logger.info(
-                    "no better %s in %d evaluations; the best, %.3f, was after %d iterations: training ends here",
-                    *(self.metric, self.waited, self.best, self.best_iteration),
-                )
-                raise EarlyStop
+            self._stop_in_vain(done)
+
+    def _stop_in_vain(self, done: int) -> None:
+        if self.patience and any(comm.all_gather(self.waited >= self.patience)):
+            logger.info(
+                "no better %s in %d evaluations; the best, %.3f, was after %d iterations: training ends here",
+                *(self.metric, self.waited, self.best, self.best_iteration),
+            )
+            raise EarlyStop(done)
 
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter:  # not after a failure
@@ -138,20 +157,3 @@ def write_evaluations(path: str | os.PathLike, records: list[dict]) -> None:
     """Write an ``evaluations.jsonl`` whole: there are few lines, and a crash loses none."""
     with atomic_write(path) as file:
         file.writelines(json.dumps(record) + "\n" for record in records)
-
-
-class WeightAverage(HookBase):
-    """Moves an average of the weights after every step."""
-
-    def __init__(self, average: AveragedModel, model: nn.Module) -> None:
-        self.average, self.model = average, model
-
-    def after_step(self) -> None:
-        self.average.update_parameters(self.model)
-
-
-class BestCheckpointer(RunCheckpointer):
-    """Writes ``model_best``; resuming still starts from the newest checkpoint."""
-
-    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        pass

@@ -247,6 +247,7 @@ class FusedSplitRes5(SplitRes5):
     def __init__(self, res5: nn.Sequential, dtype: torch.dtype, fused: bool) -> None:
         super().__init__(res5)
         self.blocks = _fuse_stage(res5, dtype, fused)
+        del self._res5, self._folded  # the stage as it was; every method that reads it is replaced below
 
     def on_map(self, features: Tensor) -> tuple[Tensor, Tensor]:
         first = self.blocks[0]

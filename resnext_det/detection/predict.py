@@ -20,7 +20,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
 from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import nn
 
 from ..coco import Detections, read_ground_truth
@@ -31,6 +31,7 @@ from ..files import atomic_write
 from ..reporting.boxes import class_colour, draw_boxes
 from .coco_evaluator import detections_of
 from .config import add_resnext_config
+from .images import BrokenImage, read_image
 from .initial_weights import apply_preset, load_initial_weights
 from .optimize import CHOICES, for_inference
 
@@ -135,17 +136,15 @@ def find_inputs(inputs: Iterable[str], stdin: Iterable[str] = ()) -> list[Path]:
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:
-    """RGB (H, W, 3) uint8, turned as its EXIF orientation says.
+    """RGB (H, W, 3) uint8, by the rules of :mod:`.images`, as the detector saw its pictures in training.
 
     Raises:
         UserError: not a picture, or a broken one.
     """
     try:
-        with Image.open(path) as image:
-            image.load()
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as a picture ({error}); mend it, or use --broken skip") from error
+        return read_image(path, "RGB")
+    except BrokenImage as error:
+        raise UserError(f"{error}, or use --broken skip") from error
 
 
 @dataclass
@@ -238,7 +237,7 @@ class Writer:
         if self._video is None or self._video[0] != frame.path:
             self._close_video()
             suffix = frame.path.suffix.lower() if frame.path.suffix.lower() in (".avi", ".mkv", ".mov") else ".mp4"
-            code = cv2.VideoWriter_fourcc(*CODECS.get(suffix, "mp4v"))
+            code = cv2.VideoWriter_fourcc(*CODECS.get(suffix, "mp4v"))  # type: ignore[attr-defined]
             target = self._name(frame.path, suffix)
             writer = cv2.VideoWriter(str(target), code, frame.rate, drawn.size)
             if not writer.isOpened():

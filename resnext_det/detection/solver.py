@@ -47,6 +47,16 @@ def resolve_schedule(cfg: CfgNode, pictures: int) -> CfgNode:
     solver.STEPS = tuple(iterations(step) for step in solver.STEPS)
     solver.CHECKPOINT_PERIOD = iterations(solver.CHECKPOINT_PERIOD)
     cfg.TEST.EVAL_PERIOD = iterations(cfg.TEST.EVAL_PERIOD)
+    if len({0, *solver.STEPS, solver.MAX_ITER}) < len(solver.STEPS) + 2:
+        raise UserError(
+            f"SOLVER.STEPS {before[2]}: fall together in a run of only {solver.MAX_ITER} iterations; "
+            'lower SOLVER.IMS_PER_BATCH or set SOLVER.STEPS "()"'
+        )
+    if unit == "epochs" and solver.WARMUP_ITERS >= solver.MAX_ITER:
+        raise UserError(
+            f"SOLVER.WARMUP_ITERS {before[3]}: not before the end, {solver.MAX_ITER} iterations of {batch} pictures, "
+            "so the learning rate would never be reached; lower it"
+        )
     solver.UNIT, solver.REFERENCE_BATCH = "iterations", batch  # a second call changes nothing
     after = (solver.BASE_LR, solver.MAX_ITER, tuple(solver.STEPS), solver.WARMUP_ITERS)
     if before != after:

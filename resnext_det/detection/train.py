@@ -14,22 +14,32 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..engine.checkpoint import RunCheckpointer
+from ..engine.averaging import WeightAverage, average_of
+from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
 from ..engine.cli import parse_training_arguments
 from ..engine.config import load_config
 from ..engine.determinism import make_deterministic
 from ..engine.launch import launch
 from ..engine.sampler import seed_everything
-from ..engine.trainer import Trainer, choose_seed, standard_hooks, start_log, weak, wrap_distributed, writers
+from ..engine.trainer import (
+    Trainer,
+    choose_seed,
+    settings_of,
+    settle,
+    standard_hooks,
+    start_log,
+    weak,
+    wrap_distributed,
+    writers,
+)
 from ..errors import UserError
 from .checked_sets import check_sets_from_config
 from .config import add_resnext_config
 from .config_check import check_config
 from .data import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
 from .evaluate import evaluate_model, validation_loss
-from .hooks import BestCheckpointer, EarlyStop, Evaluations, WeightAverage
+from .hooks import EarlyStop, Evaluations
 from .initial_weights import apply_preset, architecture, check_against_config, load_initial_weights
 from .replay import replay
 from .solver import precision_of, resolve_schedule
@@ -111,7 +121,7 @@ def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pick
     if not newest:
         load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
         return
-    average = AveragedModel(model, use_buffers=True) if cfg.SOLVER.EMA_DECAY else None
+    average = average_of(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
     saved = {} if average is None else {"model_ema": average}
     if RunCheckpointer(model, cfg.OUTPUT_DIR, {}, **saved).resume(partial(check_against_config, cfg)) is None:
         raise UserError(f"{cfg.OUTPUT_DIR} holds no checkpoint: give the weights to evaluate, MODEL.WEIGHTS FILE")
@@ -144,7 +154,7 @@ def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
     saved: dict[str, Any] = {"trainer": weak(trainer)}
     judged = model
     if cfg.SOLVER.EMA_DECAY:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(cfg.SOLVER.EMA_DECAY), use_buffers=True)
+        average = average_of(model, cfg.SOLVER.EMA_DECAY)
         saved["model_ema"], judged = average, average.module
         trainer.register_hooks([WeightAverage(average, model)])
     facts = architecture(cfg)
@@ -181,19 +191,22 @@ def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
             *writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER),
         ]
     )
+    settings = settings_of(optimizer)
     last = checkpointer.resume(partial(check_against_config, cfg)) if resume else None
     if last is None:
         if resume:
             logger.info("--resume: %s holds no checkpoint yet, so this is a new run", cfg.OUTPUT_DIR)
         load_initial_weights(cfg, model, trust_pickle=trust_pickle)
     start = 0 if last is None else last + 1
+    if 0 < start < cfg.SOLVER.MAX_ITER:
+        settle(optimizer, scheduler, settings)
     trainer.set_data_loader(train_loader_from_config(cfg, trainer.seed, start, dicts))
     logger.info("training from iteration %d to %d, seed %d", start, cfg.SOLVER.MAX_ITER, trainer.seed)
     try:
         trainer.train(start, cfg.SOLVER.MAX_ITER)
-    except EarlyStop:
+    except EarlyStop as stop:
         if comm.is_main_process():
-            checkpointer.save("model_final", iteration=trainer.iter)
+            checkpointer.save("model_final", iteration=stop.done - 1)
     return results
 
 

@@ -161,6 +161,13 @@ class RunCheckpointer(Checkpointer):
         return files
 
 
+class BestCheckpointer(RunCheckpointer):
+    """Writes the best checkpoint; resuming still starts from the newest."""
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        pass
+
+
 def _iteration(path: Path) -> int:
     """From the name, or for ``model_final`` and the like from inside; -1 where that cannot be read."""
     number = re.search(r"(\d+)", path.stem)

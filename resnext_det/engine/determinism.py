@@ -27,5 +27,5 @@ def make_deterministic(switch: bool, seed: int) -> None:
         raise UserError(f"DETERMINISTIC True needs a seed, and SEED is {seed}: set SEED to a number from 0")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that costs time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a debugging aid that costs time
     torch.backends.cudnn.benchmark = False

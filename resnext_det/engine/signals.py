@@ -1,15 +1,24 @@
-"""SIGTERM and SIGUSR1, with which schedulers and spot machines announce the end, stop a run between two steps."""
+"""SIGTERM and SIGUSR1, with which schedulers and spot machines announce the end, stop a run between two steps.
+
+They may come twice, and to all: a scheduler signals every process of a job, launcher and data workers too, and the
+launcher passes on what it gets.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+ECHO = 5.0
+"""Seconds in which a second stopping signal counts as the first one, arriving by another way."""
 
 
 class Stopped(Exception):
@@ -31,7 +40,7 @@ def on_stopping_signals(handler: Callable[[int, FrameType | None], None]) -> Ite
 
 
 class StopRequest:
-    """A handler that notes the first stopping signal; a second one ends the process at once.
+    """A handler that notes the first stopping signal; one that comes :data:`ECHO` later ends the process at once.
 
     Attributes:
         signal: its number, 0 for none so far.
@@ -39,9 +48,29 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal = 0
+        self._time = 0.0
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        if not self.signal:
+            self.signal, self._time = number, time.monotonic()
+        elif time.monotonic() - self._time > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        self.signal = number
+
+
+def outlive_stopping_signals(worker: int = 0) -> None:
+    """The ``worker_init_fn`` of data loaders: only its own parent's signal ends a worker.
+
+    The last step needs its data, so a worker must not die of the signal that asks the run to stop.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is None or not hasattr(signal, "sigwaitinfo"):  # macOS has no way to see who sent a signal
+        return
+
+    def wait() -> None:
+        while signal.sigwaitinfo(STOPPING).si_pid != parent.pid:
+            pass
+        os._exit(0)
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    threading.Thread(target=wait, daemon=True).start()

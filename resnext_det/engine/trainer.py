@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from detectron2.engine import HookBase, SimpleTrainer, hooks
+from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
@@ -94,6 +95,7 @@ class Trainer(SimpleTrainer):
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
+        comm.synchronize()  # all have read what they start from before the first process moves an earlier run's files
         with EventStorage(start_iter) as self.storage:
             try:
                 with on_stopping_signals(self.stop_request):
@@ -185,7 +187,8 @@ class Trainer(SimpleTrainer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.seed = state_dict["seed"]
-        self.scaler.load_state_dict(state_dict["scaler"])
+        if state_dict["scaler"]:  # empty where the run so far was not in fp16
+            self.scaler.load_state_dict(state_dict["scaler"])
 
 
 def wrap_distributed(model: nn.Module) -> nn.Module:
@@ -212,6 +215,30 @@ def standard_hooks(
     if comm.is_main_process():
         made.append(_Checkpoints(checkpointer, checkpoint_period, max_to_keep=keep_checkpoints))
     return [*made, Safety(checkpointer)]
+
+
+def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Learning rate, weight decay, ... of each group of parameters, for :func:`settle`."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def settle(optimizer: torch.optim.Optimizer, scheduler: LRMultiplier, settings: list[dict[str, Any]]) -> None:
+    """After a resume, put the config's settings over those that the checkpoint has brought; a change is logged.
+
+    Args:
+        settings: :func:`settings_of` the optimizer, taken after the scheduler was made and before the resume.
+    """
+    changed = {}
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        for key, value in own.items():
+            if key != "lr" and group.get(key) != value:  # "lr" is "initial_lr" times the schedule, below
+                changed[key] = f"{key} {group.get(key)} -> {value}"
+                group[key] = value
+    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+        group["lr"] = rate
+    if changed:
+        logger.warning("the config is not what the run had: %s", "; ".join(changed.values()))
 
 
 class _Checkpoints(PeriodicCheckpointer, HookBase):

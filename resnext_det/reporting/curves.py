@@ -113,7 +113,7 @@ def curves_figure(runs: Mapping[str, Metrics]) -> Figure:
     strip = 0.15 + 0.26 * math.ceil(len(runs) / per_line) if several else 0
     height = rows * PANEL[1] + strip
     figure = Figure(figsize=(columns * PANEL[0], height), dpi=DOTS_PER_INCH, layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip / height), w_pad=0.12, h_pad=0.12)
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip / height), w_pad=0.12, h_pad=0.12)  # type: ignore[call-arg]
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(runs)}
     for i, draw in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)

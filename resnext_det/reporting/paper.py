@@ -16,15 +16,13 @@ class Row:
         label: as in the paper.
         config: of the training, under ``configs/``; for Table 8 the network's part of its name.
         paper: published numbers, by metric.
-        options: ``KEY VALUE ...`` over the configuration.
-        test: ``KEY VALUE ...`` of another evaluation of the trained network; rows with the same ``config`` and
-            ``options`` share one training.
+        test: ``KEY VALUE ...`` of another evaluation of the trained network; rows with the same ``config`` share one
+            training.
     """
 
     label: str
     config: str
     paper: Mapping[str, float]
-    options: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
 
 
@@ -106,11 +104,9 @@ def _table_7() -> Table:
     rows = {}
     for setting, values in errors.items():
         for classes, error in zip((10, 100), values, strict=True):
-            folder = f"datasets/cifar{classes}"
-            options = ("DATASETS.TRAIN", f"{folder}/train", "DATASETS.TEST", f"{folder}/test")
             label = f"ResNeXt-29 {setting}, CIFAR-{classes}"
-            config = f"cifar/resnext29_{setting}_cifar.yaml"
-            rows[f"{setting}-cifar{classes}"] = Row(label, config, _errors(error), options)
+            config = f"cifar/resnext29_{setting}_cifar{'' if classes == 10 else classes}.yaml"
+            rows[f"{setting}-cifar{classes}"] = Row(label, config, _errors(error))
     return Table("CIFAR, the paper's numbers are means of 10 runs", rows)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from resnext_det import UserError
+from resnext_det.classification.augmentation import ImageNetTraining
 from resnext_det.classification.command import main
 from resnext_det.classification.data import ImageFolder
 
@@ -51,6 +53,22 @@ def test_classes_without_pictures(tmp_path: Path, caplog) -> None:
     assert "no pictures of 3 classes: b, 0, d" in caplog.messages[-1]
     with pytest.raises(UserError, match="class c .1 such. is not among the 2 classes of training"):
         ImageFolder(tmp_path, ["a", "b"])
+
+
+def test_pictures_of_other_kinds(tmp_path: Path, monkeypatch) -> None:
+    """Grey, palette, CMYK and RGBA become RGB; what has no meaning in 8 bits, or is too large, is named."""
+    made(tmp_path, "a/0.png")
+    for i, mode in enumerate(("L", "P", "RGBA", "LA", "1")):
+        Image.new(mode, (8, 8)).save(tmp_path / "a" / f"{i}.png")
+    Image.new("CMYK", (8, 8)).save(tmp_path / "a" / "5.jpg")
+    for sample in ImageFolder(tmp_path):
+        assert ImageNetTraining(8, (0.5, 1.0), 0.5, 0.4, 0.1)(sample)[0].shape == (3, 8, 8)
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "a" / "6.png")
+    with pytest.raises(UserError, match="6.png: I;16 pixels; save it with 8 bits"):
+        list(ImageFolder(tmp_path))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(UserError, match="0.png: not a picture: Image size .64 pixels. exceeds limit"):
+        list(ImageFolder(tmp_path))
 
 
 def test_imagenet_5k_way_and_1k_way(tmp_path: Path) -> None:

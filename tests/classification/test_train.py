@@ -212,6 +212,7 @@ def schedule(cfg, pictures: int) -> list[float]:
         (["SOLVER.SCHEDUL", "step"], "did you mean SOLVER.SCHEDULE"),
         (["MODEL.COMPILE", "True", "MODEL.RECOMPUTE", "True"], "choose one"),
         (["TEST.EVAL_PERIOD", "0"], "TEST.EVAL_PERIOD"),
+        (["--resume", "MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth: no such file"),  # read where nothing is resumed
     ],
 )
 def test_mistakes_are_named(folder: Path, tmp_path: Path, arguments: list[str], words: str) -> None:

@@ -171,3 +171,26 @@ def test_refusals() -> None:
     wide = "MODEL.RESNETS.STEM_OUT_CHANNELS 32 MODEL.RESNETS.RES2_OUT_CHANNELS 32 MODEL.RESNETS.NUM_GROUPS 32".split()
     with pytest.raises(UserError, match="norm of .* depends on the batch"):
         ExportableDetector(detector("MODEL.RESNETS.NORM", "GN", *wide))
+
+
+def test_traced_for_torchscript_takes_other_sizes() -> None:
+    """`torch.jit.trace`, as detectron2's TracingAdapter does it; the head takes its plain path there."""
+    model = detector()
+
+    class Tensors(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, image):
+            found = self.model.inference([{"image": image}], do_postprocess=False)[0]
+            return found.pred_boxes.tensor, found.scores, found.pred_classes
+
+    with torch.no_grad():
+        traced = torch.jit.trace(Tensors(), (torch.rand(3, 120, 150) * 255,), check_trace=False)
+        image = torch.rand(3, 90, 200) * 255
+        boxes, scores, classes = traced(image)
+        (wanted,) = model.inference([{"image": image}], do_postprocess=False)
+    theirs = [part.numpy() for part in (wanted.pred_boxes.tensor, wanted.scores, wanted.pred_classes)]
+    box, score, unmatched = export_command.compare(theirs, [boxes.numpy(), scores.numpy(), classes.numpy()], -1)
+    assert len(boxes) == len(wanted) > 10 and box < 1e-3 and score < 1e-5 and unmatched == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -59,6 +60,19 @@ def test_a_resumed_run_knows_what_was_best(tmp_path):
     assert [record["bbox"]["AP50"] for record in read_evaluations(tmp_path / "evaluations.jsonl")] == [10, 30, 20, 25]
 
 
+def test_an_evaluation_that_was_due_after_the_checkpoint_is_made_up_for(tmp_path):
+    train(tmp_path, [10.0, 9.0], stop=2)
+    # Killed after the checkpoint of the third iteration and before its evaluation.
+    assert train(tmp_path, [8.0, 7.0, 6.0], start=3, stop=9, patience=3) == ([], 4)
+    assert [record["iteration"] for record in read_evaluations(tmp_path / "evaluations.jsonl")] == [1, 2, 3, 4]
+    with pytest.raises(EarlyStop) as stopped:
+        trainer = Idle()
+        hook = Evaluations(lambda: {"bbox": {"AP50": 5.0}}, 1, tmp_path, metric="AP50", patience=5)
+        trainer.register_hooks([hook])
+        trainer.train(5, 9)
+    assert stopped.value.done == 6, "the missed one, after 5, was the fourth in vain"
+
+
 def test_no_evaluation_after_a_failure(tmp_path):
     class Failing(Idle):
         def run_step(self):
@@ -89,6 +103,21 @@ def test_a_run_stops_early_and_can_go_on(tiny_run):
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
     run(tiny_run.config("stopped", *more, "TEST.PATIENCE", 0, "SOLVER.MAX_ITER", 3), True, False)
     assert read_evaluations(folder / "evaluations.jsonl")[-1]["iteration"] == 3
+
+
+def test_a_resumed_run_takes_the_rates_of_its_config(tiny_run):
+    run(tiny_run.config("rates", "TEST.REPORT", False), False, False)
+    more = ["SOLVER.MAX_ITER", 5, "SOLVER.BASE_LR", 0.002, "SOLVER.WEIGHT_DECAY", 0.5, "TEST.REPORT", False]
+    run(tiny_run.config("rates", *more), True, False)
+    log = (tiny_run.folder / "rates" / "log.txt").read_text()
+    assert "initial_lr 0.01 -> 0.002" in log and "weight_decay 0.0001 -> 0.5" in log
+    state = read_run_checkpoint(tiny_run.folder / "rates" / "model_final.pth")["trainer"]
+    group = state["optimizer"]["param_groups"][0]
+    assert group["lr"] == group["initial_lr"] == 0.002 and group["weight_decay"] == 0.5
+    assert state["hooks"]["LRScheduler"]["base_lrs"][0] == 0.002
+    metrics = (tiny_run.folder / "rates" / "metrics.json").read_text().splitlines()
+    rates = {line["iteration"]: line["lr"] for line in map(json.loads, metrics) if "lr" in line}
+    assert rates == {3: 0.01, 4: 0.002}, "from the first step after the resume on"
 
 
 def test_the_average_of_the_weights_is_kept_and_evaluated(tiny_run):

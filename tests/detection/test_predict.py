@@ -100,13 +100,19 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
     assert read_picture(path).shape == (100, 160, 3)
 
 
+def test_sixteen_bits_are_read_as_in_training(tmp_path):
+    grey = np.linspace(0, 65535, 160 * 100, dtype=np.uint16).reshape(100, 160)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), np.repeat((grey >> 8)[:, :, None], 3, axis=2))
+
+
 def test_broken_pictures_by_policy(detector, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "c.mp4").write_bytes(b"not a video")
     inputs = find_inputs([str(tmp_path)])
-    with pytest.raises(UserError, match="b.png: cannot be read"):
+    with pytest.raises(UserError, match="b.png: cannot be decoded.*--broken skip"):
         run(detector, tmp_path / "out", inputs)
     summary, content = run(detector, tmp_path / "out", inputs, broken="skip")
     assert [path.rsplit("/")[-1] for path in summary.broken] == ["b.png", "c.mp4"]

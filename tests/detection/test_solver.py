@@ -35,9 +35,12 @@ def test_a_smaller_batch_takes_more_and_smaller_steps(tiny_run, caplog):
 
 def test_epochs(tiny_run):
     epochs = ["SOLVER.UNIT", "epochs", "SOLVER.MAX_ITER", 12, "SOLVER.STEPS", (8, 11), "SOLVER.CHECKPOINT_PERIOD", 1]
+    epochs += ["SOLVER.WARMUP_ITERS", 100]
     cfg = tiny_run.config("x", *COCO, *epochs, "TEST.EVAL_PERIOD", 2, "SOLVER.REFERENCE_BATCH", 32)
-    assert schedule(resolve_schedule(cfg, 1000)) == [0.01, 750, (500, 688), 2000, 62, 125]
+    assert schedule(resolve_schedule(cfg, 1000)) == [0.01, 750, (500, 688), 200, 62, 125]
     assert schedule(resolve_schedule(tiny_run.config("x", *COCO, *epochs, "TEST.EVAL_PERIOD", 0), 1000))[-1] == 0
+    with pytest.raises(UserError, match="SOLVER.WARMUP_ITERS 100: not before the end, 75 iterations"):
+        resolve_schedule(cfg, 100)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,12 @@ def test_epochs(tiny_run):
 def test_mistakes_are_found_at_the_start(tiny_run, settings, message):
     with pytest.raises(UserError, match=message):
         resolve_schedule(tiny_run.config("x", *COCO, *settings), 1000)
+
+
+def test_steps_that_fall_together(tiny_run):
+    epochs = ["SOLVER.UNIT", "epochs", "SOLVER.MAX_ITER", 12, "SOLVER.STEPS", (8, 11), "SOLVER.CHECKPOINT_PERIOD", 1]
+    with pytest.raises(UserError, match="fall together in a run of only 2 iterations"):
+        resolve_schedule(tiny_run.config("x", *COCO, *epochs), 2)
 
 
 def test_precision(tiny_run):

@@ -103,6 +103,13 @@ def test_fp16_leaves_such_gradients_to_its_scaler(tmp_path):
     handle.remove()
 
 
+def test_a_run_may_go_on_in_another_precision(tmp_path):
+    ToyRun(tmp_path).train(2)
+    run = ToyRun(tmp_path, precision="fp16")
+    run.train(4, resume=True)
+    assert run.trainer.scaler.get_scale() > 0
+
+
 def test_a_dump_that_is_none_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no process"):
         read_dump(tmp_path)

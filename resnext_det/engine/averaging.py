@@ -1,0 +1,22 @@
+"""An exponential moving average of the weights, which is evaluated, and saved beside them as ``model_ema``."""
+
+from __future__ import annotations
+
+from detectron2.engine import HookBase
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+
+def average_of(model: nn.Module, decay: float) -> AveragedModel:
+    """A copy of ``model``, buffers included, that :class:`WeightAverage` moves towards it by ``1 - decay`` a step."""
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+class WeightAverage(HookBase):
+    """Moves the average after every step; register it before the hooks that save and evaluate."""
+
+    def __init__(self, average: AveragedModel, model: nn.Module) -> None:
+        self.average, self.model = average, model
+
+    def after_step(self) -> None:
+        self.average.update_parameters(self.model)
