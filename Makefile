@@ -23,9 +23,9 @@ pick = awk '/^[a-z]/ { take = $$1 $(1) /^($(2))==/ } take' $(LOCK)
 
 help:
 	@echo "make quickstart   real handwriting: pretrain a small ResNeXt, fine-tune the detector, evaluate, draw"
-	@echo "make test         ruff and every test"
+	@echo "make test         ruff, mypy and every test"
 	@echo "make setup        only the virtual environment $(VENV); the others do this first"
-	@echo "make lint         ruff check and ruff format --check"
+	@echo "make lint         ruff and mypy"
 	@echo "make docs         API reference from the docstrings, into build/docs"
 	@echo "make lock         pin the ranges of setup.py and requirements/*.in anew (FLAGS=--upgrade for newer versions)"
 	@echo "make clean        remove $(VENV) and caches"
@@ -58,9 +58,10 @@ quickstart: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 docs: setup
-	$(BIN)/pdoc -o build/docs resnext_det
+	$(BIN)/python docs/api.py
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

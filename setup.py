@@ -32,6 +32,8 @@ EXTRAS["dev"] = [
     "ruff>=0.12,<1",
     "six>=1.16,<2",
     "timm>=1,<2",
+    "types-PyYAML>=6,<7",
+    "types-tabulate>=0.9,<1",
     *EXTRAS["quickstart"],
     *EXTRAS["webdataset"],
     *EXTRAS["export"],

@@ -482,6 +482,6 @@ BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
     "classify": classify,
     "roi-align": roi_align,
     "grouped-conv": grouped_conv,
-    "input": lambda setting: input_pipeline(setting.device, setting.quick),
+    "input": input_pipeline,
     "coco-evaluation": lambda setting: benchmark_evaluate(setting.device, setting.quick),
 }

@@ -1,7 +1,8 @@
 """A table of the paper in one command: train what is missing, print the paper's numbers beside those measured here.
 
 Everything runs through the other tools (``pretrain.py``, ``train_net.py``, ``dump_proposals.py``) in processes of their
-own, into ``OUTPUT/table8/R50/seed0/...``. What is finished there is not run again; what was interrupted is resumed.
+own, into ``OUTPUT/imagenet/resnet101/seed0``, ``OUTPUT/table8/R50/seed0/...``. What is finished there is not run again,
+also where another table wants the same training; what was interrupted is resumed.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def plan(number: int, name: str, seed: int, settings: Settings) -> list[Command]
     row = table.rows[name]
     if table.detection:
         return _detection_plan(settings.output / f"table{number}" / name / f"seed{seed}", name, row, seed, settings)
-    return _classification_plan(settings.output / f"table{number}", name, row, seed, settings)
+    return _classification_plan(settings.output / f"table{number}" / name / f"seed{seed}", name, row, seed, settings)
 
 
 def _training(tool: str, config: Path, folder: Path, options: Iterable[str], settings: Settings) -> Command:
@@ -133,17 +134,17 @@ def _training(tool: str, config: Path, folder: Path, options: Iterable[str], set
     return Command(tool, config, folder, options, made, ("--resume", "--num-gpus", str(settings.processes)))
 
 
-def _classification_plan(output: Path, name: str, row: Row, seed: int, settings: Settings) -> list[Command]:
+def _classification_plan(folder: Path, name: str, row: Row, seed: int, settings: Settings) -> list[Command]:
     config = _config(row.config)
     options = ["SEED", str(seed), *_classifier_width(config, settings.width)]
     if settings.data is not None:
         train, test = image_folders(settings.data)
         options += ["DATASETS.TRAIN", str(train), "DATASETS.TEST", str(test)]
-    # Rows of one configuration share a training.
-    training = _training("pretrain.py", config, output / config.stem / f"seed{seed}", options, settings)
+    # Rows of one configuration share a training, in whatever table they stand.
+    trained = settings.output / Path(row.config).with_suffix("") / f"seed{seed}"
+    training = _training("pretrain.py", config, trained, options, settings)
     if not row.test:
         return [training]
-    folder = output / name / f"seed{seed}"
     options = [*training.options[:-2], *row.test, "MODEL.WEIGHTS", str(training.made[0]), "OUTPUT_DIR", str(folder)]
     evaluation = Command("pretrain.py", config, folder, tuple(options), (training.made[0], folder / RESULTS),
                          ("--eval-only", "--num-gpus", str(settings.processes)))  # fmt: skip
@@ -309,7 +310,9 @@ def _label(table: Table, name: str, settings: Settings) -> str:
     row = table.rows[name]
     keys = dict(zip(settings.options[::2], settings.options[1::2], strict=True))
     depth = keys.get("MODEL.RESNETS.DEPTH")
-    if not table.detection or (settings.width == 1 and depth is None):
+    if not table.detection and settings.width != 1:
+        return f"{row.label}, here {_classifier_width(_config(row.config), settings.width)[1]}"
+    if settings.width == 1 and depth is None:
         return row.label
     resnets = _read(_config(f"detection/coco/{row.config}_C4_1x.yaml"))["MODEL"]["RESNETS"]
     width = _whole(resnets["WIDTH_PER_GROUP"], settings.width)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from agreement import assert_same_detections
+from conftest import ROOT
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
@@ -108,7 +110,7 @@ def test_bf16_warns_where_the_hardware_does_not_multiply_it(monkeypatch, caplog)
 def test_quickstarts_detector_gives_stock_detectron2s_boxes():
     cfg = get_cfg()
     add_resnext_config(cfg)
-    cfg.merge_from_file("configs/detection/quickstart.yaml")
+    cfg.merge_from_file(str(ROOT / "configs/detection/quickstart.yaml"))
     cfg.MODEL.DEVICE, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST, cfg.MODEL.RESNETS.DEPTH = "cpu", 0.0, 50  # stock has no 14
     ours = random_statistics(build_model(cfg))
     cfg.MODEL.BACKBONE.NAME, cfg.MODEL.ROI_HEADS.NAME = "build_resnet_backbone", "Res5ROIHeads"
@@ -117,9 +119,8 @@ def test_quickstarts_detector_gives_stock_detectron2s_boxes():
     images = [{"image": torch.rand(3, 160, side) * 255} for side in (200, 160)]
     for result, expected in zip(optimize_for_inference(ours, "fp32")(images), stock(images), strict=True):
         result, expected = result["instances"], expected["instances"]
-        assert len(expected) > 20 and torch.equal(result.pred_classes, expected.pred_classes)
-        torch.testing.assert_close(result.pred_boxes.tensor, expected.pred_boxes.tensor, rtol=0, atol=1e-3)
-        torch.testing.assert_close(result.scores, expected.scores, rtol=0, atol=1e-5)
+        assert len(expected) > 20
+        assert_same_detections(result, expected)
 
 
 FPN = """

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from agreement import assert_same_detections
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
@@ -59,12 +60,8 @@ def test_boxes_scores_and_classes_are_stocks(network: str) -> None:
     with torch.inference_mode():
         for expected, found in zip(stock.eval()(inputs), ours.eval()(inputs), strict=True):
             expected, found = expected["instances"], found["instances"]
-            assert len(found) == len(expected) > 5
-            # Scores that differ by rounding only may change places: every detection must have its counterpart.
-            boxes = torch.cdist(found.pred_boxes.tensor, expected.pred_boxes.tensor, p=torch.inf)
-            scores = (found.scores[:, None] - expected.scores).abs()
-            same = (boxes <= 1e-3) & (scores <= 1e-5) & (found.pred_classes[:, None] == expected.pred_classes)
-            assert same.any(0).all() and same.any(1).all()
+            assert len(expected) > 5
+            assert_same_detections(found, expected)
 
 
 def step(model: nn.Module, inputs: list[dict]) -> dict[str, torch.Tensor]:
