@@ -15,6 +15,8 @@ _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe",
 
 def cause_of(error: BaseException) -> BaseException:
     """The :class:`UserError` or :class:`RunFailed` that ``error`` stands for, or ``error`` itself."""
+    if isinstance(error, RunFailed):  # said already, in words that would match again
+        return error
     text = " ".join(str(error).split())
     if isinstance(error, UserError) and text.startswith("Caught"):  # raised in a data worker: its traceback comes along
         return UserError(text.rpartition(f"{type(error).__name__}: ")[2])

@@ -124,6 +124,15 @@ def test_two_processes_train_evaluate_and_stop_together(trained, tiny_run):
     assert records[0]["validation_loss"]["total_loss"] == pytest.approx(alone, rel=0.2)
 
 
+def test_validation_loss_with_more_processes_than_pictures(trained, tiny_run, monkeypatch):
+    cfg = tiny_run.config("none", "MODEL.WEIGHTS", trained / "model_final.pth")
+    model = loaded(cfg)
+    alone = validation_loss(cfg, model)
+    for others in (lambda own: [own, (0, {})], lambda own: [(0, {}), own]):
+        monkeypatch.setattr("resnext_det.detection.evaluate.comm.gather", others)
+        assert validation_loss(cfg, model) == alone
+
+
 def test_validation_loss_is_repeatable_and_changes_nothing(trained, tiny_run):
     cfg, _ = trained
     model = loaded(cfg).eval()
