@@ -167,7 +167,7 @@ def _checked_annotations(
 
 
 def _number(value: Any, source: str, name: str) -> float:
-    if isinstance(value, (int, float)) and np.isfinite(value):
+    if isinstance(value, (int, float)) and -1e18 < value < 1e18:
         return value
     raise UserError(f"{source}: {name}: area {value!r} is not a finite number; leave it out to have width x height")
 

@@ -76,7 +76,16 @@ def _read_yaml(config_file: str) -> dict:
         raise UserError(f"config file {config_file}: not YAML: {error}") from error
     except TypeError as error:
         raise UserError(f"config file {config_file}: it or its {BASE_KEY} holds no keys and values") from error
-    except (AssertionError, OSError, AttributeError, UnicodeDecodeError, RecursionError) as error:
+    except (
+        AssertionError,
+        OSError,
+        AttributeError,
+        ValueError,
+        KeyError,
+        OverflowError,
+        UnicodeDecodeError,
+        RecursionError,
+    ) as error:
         raise UserError(f"config file {config_file}: cannot be read with its {BASE_KEY}: {error}") from error
 
 
@@ -92,7 +101,7 @@ def _similar_file(path: str) -> str:
 
 def _flatten(node: dict, prefix: str = "") -> Iterator[str]:
     for key, value in node.items():
-        yield prefix + key
+        yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")
 
