@@ -124,8 +124,8 @@ def test_two_processes_train_evaluate_and_stop_together(trained, tiny_run):
     assert records[0]["validation_loss"]["total_loss"] == pytest.approx(alone, rel=0.2)
 
 
-def test_validation_loss_with_more_processes_than_pictures(trained, tiny_run, monkeypatch):
-    cfg = tiny_run.config("none", "MODEL.WEIGHTS", trained / "model_final.pth")
+def test_validation_loss_with_more_processes_than_pictures(trained, monkeypatch):
+    cfg, _ = trained
     model = loaded(cfg)
     alone = validation_loss(cfg, model)
     for others in (lambda own: [own, (0, {})], lambda own: [(0, {}), own]):
