@@ -42,14 +42,8 @@ def self_test() -> None:
             pretrain(["--config-file", str(classification_config(folder / "classes", epochs=3))])
             classifier = folder / "classes" / "run" / "model_final.pth"
         config = str(detection_config(folder / "shapes", ITERATIONS))
-        common = [
-            "MODEL.WEIGHTS",
-            str(classifier),
-            "SOLVER.CHECKPOINT_PERIOD",
-            str(INTERRUPTED),
-            "TEST.REPORT",
-            "False",
-        ]
+        common = ["MODEL.WEIGHTS", str(classifier), "TEST.REPORT", "False"]
+        common += ["SOLVER.CHECKPOINT_PERIOD", str(INTERRUPTED)]
         with _step(f"train a detector for {ITERATIONS} iterations and evaluate it"):
             cfg = setup(config, common)
             found = run_detector(cfg, False, False)["bbox"]["AP50"]

@@ -160,3 +160,27 @@ def test_broken_detectron2_is_a_warning_with_its_cause() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "1000"
     assert "resnext_det is incomplete" in done.stderr and "detectron2.modeling" in done.stderr
+
+
+@needs_detectron2
+@pytest.mark.slow
+def test_self_test_trains_evaluates_saves_and_resumes() -> None:
+    command = [sys.executable, "-m", "resnext_det", "--self-test"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"self-test passed in \d+ s", done.stdout) and done.stdout.count("... ok") == 3
+
+
+@needs_detectron2
+def test_self_test_notices_a_detector_that_does_not_learn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from resnext_det import self_test
+    from resnext_det.errors import RunFailed
+
+    monkeypatch.setattr(self_test, "LEARNED", 101.0)
+    monkeypatch.setattr(self_test, "ITERATIONS", 2)
+    monkeypatch.setattr(self_test, "INTERRUPTED", 1)
+    with pytest.raises(RunFailed, match="AP50"):
+        self_test.self_test()
+    assert capsys.readouterr().out.count("... ok") == 1
