@@ -13,7 +13,7 @@ COMMANDS = {
     "train": ("resnext_det.detection.train", "train and evaluate a detector"),
     "pretrain": ("resnext_det.classification.command", "train and evaluate a classifier"),
     "predict": ("resnext_det.detection.predict", "detect in pictures and videos"),
-    "evaluate": ("resnext_det.coco_eval", "COCO metrics of a result file"),
+    "evaluate": ("resnext_det.reporting.command", "COCO metrics of a result file"),
     "check": ("resnext_det.detection.dataset_check.command", "check a data set in COCO's format"),
     "convert": ("resnext_det.weights.command", "convert weights from and to torchvision, timm and detectron2"),
     "export": ("resnext_det.detection.export_command", "write a C4 detector as ONNX and torch.export"),

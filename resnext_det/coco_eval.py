@@ -6,7 +6,6 @@ category is evaluated at a time: only its detections are ever Python objects, th
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
 import logging
@@ -22,7 +21,6 @@ from faster_coco_eval.core.cocoeval import Params
 
 from .coco import Detections, GroundTruth, listed, read_ground_truth
 from .errors import UserError
-from .files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -391,33 +389,3 @@ def log_reasons(evaluation: Evaluation, number: int) -> None:
         logger.warning("No detections at all: AP is 0 for every class that has ground truth.")
     for reason in evaluation.reasons():
         logger.warning("%s: %s", evaluation.iou_type, reason)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Print the metrics, 0 to 100, and write them where ``--out`` says."""
-    parser = argparse.ArgumentParser(description="COCO metrics of a result file, equal to pycocotools.")
-    parser.add_argument("--gt", required=True, metavar="FILE", help="COCO annotations")
-    parser.add_argument("--dt", required=True, metavar="FILE", help="COCO results")
-    parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
-    parser.add_argument("--out", metavar="FILE", help="results.json to write")
-    parser.add_argument("--report", metavar="FILE", help="HTML page to write about the boxes")
-    parser.add_argument("--images", metavar="FOLDER", help="the pictures, for the page")
-    args = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s")
-    if args.report and args.iou_type != "bbox":
-        raise UserError(f"--report: the page is about boxes; leave out --iou-type {args.iou_type}")
-    truth, detections = read_ground_truth(args.gt, with_masks=args.iou_type == "segm"), Detections.from_json(args.dt)
-    evaluation = evaluate(truth, detections, args.iou_type)
-    log_reasons(evaluation, len(detections))
-    results = evaluation.results()
-    for name, value in results.items():
-        print(f"{name:24s} {'no ground truth' if math.isnan(value) else f'{value:8.4f}'}")
-    if args.out:
-        write_json(args.out, {args.iou_type: results})
-    if args.report:
-        from .reporting.report import write_report  # matplotlib is slow to start
-
-        write_report(
-            args.report, truth, detections, evaluation, image_root=args.images, title=os.path.basename(args.gt)
-        )
-        print(args.report)

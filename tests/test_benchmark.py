@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from resnext_det.benchmark import BENCHMARKS, Setting
+from resnext_det.benchmarks.command import BENCHMARKS
+from resnext_det.benchmarks.measure import Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 

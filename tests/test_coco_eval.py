@@ -236,7 +236,7 @@ def test_the_benchmark_compares_equal_numbers():
 
 
 def test_the_command_writes_numbers_and_a_page(tmp_path, capsys):
-    from resnext_det.coco_eval import main
+    from resnext_det.reporting.command import main
 
     truth = {
         "images": [{"id": 1, "width": 60, "height": 50, "file_name": "none.jpg"}],

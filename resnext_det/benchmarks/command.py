@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ..benchmark import BENCHMARKS, Setting, machine, report
 from ..files import write_json
+from .c4 import c4_inference, c4_memory, c4_train
+from .classify import classify
+from .evaluate import benchmark_evaluate
+from .grouped_conv import grouped_conv
+from .input import input_pipeline
+from .measure import Result, Setting, machine, report
+from .roi_align import roi_align
+
+BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
+    "c4-inference": c4_inference,
+    "c4-train": c4_train,
+    "c4-memory": c4_memory,
+    "classify": classify,
+    "roi-align": roi_align,
+    "grouped-conv": grouped_conv,
+    "input": input_pipeline,
+    "coco-evaluation": lambda setting: benchmark_evaluate(setting.device, setting.quick),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

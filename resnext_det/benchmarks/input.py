@@ -21,7 +21,7 @@ from ..classification.augmentation import ImageNetTraining, Normalize, Sample
 from ..engine.sampler import seed_everything
 
 if TYPE_CHECKING:  # which imports this module
-    from ..benchmark import Setting
+    from .measure import Setting
 
 WIDTH, HEIGHT, QUALITY = 500, 375, 94
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,7 +44,7 @@ def made_jpegs(count: int, seed: int = 0) -> list[bytes]:
 
 def input_pipeline(setting: Setting) -> dict[str, dict[str, float]]:
     """Benchmark ``input``: what one core of the CPU delivers, whatever the device."""
-    from ..benchmark import result, timed
+    from .measure import result, timed
 
     setting = replace(setting, device="cpu")
     files = made_jpegs(4 if setting.quick else 64)

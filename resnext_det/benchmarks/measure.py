@@ -1,0 +1,134 @@
+"""Speed, agreement and memory against the peers: stock detectron2, torchvision, torchvision's RoIAlign.
+
+Both sides have the same weights and the same input and run in one process, turn by turn, after one turn to warm up;
+figures are medians. Times are device events on CUDA; on CPUs wall clock, or processor time where a machine is shared
+with others and the wall clock tells of them. Weights are random.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError
+
+Result = dict[str, dict]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How to measure.
+
+    Attributes:
+        device: cpu or cuda.
+        quick: a small problem, which shows that everything runs and measures nothing.
+        clock: of CPUs: "wall", or "cpu" for the processor time of all threads of this process.
+        turns: measured turns; 0 takes each benchmark's own number.
+        regions: of each picture in training, where 512 would take too long.
+    """
+
+    device: str = "cpu"
+    quick: bool = False
+    clock: str = "wall"
+    turns: int = 0
+    regions: int = 512
+
+    def now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.process_time() if self.clock == "cpu" else time.perf_counter()
+
+    @property
+    def bf16(self) -> bool:
+        """Whether bf16 is worth its time here; emulated, it takes minutes and tells nothing."""
+        from ..detection.optimize import multiplies_bf16
+
+        return self.quick or multiplies_bf16(self.device)
+
+
+def machine(threads: int, device: str) -> dict[str, str | int | float]:
+    """Set the number of threads and describe hardware and versions."""
+    import torchvision
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch sees no GPU; use --device cpu")
+    if threads:
+        torch.set_num_threads(threads)
+    processor = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines())
+        lines = {key.strip(): value.strip() for key, value in lines.items()}
+        features = [
+            f
+            for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+            if f in lines.get("flags", "").split()
+        ]
+        processor = " ".join([lines.get("model name", processor), *features])
+    except OSError:
+        pass
+    return {
+        "processor": processor,
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
+        "threads": torch.get_num_threads(),
+        "load average before": round(os.getloadavg()[0], 1),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }
+
+
+def timed(functions: dict[str, Callable[[], object]], setting: Setting, turns: int) -> dict[str, float]:
+    """Median seconds of each function over ``turns``, run turn by turn after one that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for turn in range((1 if setting.quick else setting.turns or turns) + 1):
+        for name, function in functions.items():
+            if setting.device == "cuda":
+                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                start.record()
+                function()
+                end.record()
+                end.synchronize()
+                passed = start.elapsed_time(end) / 1000
+            else:
+                begin = setting.now()
+                function()
+                passed = setting.now() - begin
+            if turn:
+                seconds[name].append(passed)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def result(seconds: dict[str, float], peer: str, agreement: dict[str, float], **more: dict) -> Result:
+    """Ratios over the peer; a ratio above 1 is faster than it."""
+    return {
+        "ratios": {name: seconds[peer] / value for name, value in seconds.items() if name != peer},
+        "agreement": agreement,
+        "seconds": seconds,
+        **more,
+    }
+
+
+def report(what: str, outcome: Result) -> str:
+    """The result as lines of text."""
+    lines = [f"{what}: " + ", ".join(f"{k} {v}" for k, v in outcome["machine"].items())]
+    for section, values in outcome.items():
+        if section != "machine":
+            lines += [section] + [f"  {k:44s} {v if isinstance(v, str) else f'{v:12.4g}'}" for k, v in values.items()]
+    return "\n".join(lines)
+
+
+def relative_error(x: Tensor, reference: Tensor) -> float:
+    return ((x.float() - reference.float()).norm() / reference.float().norm()).item()
+
+
+def not_run(setting: Setting, *names: str) -> dict[str, dict[str, str]]:
+    """The result's section on what bf16 would have needed; empty where the hardware has it."""
+    reason = "not run: this hardware does not multiply bf16"
+    return {} if setting.bf16 else {"not run": dict.fromkeys(names, reason)}
