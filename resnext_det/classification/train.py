@@ -160,12 +160,25 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
     )
 
 
-def evaluate_only(cfg: CfgNode, trust_pickle: bool = False) -> dict[str, float]:
-    """Evaluate MODEL.WEIGHTS and write ``results.json``."""
-    if not cfg.MODEL.WEIGHTS:
+def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False) -> dict[str, float]:
+    """Evaluate trained weights and write ``results.json``.
+
+    Args:
+        newest: evaluate the newest checkpoint of OUTPUT_DIR instead of MODEL.WEIGHTS.
+        trust_pickle: also open a MODEL.WEIGHTS that may run code.
+
+    Raises:
+        UserError: no weights, or they do not fit.
+    """
+    if not (newest or cfg.MODEL.WEIGHTS):
         raise UserError("--eval-only evaluates MODEL.WEIGHTS, which is empty: add MODEL.WEIGHTS FILE")
     start_log(cfg.OUTPUT_DIR)
-    checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle)
+    weights = cfg.MODEL.WEIGHTS
+    if newest:
+        weights, _ = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole()
+        if weights is None:
+            raise UserError(f"{cfg.OUTPUT_DIR} holds no checkpoint: give the weights to evaluate, MODEL.WEIGHTS FILE")
+    checkpoint = read_checkpoint(weights, trust_pickle=trust_pickle and not newest)
     # Published weights name their classes in words, or not at all: their outputs follow ImageNet's sorted folders.
     names = checkpoint.metadata.get("class_names") if "source" not in checkpoint.metadata else None
     classes = names or open_pictures(cfg.DATASETS.TRAIN).classes

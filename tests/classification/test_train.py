@@ -132,8 +132,10 @@ def test_an_evaluation_due_at_a_stop_is_made_up_for(folder: Path, tmp_path: Path
     pretrain(folder, tmp_path, "--resume", "SOLVER.CHECKPOINT_PERIOD", 10)
     records = {record["iteration"]: record for record in read_evaluations(tmp_path / "evaluations.jsonl")}
     assert list(records) == [3, 6, 9, 12] and records[6]["epoch"] == 2
-    torch.save(saved, tmp_path / "saved.pth")
-    pretrain(folder, tmp_path / "e", "--eval-only", "MODEL.WEIGHTS", tmp_path / "saved.pth")
+    (tmp_path / "e").mkdir()
+    torch.save(saved, tmp_path / "e" / "model_0000005.pth")
+    (tmp_path / "e" / "model_0000008.pth").write_bytes(b"torn")
+    pretrain(folder, tmp_path / "e", "--eval-only", "--resume", "MODEL.WEIGHTS", tmp_path / "model_final.pth")
     expected = json.loads((tmp_path / "e" / "results.json").read_text())
     assert all(records[6][key] == expected[key] for key in ("top1_error", "top5_error"))
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
@@ -239,6 +241,7 @@ def schedule(cfg, pictures: int) -> list[float]:
     ("arguments", "words"),
     [
         (["--eval-only"], "MODEL.WEIGHTS"),
+        (["--eval-only", "--resume"], "holds no checkpoint"),
         (["SOLVER.STEPS", "(5,)"], "SOLVER.STEPS"),
         (["SOLVER.IMS_PER_BATCH", "96"], "fall together in a run of only 1 iterations"),
         (["SOLVER.ACCUMULATE", "3"], "not divisible"),
