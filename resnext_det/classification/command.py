@@ -16,7 +16,7 @@ from .train import evaluate_only, train
 def work(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool) -> None:
     """What every process of the run does."""
     if eval_only:
-        evaluate_only(cfg, trust_pickle)
+        evaluate_only(cfg, resume, trust_pickle)
     else:
         train(cfg, resume, trust_pickle)
 

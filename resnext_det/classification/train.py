@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import CfgNode
-from detectron2.engine import hooks
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.solver.lr_scheduler import LRMultiplier, WarmupParamScheduler
 from detectron2.utils import comm
@@ -24,8 +23,9 @@ from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamSc
 from torch import Tensor, nn
 
 from ..engine.averaging import WeightAverage, average_of
-from ..engine.checkpoint import BestCheckpointer, RunCheckpointer, read_run_checkpoint
+from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
 from ..engine.determinism import make_deterministic
+from ..engine.evaluations import Evaluations
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     PRECISIONS,
@@ -138,16 +138,6 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: Plan) 
     return LRMultiplier(optimizer, multiplier=multiplier, max_iter=plan.iterations)
 
 
-class _KeepBest(hooks.BestCheckpointer):
-    """Goes on comparing with the best of the run that is resumed; detectron2's hook would start anew."""
-
-    def remember(self, path: str) -> None:
-        """Take error and iteration from the best checkpoint, where there is one."""
-        if os.path.isfile(path):
-            data = read_run_checkpoint(path)
-            self.best_metric, self.best_iter = data["metadata"].get("top1_error"), data["iteration"]
-
-
 def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
     """Evaluate on DATASETS.TEST as TEST says, over all processes."""
     pictures = open_pictures(cfg.DATASETS.TEST, classes)
@@ -170,12 +160,25 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
     )
 
 
-def evaluate_only(cfg: CfgNode, trust_pickle: bool = False) -> dict[str, float]:
-    """Evaluate MODEL.WEIGHTS and write ``results.json``."""
-    if not cfg.MODEL.WEIGHTS:
+def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False) -> dict[str, float]:
+    """Evaluate trained weights and write ``results.json``.
+
+    Args:
+        newest: evaluate the newest checkpoint of OUTPUT_DIR instead of MODEL.WEIGHTS.
+        trust_pickle: also open a MODEL.WEIGHTS that may run code.
+
+    Raises:
+        UserError: no weights, or they do not fit.
+    """
+    if not (newest or cfg.MODEL.WEIGHTS):
         raise UserError("--eval-only evaluates MODEL.WEIGHTS, which is empty: add MODEL.WEIGHTS FILE")
     start_log(cfg.OUTPUT_DIR)
-    checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle)
+    weights = cfg.MODEL.WEIGHTS
+    if newest:
+        weights, _ = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole()
+        if weights is None:
+            raise UserError(f"{cfg.OUTPUT_DIR} holds no checkpoint: give the weights to evaluate, MODEL.WEIGHTS FILE")
+    checkpoint = read_checkpoint(weights, trust_pickle=trust_pickle and not newest)
     # Published weights name their classes in words, or not at all: their outputs follow ImageNet's sorted folders.
     names = checkpoint.metadata.get("class_names") if "source" not in checkpoint.metadata else None
     classes = names or open_pictures(cfg.DATASETS.TRAIN).classes
@@ -189,7 +192,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     """Train as ``cfg`` says, in every process of the run.
 
     Writes into OUTPUT_DIR: ``config.yaml``, ``log.txt``, ``metrics.json``, TensorBoard events, checkpoints
-    (``model_final.pth`` last, ``model_best.pth`` by top-1 error) and ``results.json``.
+    (``model_final.pth`` last, ``model_best.pth`` by top-1 error), ``evaluations.jsonl`` and ``results.json``.
 
     Returns:
         {"top1_error", "top5_error"} in percent, of the averaged weights where SOLVER.EMA_DECAY is set.
@@ -234,15 +237,22 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
 
     results: dict[str, float] = {}
-
     best_facts = dict(facts)
+    best = BestCheckpointer(model, cfg.OUTPUT_DIR, best_facts, **saved)
 
-    def judge() -> dict[str, float]:
+    def judge(done: int) -> dict[str, float]:
         results.update(run_evaluation(cfg, judged, normalize, pictures.classes))
         best_facts["top1_error"] = results["top1_error"]
-        return {**results, "epoch": min(trainer.iter + 1, plan.iterations) / plan.per_epoch}
+        return {**results, "epoch": done / plan.per_epoch}
 
-    period = plan.period(cfg.TEST.EVAL_PERIOD)
+    evaluations = Evaluations(
+        judge,
+        plan.period(cfg.TEST.EVAL_PERIOD),
+        cfg.OUTPUT_DIR,
+        metric="top1_error",
+        mode="min",
+        save_best=lambda done: best.save("model_best", iteration=done - 1),
+    )
     trainer.register_hooks([WeightAverage(judged, model)] if judged is not model else [])
     scheduler = build_scheduler(cfg, optimizer, plan)
     trainer.register_hooks(
@@ -254,14 +264,8 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
             keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS,
         )
     )
-    trainer.register_hooks([hooks.EvalHook(period, judge)])
+    trainer.register_hooks([evaluations])
     if comm.is_main_process():
-        keep_best = _KeepBest(
-            period, BestCheckpointer(model, cfg.OUTPUT_DIR, best_facts, **saved), "top1_error", "min", "model_best"
-        )
-        if resume:
-            keep_best.remember(os.path.join(cfg.OUTPUT_DIR, "model_best.pth"))
-        trainer.register_hooks([keep_best])
         with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
             file.write(cfg.dump())
     trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
@@ -287,8 +291,6 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     )
     trainer.set_data_loader(loader)
     trainer.train(start, plan.iterations)
-    if not results:  # resumed after the last iteration
-        results = run_evaluation(cfg, judged, normalize, pictures.classes)
     return _report(cfg, model, results)
 
 

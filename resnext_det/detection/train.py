@@ -20,6 +20,7 @@ from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
 from ..engine.cli import parse_training_arguments
 from ..engine.config import load_config
 from ..engine.determinism import make_deterministic
+from ..engine.evaluations import EarlyStop, Evaluations
 from ..engine.launch import launch
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
@@ -39,7 +40,6 @@ from .config import add_resnext_config
 from .config_check import check_config
 from .data import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
 from .evaluate import evaluate_model, validation_loss
-from .hooks import EarlyStop, Evaluations
 from .initial_weights import apply_preset, architecture, check_against_config, load_initial_weights
 from .replay import replay
 from .solver import precision_of, resolve_schedule
@@ -162,7 +162,7 @@ def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
     best = BestCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
     results: dict[str, dict] = {}
 
-    def evaluate() -> dict[str, dict]:
+    def evaluate(_done: int) -> dict[str, dict]:
         results.clear()
         results.update(evaluate_model(cfg, judged))
         if cfg.TEST.VALIDATION_LOSS:

@@ -86,14 +86,8 @@ class RunCheckpointer(Checkpointer):
         Raises:
             UserError: there are checkpoints, and none can be read or fits the model; or processes found different ones.
         """
-        path, data = self._newest_whole()
-        found = comm.all_gather(None if data is None else data["iteration"])
-        if len(set(found)) > 1:
-            raise UserError(
-                f"{self.save_dir}: the processes find different newest checkpoints (iterations "
-                f"{', '.join(map(str, found))}); every machine must see the same OUTPUT_DIR"
-            )
-        if data is None:
+        path, data = self.newest_whole()
+        if path is None:
             return None
         if check is not None:
             check(data.get("metadata", {}), str(path))
@@ -132,7 +126,22 @@ class RunCheckpointer(Checkpointer):
         for part in Path(self.save_dir).glob(".model_*.part"):
             part.unlink(missing_ok=True)
 
-    def _newest_whole(self) -> tuple[Path, dict] | tuple[None, None]:
+    def newest_whole(self) -> tuple[Path, dict] | tuple[None, None]:
+        """The newest checkpoint of the folder that is whole, and what it holds: the same in every process.
+
+        Raises:
+            UserError: there are checkpoints, and none can be read; or processes found different ones.
+        """
+        path, data = self._read_newest()
+        found = comm.all_gather(None if data is None else data["iteration"])
+        if len(set(found)) > 1:
+            raise UserError(
+                f"{self.save_dir}: the processes find different newest checkpoints (iterations "
+                f"{', '.join(map(str, found))}); every machine must see the same OUTPUT_DIR"
+            )
+        return path, data
+
+    def _read_newest(self) -> tuple[Path, dict] | tuple[None, None]:
         candidates = self._newest_first()
         for path in candidates:
             try:

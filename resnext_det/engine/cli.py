@@ -68,7 +68,11 @@ def training_parser(description: str, replay: bool = False) -> argparse.Argument
         parser.add_argument("--replay", metavar="DUMP", help="run the step again that wrote OUTPUT_DIR/dump_NNNNNNN")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--init-from", metavar="FILE", help="start a new run from these weights (MODEL.WEIGHTS)")
-    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    parser.add_argument(
+        "--eval-only",
+        action="store_true",
+        help="evaluate MODEL.WEIGHTS (with --resume the last checkpoint), do not train",
+    )
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("--num-gpus", type=int, default=1, help="processes on this machine: one per GPU, or on the CPU")
     parser.add_argument("--num-machines", type=int, default=1, help="machines in this run")

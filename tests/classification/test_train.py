@@ -25,6 +25,8 @@ from resnext_det.classification.data import ImageFolder
 from resnext_det.classification.makers.shards import write_shards
 from resnext_det.classification.train import Plan, TrainingModel, build_scheduler
 from resnext_det.engine.config import load_config
+from resnext_det.engine.evaluations import read_evaluations, write_evaluations
+from resnext_det.engine.signals import Stopped
 from resnext_det.engine.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +86,10 @@ def test_killed_and_resumed_equals_uninterrupted(folder: Path, tmp_path: Path) -
     child.join()
     assert child.exitcode == -signal.SIGKILL and (broken / "last_checkpoint").read_text() == "model_0000006.pth"
     best = torch.load(whole / "model_best.pth", weights_only=True)
-    torch.save({**best, "metadata": {**best["metadata"], "top1_error": -1.0}}, broken / "model_best.pth")
+    evaluations = broken / "evaluations.jsonl"
+    (first, second) = read_evaluations(evaluations)
+    write_evaluations(evaluations, [{**first, "top1_error": -1.0}, second])
+    (broken / "model_best.pth").write_bytes(b"damaged")  # it is not read
     ours = pretrain(folder, broken, "--resume", *arguments, "DATALOADER.NUM_WORKERS", 1)
     assert ours["iteration"] == 11 and ours["model_ema"]["n_averaged"] == 12
     for part in ("model", "model_ema"):
@@ -97,12 +102,44 @@ def test_killed_and_resumed_equals_uninterrupted(folder: Path, tmp_path: Path) -
     assert results["top1_error"] <= 50 and results["top5_error"] == 0
     facts = theirs["metadata"]
     assert (facts["channel_order"], facts["class_names"], facts["depth"]) == ("RGB", ["blue", "red"], 14)
-    kept = torch.load(broken / "model_best.pth", weights_only=True)
-    assert kept["metadata"]["top1_error"] == -1.0, "a worse one after resuming replaced the best"
+    assert (broken / "model_best.pth").read_bytes() == b"damaged", "a worse one after resuming replaced the best"
+    numbers = [{key: value for key, value in r.items() if key != "seconds"} for r in read_evaluations(evaluations)]
+    assert [(r["iteration"], r["epoch"]) for r in numbers] == [(3, 1), (6, 2), (9, 3), (12, 4)]
+    assert {key: numbers[-1][key] for key in ("top1_error", "top5_error")} == {
+        key: results[key] for key in ("top1_error", "top5_error")
+    }
     lines = [json.loads(line) for line in (whole / "metrics.json").read_text().splitlines()]
     assert best["metadata"]["top1_error"] == min(line["top1_error"] for line in lines if "top1_error" in line)
     pretrain(folder, tmp_path / "e", "--eval-only", "MODEL.WEIGHTS", whole / "model_final.pth")
     assert json.loads((tmp_path / "e" / "results.json").read_text()) == results
+
+
+def test_an_evaluation_due_at_a_stop_is_made_up_for(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    """A signal in the last step of an epoch: the state is saved, and the resume evaluates it first."""
+    run_step = Trainer.run_step
+
+    def stopping(self: Trainer) -> None:
+        if self.iter == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        run_step(self)
+
+    monkeypatch.setattr(Trainer, "run_step", stopping)
+    with pytest.raises(Stopped):
+        pretrain(folder, tmp_path)
+    monkeypatch.undo()
+    assert [record["iteration"] for record in read_evaluations(tmp_path / "evaluations.jsonl")] == [3]
+    saved = torch.load(tmp_path / "model_0000005.pth", weights_only=True)
+    pretrain(folder, tmp_path, "--resume", "SOLVER.CHECKPOINT_PERIOD", 10)
+    records = {record["iteration"]: record for record in read_evaluations(tmp_path / "evaluations.jsonl")}
+    assert list(records) == [3, 6, 9, 12] and records[6]["epoch"] == 2
+    (tmp_path / "e").mkdir()
+    torch.save(saved, tmp_path / "e" / "model_0000005.pth")
+    (tmp_path / "e" / "model_0000008.pth").write_bytes(b"torn")
+    pretrain(folder, tmp_path / "e", "--eval-only", "--resume", "MODEL.WEIGHTS", tmp_path / "model_final.pth")
+    expected = json.loads((tmp_path / "e" / "results.json").read_text())
+    assert all(records[6][key] == expected[key] for key in ("top1_error", "top5_error"))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if "epoch" in line] == [1, 3, 4]  # the newest at each time of writing
 
 
 def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
@@ -204,6 +241,7 @@ def schedule(cfg, pictures: int) -> list[float]:
     ("arguments", "words"),
     [
         (["--eval-only"], "MODEL.WEIGHTS"),
+        (["--eval-only", "--resume"], "holds no checkpoint"),
         (["SOLVER.STEPS", "(5,)"], "SOLVER.STEPS"),
         (["SOLVER.IMS_PER_BATCH", "96"], "fall together in a run of only 1 iterations"),
         (["SOLVER.ACCUMULATE", "3"], "not divisible"),

@@ -24,8 +24,8 @@ from resnext_det.detection.evaluate import (
     validation_loss,
     with_test_time_augmentation,
 )
-from resnext_det.detection.hooks import read_evaluations
 from resnext_det.detection.train import load_to_evaluate, main, run
+from resnext_det.engine.evaluations import read_evaluations
 
 TRAINED = ("SOLVER.MAX_ITER", 60, "SOLVER.BASE_LR", 0.02, "TEST.REPORT", False)
 

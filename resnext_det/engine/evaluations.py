@@ -1,4 +1,4 @@
-"""What happens between iterations: evaluations that are written down, the best checkpoint, early stop."""
+"""Evaluations of both trainings: when they are due, written down, the best checkpoint, early stop."""
 
 from __future__ import annotations
 
@@ -36,33 +36,36 @@ class EarlyStop(BaseException):
 class Evaluations(HookBase):
     """Evaluates every ``period`` iterations and always after the last one, and writes every result down.
 
-    Each evaluation is a line of ``OUTPUT_DIR/evaluations.jsonl``: ``{"iteration", "seconds", "bbox": {...}, ...}``,
+    Each evaluation is a line of ``OUTPUT_DIR/evaluations.jsonl``: ``{"iteration", "seconds", RESULTS ...}``,
     ``iteration`` counting those done. A resumed run reads there what was best, makes up for an evaluation that was
     due after its checkpoint and did not come to pass, and goes on.
 
     Args:
-        evaluate: gives nested results on the first process, such as ``{"bbox": {"AP": ...}}``.
+        evaluate: told the number of iterations done, gives results on the first process, nested or not, such as
+            ``{"bbox": {"AP": ...}}``.
         period: iterations; 0 evaluates after the last one only.
         folder: OUTPUT_DIR.
         metric: decides what is best: a name such as AP or AP50, looked for in the first set; "" for none.
+        mode: "max" where larger is better, "min" where smaller is.
         save_best: called whenever an evaluation is the best so far, with the number of iterations done.
         patience: evaluations in a row without a better one until :class:`EarlyStop` ends the training; 0 for none.
     """
 
     def __init__(
         self,
-        evaluate: Callable[[], dict],
+        evaluate: Callable[[int], dict],
         period: int,
         folder: str | os.PathLike,
         *,
         metric: str = "AP",
+        mode: str = "max",
         save_best: Callable[[int], object] | None = None,
         patience: int = 0,
     ) -> None:
-        self.evaluate, self.period, self.metric = evaluate, period, metric
+        self.evaluate, self.period, self.metric, self.mode = evaluate, period, metric, mode
         self.save_best, self.patience = save_best, patience
         self.path = Path(folder) / EVALUATIONS_FILE
-        self.best, self.best_iteration, self.waited = -math.inf, 0, 0
+        self.best, self.best_iteration, self.waited = math.inf if mode == "min" else -math.inf, 0, 0
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
@@ -106,15 +109,16 @@ class Evaluations(HookBase):
 
     def _run(self, done: int) -> None:
         start = time.perf_counter()
-        results = self.evaluate()
+        results = self.evaluate(done)
         if comm.is_main_process():
             record = finite({"iteration": done, "seconds": round(time.perf_counter() - start, 3), **results})
-            others = [other for other in read_evaluations(self.path) if other["iteration"] != done]
-            write_evaluations(self.path, [*others, record])
             self.trainer.storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
             if self._judge(record, done) and self.save_best is not None:
                 self.save_best(done)
                 logger.info("%s %.3f after %d iterations is the best so far", self.metric, self.best, done)
+            # Last: a run that is killed before this line makes up for the evaluation and its best checkpoint.
+            others = [other for other in read_evaluations(self.path) if other["iteration"] != done]
+            write_evaluations(self.path, [*others, record])
         comm.synchronize()  # the other processes wait for the first, which has judged alone
 
     def _judge(self, results: dict, done: int) -> bool:
@@ -123,10 +127,8 @@ class Evaluations(HookBase):
             return False
         value = find_metric(results, self.metric)
         if value is None:
-            logger.warning(
-                "TEST.BEST_METRIC %s: no number after %d iterations, so nothing is compared", self.metric, done
-            )
-        elif value > self.best:
+            logger.warning("%s: no number after %d iterations, so nothing is compared", self.metric, done)
+        elif value < self.best if self.mode == "min" else value > self.best:
             self.best, self.best_iteration, self.waited = value, done, 0
             return True
         else:
