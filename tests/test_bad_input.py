@@ -2,7 +2,7 @@
 
 import re
 
-from conftest import ROOT
+from common import ROOT
 
 ROW = re.compile(r"^\| (\d+) \| (.+?) \| (.+?) \| (.+) \|$", re.MULTILINE)
 

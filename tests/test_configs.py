@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from common import ROOT
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from common import ROOT
 from PIL import Image
 
 from resnext_det import UserError, quickstart

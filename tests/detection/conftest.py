@@ -1,8 +1,5 @@
-"""Detector tests import detectron2, which resnext_det mends first; and a run that takes seconds."""
+"""A run of a detector that takes seconds."""
 
-import resnext_det  # noqa: F401
-
-# isort: split
 import pytest
 from tiny import TinyRun
 

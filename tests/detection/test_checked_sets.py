@@ -8,7 +8,7 @@ import logging
 import pytest
 import torch
 import torch.multiprocessing as mp
-from conftest import shared_data
+from common import shared_data
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.structures import Boxes, Instances

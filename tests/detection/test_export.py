@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import shared_data
+from common import shared_data
 from detectron2.modeling import build_model
 
 from resnext_det import UserError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from agreement import assert_same_detections
-from conftest import ROOT
+from common import ROOT
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, shared_data
+from common import ROOT, shared_data
 
 from resnext_det import UserError, create_model
 from resnext_det.detection.train import main

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from common import ROOT
 
 from resnext_det.detection.images import BrokenImage
 from resnext_det.engine.cli import parse_training_arguments, run

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, shared_data
+from common import ROOT, shared_data
 
 
 def example(name: str, folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess:

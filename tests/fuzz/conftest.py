@@ -1,8 +1,5 @@
-"""Fuzzing imports detectron2, which resnext_det mends first; and watches time and memory."""
+"""Fuzzing watches memory."""
 
-import resnext_det  # noqa: F401
-
-# isort: split
 import resource
 
 import pytest

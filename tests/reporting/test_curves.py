@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from common import ROOT
 from PIL import Image
 
 from resnext_det import UserError

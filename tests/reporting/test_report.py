@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from common import ROOT
 from PIL import Image
 
 from resnext_det.coco import Detections, read_ground_truth
