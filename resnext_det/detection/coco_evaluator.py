@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 
 from ..coco import Detections, GroundTruth, listed, read_ground_truth
 from ..coco_eval import SCORE_THRESHOLD, Evaluation, evaluate, log_reasons
+from ..engine.launch import decided_by_main
 from ..errors import UserError
 from ..reporting.report import write_report
 from .checked_sets import ground_truth
@@ -79,7 +80,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
             report: write ``report.html`` about the boxes into ``output_dir``.
 
         Raises:
-            UserError: unknown set, or unusable annotations.
+            UserError: unknown set, or unusable annotations; with ``distributed`` in all processes, which all build it.
         """
         if (dataset_name is None) == (json_file is None):
             raise UserError("evaluator: give a dataset_name or a json_file, one of them")
@@ -101,9 +102,13 @@ class FastCOCOEvaluator(DatasetEvaluator):
         self._score_threshold = score_threshold
         self._report = report
         self._truth: GroundTruth | None = None
-        if not distributed or comm.is_main_process():  # mistakes show before hours of inference; the rest need no copy
+
+        def read() -> None:
             self._truth = read_ground_truth(self._json, with_masks="segm" in (self._tasks or ()))
             self._dataset_ids = _dataset_ids(category_ids, self._truth)
+
+        # Mistakes show before hours of inference, in all processes; the others need no copy.
+        decided_by_main(read) if distributed else read()
         self.reset()
 
     def reset(self) -> None:
@@ -144,10 +149,12 @@ class FastCOCOEvaluator(DatasetEvaluator):
         self._images, self._parts = own[0], [own[1]] if len(own[1]) else []
         if self._distributed and comm.get_world_size() > 1:
             gathered = comm.gather((self._images, own[1], self._proposals), dst=0)
-            if not comm.is_main_process():
-                return {}
-        else:
-            gathered = [(self._images, own[1], self._proposals)]
+            results = decided_by_main(lambda: self._rate(gathered, img_ids))
+            return results if comm.is_main_process() else {}
+        return self._rate([(self._images, own[1], self._proposals)], img_ids)
+
+    def _rate(self, gathered: list[tuple], img_ids: Iterable[int] | None) -> dict[str, dict[str, float]]:
+        """Save and evaluate what all processes have found."""
         images, detections, proposals = _without_repeats(gathered)
         detections = self._with_dataset_ids(detections)
         results: dict[str, dict[str, float]] = OrderedDict()

@@ -17,6 +17,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from ..engine.launch import decided_by_main
 from ..engine.sampler import seed_everything
 from ..errors import UserError
 from ..files import write_json
@@ -52,8 +53,12 @@ def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict]:
             report=cfg.TEST.REPORT,
         )
         results[name] = inference_on_dataset(judged, test_loader_from_config(cfg, name), evaluator)
-    if not comm.is_main_process():
-        return {}
+    results = decided_by_main(lambda: _save(cfg, results))
+    return results if comm.is_main_process() else {}
+
+
+def _save(cfg: CfgNode, results: dict[str, dict]) -> dict[str, dict]:
+    """Log the sets' numbers and write RESULTS_FILE; returns what stands in it."""
     for name, found in results.items():
         for task in sorted(found):
             log_paper_view(name, task, found[task])

@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = apply_preset(cfg, trust_pickle=args.trust_pickle)
     pictures = find_inputs(args.check)[: args.pictures]
     model = build_model(cfg)
-    load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
+    found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for kind, name in FORMATS.items() if args.format in (kind, "all")]
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if pictures:
             agreement[file.name] = check(cfg, model, runner(file), pictures)
             print(table(agreement[file.name]))
-    category_ids, class_names = categories_of(cfg)
+    category_ids, class_names = categories_of(cfg, found.get("class_names", ()))
     about = {
         "inputs": INPUTS, "outputs": OUTPUTS, "channel_order": cfg.INPUT.FORMAT, "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST, "class_names": class_names, "category_ids": category_ids,

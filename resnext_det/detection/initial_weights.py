@@ -81,7 +81,7 @@ def apply_preset(cfg: CfgNode, *, trust_pickle: bool = False) -> CfgNode:
 
 def load_initial_weights(
     cfg: CfgNode, model: nn.Module, *, allow_new_heads: bool = True, trust_pickle: bool = False
-) -> None:
+) -> Metadata:
     """Load MODEL.WEIGHTS into ``model``, strictly, and log what went where.
 
     Args:
@@ -90,10 +90,14 @@ def load_initial_weights(
             MODEL.ALLOW_MISSING names may.
         trust_pickle: also open files that may run code.
 
+    Returns:
+        What the file says of itself; empty without one.
+
     Raises:
         UserError: the file cannot be read, does not fit, or contradicts the config; frozen batch norms over random
             weights.
     """
+    metadata: Metadata = {}
     if cfg.MODEL.WEIGHTS:
         checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle)
         check_against_config(cfg, checkpoint.metadata, cfg.MODEL.WEIGHTS)
@@ -103,6 +107,8 @@ def load_initial_weights(
         if new and not allow_new_heads:
             raise UserError(f"{cfg.MODEL.WEIGHTS}: has no weights for {', '.join(new)}; give a detector of this config")
         logger.info("%s: %s", checkpoint, report)
+        metadata = checkpoint.metadata
     else:
         logger.warning("MODEL.WEIGHTS is empty: the network starts from random weights")
     check_norm_statistics(model, cfg.MODEL.WEIGHTS or "MODEL.WEIGHTS is empty")
+    return metadata

@@ -89,15 +89,20 @@ def load_predictor(cfg: CfgNode, *, trust_pickle: bool = False) -> tuple[Predict
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, MODEL.WEIGHTS FILE")
     cfg = apply_preset(cfg, trust_pickle=trust_pickle)
     model = build_model(cfg)
-    load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
+    found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
     model = for_inference(cfg, model)
     sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
-    return Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT), *categories_of(cfg)
+    return Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT), *categories_of(cfg, found.get("class_names", ()))
 
 
-def categories_of(cfg: CfgNode) -> tuple[list[int], list[str]]:
-    """Dataset category ids and names of the model's classes, from the first test set; 1, 2, … where it is not here."""
+def categories_of(cfg: CfgNode, class_names: Sequence[str] = ()) -> tuple[list[int], list[str]]:
+    """Dataset category ids and names of the model's classes.
+
+    They come from the first set here that has as many classes, else from ``class_names`` (what the weights say of
+    themselves) with the ids of a set that has all these names among others, or 1, 2, …
+    """
     number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    ids_found = list(range(1, number + 1))
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         registered = {entry[0]: entry[1] for entry in cfg.DATASETS.REGISTER}
         metadata = MetadataCatalog.get(name)
@@ -105,9 +110,17 @@ def categories_of(cfg: CfgNode) -> tuple[list[int], list[str]]:
         if names is None and os.path.isfile(registered.get(name, "")):
             truth = read_ground_truth(registered[name])
             names, ids = truth.class_names, {c: i for i, c in enumerate(truth.category_ids.tolist())}
-        if names is not None and len(names) == number:
-            return sorted(ids, key=ids.get) if ids else list(range(1, number + 1)), list(names)
-    return list(range(1, number + 1)), [f"class {i}" for i in range(1, number + 1)]
+        if names is None:
+            continue
+        own = sorted(ids, key=ids.get) if ids else list(range(1, len(names) + 1))
+        if len(names) == number:
+            return own, list(names)
+        if len(class_names) == number and set(class_names) <= set(names):  # DATASETS.DROP_UNUSED_ROOT left out one
+            by_name = dict(zip(names, own, strict=True))
+            ids_found = [by_name[name] for name in class_names]
+    if len(class_names) == number:
+        return ids_found, list(class_names)
+    return ids_found, [f"class {i}" for i in range(1, number + 1)]
 
 
 def find_inputs(inputs: Iterable[str], stdin: Iterable[str] = ()) -> list[Path]:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import connection
@@ -35,6 +35,8 @@ from .signals import Stopped, on_stopping_signals
 TIMEOUT = timedelta(minutes=30)
 GRACE = 10.0
 """Seconds that processes get to end by themselves once one has failed, and again after SIGTERM."""
+LEAVING = 600.0
+"""Seconds that processes get once one has left with :data:`EXIT_STOPPED`: the others are saving, or only slow."""
 Decision = TypeVar("Decision")
 
 
@@ -93,15 +95,18 @@ def launch(
             _worker, nprocs=processes, args=(places, device, main, args, last_words), start_method="spawn", join=False
         )
         codes = _supervise(started.processes)
-        if any(codes):
+        if any(code != 0 for code in codes):
             raise _cause(codes, Path(last_words))
     return None
 
 
-def _supervise(processes: Sequence[BaseProcess]) -> list[int]:
-    """Wait for the processes, pass stopping signals on to them, and end all when one fails; returns their exit codes.
+def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
+    """Wait for the processes, pass stopping signals on to them, and end all when one fails.
 
     torch's own waiting hangs on a process that stays in a collective operation and so ignores SIGTERM.
+
+    Returns:
+        Their exit codes; None for one that had to be ended.
     """
 
     def pass_on(number: int, frame: object) -> None:
@@ -111,11 +116,8 @@ def _supervise(processes: Sequence[BaseProcess]) -> list[int]:
 
     with on_stopping_signals(pass_on):
         try:
-            while all(process.exitcode in (None, 0) for process in processes):
-                running = [process.sentinel for process in processes if process.exitcode is None]
-                if not running:
-                    break
-                connection.wait(running)
+            _wait(processes, None, while_codes=(0,))
+            _wait(processes, LEAVING, while_codes=(0, EXIT_STOPPED))
             _wait(processes, GRACE)  # the others notice by themselves
             codes = [process.exitcode for process in processes]
         finally:
@@ -124,24 +126,36 @@ def _supervise(processes: Sequence[BaseProcess]) -> list[int]:
                     if process.is_alive():
                         getattr(process, end)()
                 _wait(processes, GRACE)
-    return [code or 0 for code in codes]  # None: had to be ended
+    return codes
 
 
-def _wait(processes: Sequence[BaseProcess], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    for process in processes:
-        process.join(max(0.0, end - time.monotonic()))
+def _wait(processes: Sequence[BaseProcess], seconds: float | None, while_codes: Collection[int] | None = None) -> None:
+    """Wait until all have ended, or one with a code that is not among ``while_codes``, at most ``seconds``."""
+    end = None if seconds is None else time.monotonic() + seconds
+    while True:
+        codes = [process.exitcode for process in processes]
+        running = [process.sentinel for process, code in zip(processes, codes, strict=True) if code is None]
+        left = None if end is None else end - time.monotonic()
+        strange = while_codes is not None and any(code is not None and code not in while_codes for code in codes)
+        if not running or strange or (left is not None and left <= 0):
+            return
+        connection.wait(running, left)
 
 
-def _cause(codes: Sequence[int], last_words: Path) -> BaseException:
+def _cause(codes: Sequence[int | None], last_words: Path) -> BaseException:
     """What ended the run: a killed process before a user's mistake, and that before what it did to the others."""
     for rank, code in enumerate(codes):
-        if code < 0:
+        if code is not None and code < 0:
             hint = "; too little memory is the usual cause" if code == -signal.SIGKILL else ""
             return RunFailed(
                 f"process {rank} of {len(codes)} was ended by {signal.Signals(-code).name}{hint}; the others were "
                 "ended; continue with --resume"
             )
+    if None in codes and set(codes) <= {None, 0, EXIT_STOPPED}:  # it may have been the one that saves
+        return RunFailed(
+            f"process {codes.index(None)} of {len(codes)} was still there {LEAVING:.0f} s after another had "
+            "stopped, and was ended; continue with --resume"
+        )
     for code, kind in ((EXIT_USER_ERROR, UserError), (EXIT_STOPPED, Stopped), (EXIT_FAILED, RunFailed)):
         ranks = [rank for rank in range(len(codes)) if codes[rank] == code]
         for path in (last_words / str(rank) for rank in ranks):
@@ -149,7 +163,7 @@ def _cause(codes: Sequence[int], last_words: Path) -> BaseException:
                 return kind(path.read_text(encoding="utf-8"))
         if ranks:
             return kind(f"process {ranks[0]} of {len(codes)} failed; its message stands above")
-    return KeyboardInterrupt() if EXIT_INTERRUPTED in codes else SystemExit(max(codes))
+    return KeyboardInterrupt() if EXIT_INTERRUPTED in codes else SystemExit(max(code or 0 for code in codes))
 
 
 def free_port() -> int:
@@ -164,20 +178,30 @@ def decided_by_main(decide: Callable[[], Decision]) -> Decision:
 
     Raises:
         UserError: in every process, when ``decide`` raises it.
+        RunFailed: in the others, when ``decide`` raises anything else, which the main process passes on as it is.
     """
     if comm.get_world_size() == 1:
         return decide()
-    decided: Decision | UserError | None = None
+    box: list = [None, None, None]  # the decision, and what went wrong: its kind and text, since not all can be pickled
+    failure: Exception | None = None
     if comm.is_main_process():
         try:
-            decided = decide()
-        except UserError as error:
-            decided = error
-    box = [decided]
+            box[0] = decide()
+        except Exception as error:
+            cause, failure = cause_of(error), error
+            if isinstance(cause, UserError):
+                box[1:] = UserError, str(cause)
+            elif isinstance(cause, RunFailed):
+                box[1:] = RunFailed, str(cause)
+            else:
+                box[1:] = RunFailed, f"process 0 of {comm.get_world_size()} failed: {type(error).__name__}: {error}"
     dist.broadcast_object_list(box, src=0)
-    if isinstance(box[0], UserError):
-        raise box[0]
-    return box[0]
+    if failure is not None:
+        raise failure
+    decided, kind, text = box
+    if kind is not None:
+        raise kind(text)
+    return decided
 
 
 def _worker(local_rank: int, places: list[Place], device: str, main: Callable, args: tuple, last_words: str) -> None:

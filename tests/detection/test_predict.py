@@ -13,10 +13,12 @@ from PIL import Image
 import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
 
 # isort: split
+from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 
 from resnext_det import UserError
 from resnext_det.detection import predict as module
+from resnext_det.detection.config import add_resnext_config
 from resnext_det.detection.predict import Predictor, Writer, find_inputs, predict, read_picture
 
 
@@ -158,9 +160,22 @@ def test_settings_are_told_from_inputs():
     assert module._settings(["a.jpg", "b.MODEL"], []) == (["a.jpg", "b.MODEL"], [])
 
 
-def test_command_line(tmp_path, monkeypatch):
-    from detectron2.config import get_cfg
+def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path):
+    truth = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"n{i}"} for i in (0, 2, 5)]}
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    cfg = get_cfg()
+    add_resnext_config(cfg)
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 2
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ("not_here",)
+    assert module.categories_of(cfg, ["n2", "n5"]) == ([1, 2], ["n2", "n5"])
+    assert module.categories_of(cfg, ["n2"]) == module.categories_of(cfg) == ([1, 2], ["class 1", "class 2"])
+    cfg.DATASETS.REGISTER = [["not_here", str(tmp_path / "truth.json"), str(tmp_path)]]  # n0 is an unused root
+    assert module.categories_of(cfg, ["n2", "n5"]) == ([2, 5], ["n2", "n5"])
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    assert module.categories_of(cfg, ["a", "b", "c"]) == ([0, 2, 5], ["n0", "n2", "n5"])
 
+
+def test_command_line(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(get_cfg().dump())
     truth = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"n{i}"} for i in (4, 2)]}
     (tmp_path / "truth.json").write_text(json.dumps(truth))

@@ -12,7 +12,7 @@ from detectron2.utils import comm
 from toy import ToyRun, equal
 
 from resnext_det.engine import launch as module
-from resnext_det.engine.launch import Place, _place_from_slurm, _place_from_torchrun, launch
+from resnext_det.engine.launch import Place, _place_from_slurm, _place_from_torchrun, decided_by_main, launch
 from resnext_det.engine.signals import Stopped
 from resnext_det.errors import RunFailed, UserError
 
@@ -148,6 +148,30 @@ def test_a_bad_loss_is_dumped_by_both_and_an_error_in_one_process_ends_both(two)
         two("bad loss, then error")
 
 
+def decide_badly(folder):
+    def decide(error=None):
+        if error is not None:
+            raise error
+        return comm.get_rank()
+
+    def told(error):
+        try:
+            decided_by_main(lambda: decide(error))
+        except Exception as found:
+            return f"{type(found).__name__}: {found}"
+
+    said = [told(UserError("bad file")), told(ZeroDivisionError("by 0")), str(decided_by_main(decide))]
+    (folder / str(comm.get_rank())).write_text("\n".join(said))
+
+
+@pytest.mark.slow
+def test_what_the_main_process_decides_reaches_all_and_so_does_any_error(tmp_path):
+    launch(decide_badly, (tmp_path,), processes=2)
+    first, second = ((tmp_path / rank).read_text().splitlines() for rank in "01")
+    assert first == ["UserError: bad file", "ZeroDivisionError: by 0", "0"]
+    assert second == ["UserError: bad file", "RunFailed: process 0 of 2 failed: ZeroDivisionError: by 0", "0"]
+
+
 def test_stopping_signals_are_passed_on_to_the_processes(monkeypatch):
     class Process:
         exitcode, pid, sentinel = None, 12345, 0
@@ -164,7 +188,7 @@ def test_stopping_signals_are_passed_on_to_the_processes(monkeypatch):
         sent.append((pid, number))
         process.exitcode = 75
 
-    monkeypatch.setattr(module.connection, "wait", lambda waiting: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(module.connection, "wait", lambda waiting, left: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(module.os, "kill", kill)
     assert module._supervise([process]) == [75] and sent == [(12345, signal.SIGTERM)]
 
@@ -173,8 +197,46 @@ def test_stopping_signals_are_passed_on_to_the_processes(monkeypatch):
     ("codes", "kind"),
     [
         ([0, -9], RunFailed), ([2, -11], RunFailed), ([1, 2], UserError), ([75, 75], Stopped), ([1, 0], RunFailed),
-        ([130, 0], KeyboardInterrupt),
+        ([130, 0], KeyboardInterrupt), ([75, None], RunFailed), ([None, 2], UserError),
     ],
 )  # fmt: skip
 def test_the_cause_among_several_exit_codes(codes, kind, tmp_path):
     assert type(module._cause(codes, tmp_path)) is kind
+
+
+class Slow:
+    """A process that ends with ``code`` at a moment of a clock that only waiting moves."""
+
+    def __init__(self, clock, seconds, code):
+        self._clock, self._seconds, self._code, self.ended = clock, seconds, code, False
+        self.sentinel = self
+
+    @property
+    def exitcode(self):
+        if self.ended:
+            return -signal.SIGTERM
+        return self._code if self._clock[0] >= self._seconds else None
+
+    def is_alive(self):
+        return self.exitcode is None
+
+    def terminate(self):
+        self.ended = True
+
+
+@pytest.mark.parametrize(
+    ("ends", "codes"),
+    [
+        ([(1, 75), (400, 75)], [75, 75]), ([(1, 75), (1e6, 75)], [75, None]), ([(1, 1), (400, 1)], [1, None]),
+        ([(1, 1), (9, 1)], [1, 1]), ([(1, 75), (5, 1), (400, 75)], [75, 1, None]), ([(1, 0), (1e6, 0)], [0, 0]),
+    ],
+)  # fmt: skip
+def test_patient_with_those_who_save_and_short_with_a_failure(ends, codes, monkeypatch):
+    clock = [0.0]
+
+    def wait(running, left):
+        clock[0] = min([p._seconds for p in running] + ([] if left is None else [clock[0] + left]))
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(module.connection, "wait", wait)
+    assert module._supervise([Slow(clock, *end) for end in ends]) == codes
