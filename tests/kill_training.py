@@ -116,11 +116,12 @@ def kill_test(folder: Path, kills: int, mid_checkpoint: int, seed: int = 0) -> d
             pid, pipe = start(cfg_of(name), log, torn_after)
             if kind == "anywhere":
                 steps, last = int(rng.integers(0, 7)), time.perf_counter()
+                before = last - 1.0  # until a step has been seen, one may take a second
                 for _ in range(steps):
                     if not os.read(pipe, 1):
                         break
                     last, before = time.perf_counter(), last
-                pause = min(1.0, last - before) if steps > 1 else 1.0
+                pause = min(1.0, last - before)
                 time.sleep(rng.uniform(0, pause))
                 os.kill(pid, signal.SIGKILL)
             code = wait(pid, pipe)
