@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from ..engine.causes import cause_of
 from ..engine.sampler import Order, SeededDataset, TrainingBatches
 from ..engine.signals import outlive_stopping_signals
 from ..errors import UserError
@@ -204,9 +205,7 @@ def _one_line_errors(loader: DataLoader) -> Iterator[Any]:
     try:
         yield from loader
     except UserError as error:
-        raise UserError(
-            str(error).strip().splitlines()[-1].removeprefix(f"{UserError.__module__}.UserError: ")
-        ) from error
+        raise cause_of(error) from None
 
 
 class _Transformed(Dataset):
