@@ -27,6 +27,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
             os.fsync(file.fileno())
         os.replace(part, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None:  # a full disk names none
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

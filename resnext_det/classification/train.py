@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from ..engine.averaging import WeightAverage, average_of
 from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
+from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
 from ..engine.evaluations import Evaluations
+from ..engine.launch import decided_by_main
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     PRECISIONS,
@@ -265,9 +267,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         )
     )
     trainer.register_hooks([evaluations])
-    if comm.is_main_process():
-        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
-            file.write(cfg.dump())
+    save_config(cfg, cfg.OUTPUT_DIR)
     trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
 
     settings = settings_of(optimizer)
@@ -304,7 +304,7 @@ def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
 
 def _report(cfg: CfgNode, model: Classifier, results: dict[str, float]) -> dict[str, float]:
     logger.info("top-1 error %.2f%%, top-5 error %.2f%%", results["top1_error"], results["top5_error"])
-    if comm.is_main_process():
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), {**results, "parameters": parameters})
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    path = os.path.join(cfg.OUTPUT_DIR, "results.json")
+    decided_by_main(lambda: write_json(path, {**results, "parameters": parameters}))
     return results

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +17,10 @@ from torch import nn
 from ..engine.averaging import WeightAverage, average_of
 from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
 from ..engine.cli import parse_training_arguments
-from ..engine.config import load_config
+from ..engine.config import load_config, save_config
 from ..engine.determinism import make_deterministic
 from ..engine.evaluations import EarlyStop, Evaluations
-from ..engine.launch import launch
+from ..engine.launch import decided_by_main, launch
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     Trainer,
@@ -92,8 +91,7 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool = False)
         known_sets(cfg.DATASETS.TRAIN, "TRAIN")
     start_log(cfg.OUTPUT_DIR)
     cfg = apply_preset(cfg, trust_pickle=trust_pickle)
-    if comm.is_main_process():
-        _log_run(cfg)
+    _log_run(cfg)
     check_sets_from_config(cfg, training=not eval_only)
     if eval_only:
         return _evaluate_only(cfg, resume, trust_pickle)
@@ -107,9 +105,7 @@ def _log_run(cfg: CfgNode) -> None:
     logger.info(
         "torch %s on %s (%s), %d processes", torch.__version__, cfg.MODEL.DEVICE, devices, comm.get_world_size()
     )
-    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    path.write_text(cfg.dump(), encoding="utf-8")
-    logger.info("the whole config is in %s", path)
+    logger.info("the whole config is in %s", save_config(cfg, cfg.OUTPUT_DIR))
 
 
 def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pickle: bool = False) -> None:
@@ -205,8 +201,8 @@ def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
     try:
         trainer.train(start, cfg.SOLVER.MAX_ITER)
     except EarlyStop as stop:
-        if comm.is_main_process():
-            checkpointer.save("model_final", iteration=stop.done - 1)
+        done = stop.done
+        decided_by_main(lambda: checkpointer.save("model_final", iteration=done - 1))
     return results
 
 

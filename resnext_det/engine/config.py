@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 import yaml
@@ -15,6 +16,10 @@ from fvcore.common.config import BASE_KEY
 
 from ..config_files import find_config, list_configs
 from ..errors import UserError, nearest
+from ..files import atomic_write
+from .launch import decided_by_main
+
+CONFIG_FILE = "config.yaml"
 
 
 def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -48,6 +53,18 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
         raise UserError(f"{config_file} and command line: {empty[0]} has no value; leave it out to have its default")
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     return cfg
+
+
+def save_config(cfg: CfgNode, folder: str | os.PathLike) -> Path:
+    """Write all of ``cfg`` to ``folder/config.yaml``, in the main process; returns its path."""
+    path = Path(folder) / CONFIG_FILE
+
+    def write() -> None:
+        with atomic_write(path) as file:
+            file.write(cfg.dump())
+
+    decided_by_main(write)
+    return path
 
 
 def resolve_device(name: str) -> str:

@@ -24,10 +24,11 @@ from torch import nn
 
 from ..errors import UserError
 from ..files import atomic_write, write_json
+from .config import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, CONFIG = "weights.pth", "config.yaml"
+WEIGHTS = "weights.pth"
 
 
 def dump_folder(output_dir: str | Path, iteration: int) -> Path:
@@ -45,8 +46,8 @@ def write_dump(folder: Path, process: int, facts: dict[str, Any], model: nn.Modu
         if process == 0:
             with atomic_write(folder / WEIGHTS, "wb") as file:
                 torch.save({"model": model.state_dict()}, file)
-            if (folder.parent / CONFIG).is_file():
-                shutil.copyfile(folder.parent / CONFIG, folder / CONFIG)
+            if (folder.parent / CONFIG_FILE).is_file():
+                shutil.copyfile(folder.parent / CONFIG_FILE, folder / CONFIG_FILE)
     except (OSError, RuntimeError) as error:
         logger.warning("%s: the dump is not complete: %s", folder, error)
 

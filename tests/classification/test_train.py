@@ -15,6 +15,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from PIL import Image
+from told import Told, block, told_by_all
 from torch import nn
 
 from resnext_det import UserError, create_model
@@ -23,9 +24,10 @@ from resnext_det.classification.command import main
 from resnext_det.classification.config import get_config
 from resnext_det.classification.data import ImageFolder
 from resnext_det.classification.makers.shards import write_shards
-from resnext_det.classification.train import Plan, TrainingModel, build_scheduler
+from resnext_det.classification.train import Plan, TrainingModel, build_scheduler, train
 from resnext_det.engine.config import load_config
 from resnext_det.engine.evaluations import read_evaluations, write_evaluations
+from resnext_det.engine.launch import launch
 from resnext_det.engine.signals import Stopped
 from resnext_det.engine.trainer import Trainer
 
@@ -152,6 +154,24 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4, msg=key)
 
 
+def write_in_vain(folder: Path, out: Path) -> None:
+    told = Told()
+    for name, file in (("config", "config.yaml"), ("results", "results.json")):
+        cfg = load_config(
+            get_config(), str(folder / "config.yaml"), [*ONE_EPOCH, "OUTPUT_DIR", str(block(out, name, file))]
+        )
+        told(name, lambda cfg=cfg: train(cfg))
+    told.write(out)
+
+
+@pytest.mark.slow
+def test_two_processes_are_told_what_the_first_cannot_write(folder: Path, tmp_path: Path) -> None:
+    launch(write_in_vain, (folder, tmp_path), processes=2)
+    said = told_by_all(tmp_path)
+    assert said["config"].startswith("UserError: ") and "config.yaml: is a directory" in said["config"]
+    assert said["results"].startswith("UserError: ") and "results.json: is a directory" in said["results"]
+
+
 def test_accumulated_parts_equal_the_whole_batch() -> None:
     """With norms that know no batch; batch norm takes each part's own statistics, as it does each process's."""
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
@@ -173,7 +193,7 @@ def test_accumulated_parts_equal_the_whole_batch() -> None:
             torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-7)
 
 
-ONE_EPOCH = ["SOLVER.EPOCHS", 1, "SOLVER.STEPS", "()", "SOLVER.EMA_DECAY", 0]
+ONE_EPOCH = ["SOLVER.EPOCHS", "1", "SOLVER.STEPS", "()", "SOLVER.EMA_DECAY", "0"]
 
 
 @pytest.fixture(scope="module")

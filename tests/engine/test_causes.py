@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+
+import pytest
 
 from resnext_det.engine.causes import cause_of
 from resnext_det.errors import RunFailed, UserError
@@ -18,3 +21,21 @@ def test_a_full_disk_is_the_users_to_mend_and_a_bug_stays_a_bug():
     assert isinstance(cause_of(OSError(errno.ENOSPC, "No space left on device")), UserError)
     bug = KeyError("x")
     assert cause_of(bug) is bug
+
+
+@pytest.mark.parametrize("name", ["file/below", "folder", "missing/file", "n" * 300])
+def test_a_place_that_cannot_be_written_is_the_users_to_mend(name, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught:
+        open(tmp_path / name, "w")
+    cause = cause_of(caught.value)
+    assert isinstance(cause, UserError) and str(cause).startswith(f"{tmp_path / name}: ")
+
+
+def test_of_two_paths_the_one_to_be_made_is_named(tmp_path):
+    (tmp_path / "part").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught:
+        os.replace(tmp_path / "part", tmp_path / "folder")
+    assert str(cause_of(caught.value)).startswith(f"{tmp_path / 'folder'}: is a directory; it is a folder")
