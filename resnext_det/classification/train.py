@@ -46,7 +46,7 @@ from ..files import write_json
 from ..resnext import Classifier, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
-from .data import TrainingLoader, evaluation_loader
+from .data import Pictures, TrainingLoader, evaluation_loader
 from .evaluate import evaluate
 from .initial_weights import check_against_config, load_initial_weights, metadata
 from .shards import open_pictures
@@ -90,6 +90,15 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
     )
     model.recompute = cfg.MODEL.RECOMPUTE
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
+
+
+def build_training_model(cfg: CfgNode, num_classes: int) -> TrainingModel:
+    """:func:`build_classifier`, compiled where MODEL.COMPILE says so, with the normalisation and loss of training."""
+    model = build_classifier(cfg, num_classes)
+    if cfg.MODEL.COMPILE:
+        model.compile()
+    normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
+    return TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING)
 
 
 @dataclass(frozen=True)
@@ -212,10 +221,8 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         *(len(pictures), len(pictures.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
         *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
     )
-    model = build_classifier(cfg, len(pictures.classes))
-    if cfg.MODEL.COMPILE:
-        model.compile()
-    normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
+    training_model = build_training_model(cfg, len(pictures.classes))
+    model, normalize = training_model.classifier, training_model.normalize
     optimizer = torch.optim.SGD(
         model.parameters(),
         plan.lr,
@@ -224,7 +231,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         nesterov=cfg.SOLVER.NESTEROV,
     )
     trainer = Trainer(
-        wrap_distributed(TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING)),
+        wrap_distributed(training_model),
         optimizer,
         seed=seed,
         precision=cfg.SOLVER.PRECISION,
@@ -279,19 +286,26 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
     if cfg.MODEL.WEIGHTS and done is None:
         load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
-    loader = TrainingLoader(
-        pictures,
-        _training_transform(cfg),
-        plan.batch_size,
-        seed=trainer.seed,
-        workers=cfg.DATALOADER.NUM_WORKERS,
-        rank=comm.get_rank(),
-        world_size=processes,
-        start_batch=start * cfg.SOLVER.ACCUMULATE,
-    )
-    trainer.set_data_loader(loader)
+    place = {"rank": comm.get_rank(), "world_size": processes}
+    trainer.set_data_loader(training_loader(cfg, pictures, plan.batch_size, trainer.seed, start, **place))
     trainer.train(start, plan.iterations)
     return _report(cfg, model, results)
+
+
+def training_loader(
+    cfg: CfgNode, pictures: Pictures, batch_size: int, seed: int, start_iteration: int, *, rank: int, world_size: int
+) -> TrainingLoader:
+    """The training batches of process ``rank``, after ``start_iteration`` optimiser steps."""
+    return TrainingLoader(
+        pictures,
+        _training_transform(cfg),
+        batch_size,
+        seed=seed,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=rank,
+        world_size=world_size,
+        start_batch=start_iteration * cfg.SOLVER.ACCUMULATE,
+    )
 
 
 def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:

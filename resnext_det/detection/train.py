@@ -20,7 +20,7 @@ from ..engine.cli import parse_training_arguments
 from ..engine.config import load_config, save_config
 from ..engine.determinism import make_deterministic
 from ..engine.evaluations import EarlyStop, Evaluations
-from ..engine.launch import decided_by_main, launch
+from ..engine.launch import decided_by_main, start_training
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     Trainer,
@@ -48,20 +48,9 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: parse the flags, read the config, run in as many processes as asked for."""
-    args = parse_training_arguments("Train and evaluate a detector.", argv, replay=True)
+    args = parse_training_arguments("Train and evaluate a detector.", argv)
     cfg = setup(args.config_file, args.opts)
-    if args.replay:
-        replay(cfg, args.replay)
-        return
-    launch(
-        run,
-        (cfg, args.resume, args.eval_only, args.trust_pickle),
-        processes=args.num_gpus,
-        machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        url=args.dist_url,
-        device=cfg.MODEL.DEVICE,
-    )
+    start_training(args, cfg, run, replay)
 
 
 def setup(config_file: str, opts: Sequence[str] = ()) -> CfgNode:

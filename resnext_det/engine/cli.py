@@ -60,12 +60,11 @@ def exit_with(error: BaseException, code: int = EXIT_USER_ERROR) -> None:
     sys.exit(code)
 
 
-def training_parser(description: str, replay: bool = False) -> argparse.ArgumentParser:
-    """A parser with detectron2's flags, shared by ``train_net.py`` and ``pretrain.py``; ``replay`` adds that flag."""
+def training_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with detectron2's flags and a few more, shared by ``train_net.py`` and ``pretrain.py``."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config-file", metavar="FILE", help="YAML: a path, or one of the package's own")
-    if replay:
-        parser.add_argument("--replay", metavar="DUMP", help="run the step again that wrote OUTPUT_DIR/dump_NNNNNNN")
+    parser.add_argument("--replay", metavar="DUMP", help="run the step again that wrote OUTPUT_DIR/dump_NNNNNNN")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--init-from", metavar="FILE", help="start a new run from these weights (MODEL.WEIGHTS)")
     parser.add_argument(
@@ -82,9 +81,7 @@ def training_parser(description: str, replay: bool = False) -> argparse.Argument
     return parser
 
 
-def parse_training_arguments(
-    description: str, argv: Sequence[str] | None = None, *, replay: bool = False
-) -> argparse.Namespace:
+def parse_training_arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse ``argv`` with :func:`training_parser` and turn ``--init-from`` into its key.
 
     With ``--replay`` the configuration is the dump's own if no other is given.
@@ -92,8 +89,8 @@ def parse_training_arguments(
     Raises:
         UserError: flags that contradict each other, or no configuration.
     """
-    args = training_parser(description, replay).parse_args(argv)
-    if not args.config_file and replay and args.replay:
+    args = training_parser(description).parse_args(argv)
+    if not args.config_file and args.replay:
         folder = args.replay if os.path.isdir(args.replay) else os.path.dirname(args.replay)
         args.config_file = os.path.join(folder, "config.yaml")
     if not args.config_file:

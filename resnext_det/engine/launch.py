@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,11 +26,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
+from fvcore.common.config import CfgNode
 
 from .. import compat
 from ..errors import RunFailed, UserError
 from .causes import cause_of
 from .cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, exit_code
+from .determinism import make_deterministic
 from .signals import Stopped, on_stopping_signals
 
 TIMEOUT = timedelta(minutes=30)
@@ -98,6 +101,33 @@ def launch(
         if any(code != 0 for code in codes):
             raise _cause(codes, Path(last_words))
     return None
+
+
+def start_training(
+    args: Namespace,
+    cfg: CfgNode,
+    run: Callable[[CfgNode, bool, bool, bool], object],
+    replay: Callable[[CfgNode, str], object],
+) -> None:
+    """Do what the flags of :func:`.cli.parse_training_arguments` ask for.
+
+    Args:
+        run: told cfg, --resume, --eval-only and --trust-pickle, in every process of the run.
+        replay: told cfg and the dump.
+    """
+    if args.replay:
+        make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
+        replay(cfg, args.replay)
+        return
+    launch(
+        run,
+        (cfg, args.resume, args.eval_only, args.trust_pickle),
+        processes=args.num_gpus,
+        machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        url=args.dist_url,
+        device=cfg.MODEL.DEVICE,
+    )
 
 
 def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:

@@ -297,8 +297,8 @@ class Safety(HookBase):
         write_dump(folder, comm.get_rank(), facts, self.checkpointer.model)
         comm.synchronize()
         return (
-            f"{reason}: {summary(facts)}; dumped to {folder}, lower SOLVER.BASE_LR or look at these pictures (a "
-            f"detector: tools/train_net.py --replay {folder} runs the step again)"
+            f"{reason}: {summary(facts)}; dumped to {folder}, lower SOLVER.BASE_LR or look at these pictures "
+            f"(the same tool with --replay {folder} runs the step again)"
         )
 
     def after_step(self) -> None:
