@@ -14,7 +14,7 @@ from detectron2.modeling import ProposalNetwork, build_model
 from detectron2.utils import comm
 from torch import nn
 
-from ..engine.cli import TRUST_PICKLE
+from ..engine.cli import TRUST_PICKLE, at_least
 from ..engine.launch import decided_by_main, launch
 from ..engine.trainer import start_log
 from ..errors import UserError
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", metavar="FOLDER", help="where NAME.pkl goes; default OUTPUT_DIR/proposals")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes: one per GPU, or on the CPU")
+    parser.add_argument("--num-gpus", type=at_least(0), default=1, help="processes: one per GPU, or on the CPU")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="settings over those of the file; MODEL.WEIGHTS defaults to the newest checkpoint in OUTPUT_DIR",

@@ -39,6 +39,15 @@ def cause_of(error: BaseException) -> BaseException:
     if isinstance(error, OSError) and error.filename is not None and error.errno in PLACES:
         path = error.filename2 or error.filename  # of two, the one that was to be made
         return UserError(f"{os.fsdecode(path)}: {error.strerror.lower()}; {PLACES[error.errno]}")
+    if (
+        type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, RuntimeError)
+        and "can't allocate memory" in text
+    ):
+        return UserError(
+            f"out of memory ({text[:200]}); take smaller pictures, a smaller network or a smaller batch (in a training "
+            "SOLVER.ACCUMULATE shares one out over several passes)"
+        )
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
         return UserError(
             f"DETERMINISTIC True: {text.split(' does not')[0]} cannot be; set DETERMINISTIC False, or in a C4 detector "

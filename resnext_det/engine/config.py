@@ -51,6 +51,8 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
     empty = [key for key, value in _leaves(cfg) if value is None and defaults.get(key) is not None]
     if empty:  # yacs takes None for anything
         raise UserError(f"{config_file} and command line: {empty[0]} has no value; leave it out to have its default")
+    if not cfg.OUTPUT_DIR:
+        raise UserError("OUTPUT_DIR is empty: name the folder that the run writes to")
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     return cfg
 

@@ -6,6 +6,7 @@ Every process that trains belongs to a torch.distributed group: NCCL on GPUs, gl
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -90,6 +91,10 @@ def launch(
         if machines > 1:
             raise UserError(f"--num-machines {machines} needs --dist-url tcp://HOST:PORT of the machine with rank 0")
         url = f"tcp://127.0.0.1:{free_port()}"
+    elif not re.fullmatch(r"tcp://.+:\d+|file:///.+", url):
+        raise UserError(
+            f"--dist-url {url}: give tcp://HOST:PORT of the machine with rank 0, or file:///PATH they share"
+        )
     if device.startswith("cuda") and processes > torch.cuda.device_count():
         raise UserError(f"--num-gpus {processes}: this machine has {torch.cuda.device_count()}")
     places = [Place(machine_rank * processes + local, world_size, local, processes, url) for local in range(processes)]

@@ -172,6 +172,18 @@ def test_two_processes_are_told_what_the_first_cannot_write(folder: Path, tmp_pa
     assert said["results"].startswith("UserError: ") and "results.json: is a directory" in said["results"]
 
 
+def test_the_loss_is_that_of_smoothed_labels() -> None:
+    """1 - s + s / 2 for the right one of two classes, s / 2 for the other; the network's logits are 0 and 2."""
+    logits = torch.tensor([[0.0, 2.0]])
+    batch = [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0]), SAME_COLORS[None]]
+    model = TrainingModel(lambda x: logits, Normalize((0.5,) * 3, (0.2,) * 3), label_smoothing=0.3)
+    with EventStorage() as storage:
+        loss = model(batch)["loss"]
+        assert storage.latest()["train/top1_error"][0] == 100
+    expected = -(torch.log_softmax(logits[0], 0) * torch.tensor([0.85, 0.15])).sum()
+    torch.testing.assert_close(loss, expected)
+
+
 def test_accumulated_parts_equal_the_whole_batch() -> None:
     """With norms that know no batch; batch norm takes each part's own statistics, as it does each process's."""
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)

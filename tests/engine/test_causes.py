@@ -6,6 +6,7 @@ import errno
 import os
 
 import pytest
+import torch
 
 from resnext_det.engine.causes import cause_of
 from resnext_det.errors import RunFailed, UserError
@@ -39,3 +40,16 @@ def test_of_two_paths_the_one_to_be_made_is_named(tmp_path):
     with pytest.raises(OSError) as caught:
         os.replace(tmp_path / "part", tmp_path / "folder")
     assert str(cause_of(caught.value)).startswith(f"{tmp_path / 'folder'}: is a directory; it is a folder")
+
+
+@pytest.mark.parametrize("size", [10**13, 10**17])
+def test_too_little_memory_is_told_without_a_traceback(size):
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(size)
+    cause = cause_of(caught.value)
+    assert isinstance(cause, UserError) and "out of memory" in str(cause) and "SOLVER.ACCUMULATE" in str(cause)
+
+
+def test_too_little_memory_on_a_gpu():
+    error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert isinstance(cause_of(error), UserError)
