@@ -127,8 +127,11 @@ def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))  # of the weights that start anew
     model = build_model(cfg)
-    optimizer = build_optimizer(cfg, model)
-    scheduler = build_lr_scheduler(cfg, optimizer)
+    try:
+        optimizer = build_optimizer(cfg, model)
+        scheduler = build_lr_scheduler(cfg, optimizer)
+    except ValueError as error:  # a name or number that torch or detectron2 refuses
+        raise UserError(f"SOLVER: {error}") from error
     trainer = Trainer(
         wrap_distributed(model),
         optimizer,

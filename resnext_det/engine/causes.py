@@ -53,6 +53,8 @@ def cause_of(error: BaseException) -> BaseException:
             f"DETERMINISTIC True: {text.split(' does not')[0]} cannot be; set DETERMINISTIC False, or in a C4 detector "
             "MODEL.RESNEXT.FAST_C4 True"
         )
+    if isinstance(error, KeyError) and text.endswith(' registry!"'):  # fvcore's, quoted as every KeyError
+        return UserError(f"config: {error.args[0]} Correct the name, or import the module that registers it")
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
         return RunFailed(
             f"a data worker died ({text[:200]}); too little memory or /dev/shm is the usual cause: lower "

@@ -78,7 +78,7 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.empty(1, device=name).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"MODEL.DEVICE {name}: not on this machine; set MODEL.DEVICE to auto or cpu") from error
     return name

@@ -29,6 +29,10 @@ from .config import CONFIG_FILE
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights.pth"
+_FACTS = {key: int for key in ("iteration", "seed", "process", "processes", "accumulate")} | {
+    "precision": str, "learning_rate": list, "losses": list, "batches": list,
+}  # fmt: skip
+"""What a replay needs of a ``process_R.json``."""
 
 
 def dump_folder(output_dir: str | Path, iteration: int) -> Path:
@@ -66,11 +70,13 @@ def read_dump(path: str | Path) -> dict[str, Any]:
     for file in files:
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-            facts["losses"], facts["iteration"], facts["batches"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            wrong = [key for key, kind in _FACTS.items() if not isinstance(facts[key], kind)]
+            if wrong:
+                raise TypeError(f"{wrong[0]} is {facts[wrong[0]]!r}")
+            read.append((_badness(facts["losses"]), {**facts, "folder": str(file.parent)}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"--replay {file}: not a dump ({type(error).__name__}: {error})") from None
-        read.append({**facts, "folder": str(file.parent)})
-    return max(read, key=lambda facts: _badness(facts["losses"]))
+    return max(read, key=lambda pair: pair[0])[1]
 
 
 def _badness(losses: list[dict[str, float | None]]) -> float:

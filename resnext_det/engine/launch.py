@@ -279,29 +279,42 @@ def _join(place: Place, device: str, main: Callable, args: tuple) -> object:
 def _place_from_torchrun(environment: Mapping[str, str]) -> Place | None:
     if "TORCHELASTIC_RUN_ID" not in environment and not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(environment):
         return None
+    _number(environment, "MASTER_PORT", 1)  # torch reads it
     return Place(
-        rank=int(environment["RANK"]),
-        world_size=int(environment["WORLD_SIZE"]),
-        local_rank=int(environment.get("LOCAL_RANK", 0)),
-        local_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
+        rank=_number(environment, "RANK"),
+        world_size=_number(environment, "WORLD_SIZE"),
+        local_rank=_number(environment, "LOCAL_RANK", 0),
+        local_size=_number(environment, "LOCAL_WORLD_SIZE", 1),
         url="env://",
     )
 
 
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """An environment variable; without a ``default`` it must be there."""
+    value = environment.get(name, default)
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        state = "is not set" if value is None else f"is {value!r}, not a number"
+        raise UserError(
+            f"environment variable {name} {state}: start the run with torchrun or srun, or unset it"
+        ) from None
+
+
 def _place_from_slurm(environment: Mapping[str, str]) -> Place | None:
     """The place of a task that ``srun`` started; None outside Slurm, for one task, and in an interactive shell."""
-    tasks = int(environment.get("SLURM_NTASKS", 1))
+    tasks = _number(environment, "SLURM_NTASKS", 1)
     if tasks < 2 or "SLURM_PROCID" not in environment or environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
-    nodes = int(environment.get("SLURM_NNODES", 1))
+    nodes = _number(environment, "SLURM_NNODES", 1)
     if tasks % nodes:
         raise UserError(f"SLURM_NTASKS {tasks} on SLURM_NNODES {nodes}: give every node as many tasks")
     # Every task computes the same port from the job, out of the range for which no service is registered.
-    port = 49152 + int(environment.get("SLURM_JOB_ID", 0)) % 16384
+    port = 49152 + _number(environment, "SLURM_JOB_ID", 0) % 16384
     return Place(
-        rank=int(environment["SLURM_PROCID"]),
+        rank=_number(environment, "SLURM_PROCID"),
         world_size=tasks,
-        local_rank=int(environment["SLURM_LOCALID"]),
+        local_rank=_number(environment, "SLURM_LOCALID"),
         local_size=tasks // nodes,
         url=f"tcp://{_first_slurm_host(environment)}:{port}",
     )

@@ -60,6 +60,20 @@ def test_slurm_mistakes():
         _place_from_slurm({**SLURM, "SLURM_JOB_NODELIST": "node[1-2]", "PATH": ""})
 
 
+@pytest.mark.parametrize(("name", "value"), [("RANK", "x"), ("MASTER_PORT", "x"), ("WORLD_SIZE", None)])
+def test_torchrun_variables_that_are_no_numbers(name, value):
+    environment = {**TORCHRUN, "TORCHELASTIC_RUN_ID": "1", name: value}
+    with pytest.raises(UserError, match=f"environment variable {name} is"):
+        _place_from_torchrun({key: value for key, value in environment.items() if value is not None})
+
+
+def test_slurm_variables_that_are_no_numbers():
+    with pytest.raises(UserError, match="SLURM_NTASKS is 'x'"):
+        _place_from_slurm({"SLURM_NTASKS": "x"})
+    with pytest.raises(UserError, match="SLURM_LOCALID is not set"):
+        _place_from_slurm({key: value for key, value in SLURM.items() if key != "SLURM_LOCALID"})
+
+
 def test_a_compressed_node_list_is_read_by_slurms_own_tool(tmp_path, monkeypatch):
     tool = tmp_path / "scontrol"
     tool.write_text("#!/bin/sh\necho node7\necho node8\n")
