@@ -11,11 +11,11 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 
@@ -48,7 +48,7 @@ class Setting:
     @property
     def bf16(self) -> bool:
         """Whether bf16 is worth its time here; emulated, it takes minutes and tells nothing."""
-        from ..detection.optimize import multiplies_bf16
+        from ..inference.precision import multiplies_bf16
 
         return self.quick or multiplies_bf16(self.device)
 
@@ -128,7 +128,35 @@ def relative_error(x: Tensor, reference: Tensor) -> float:
     return ((x.float() - reference.float()).norm() / reference.float().norm()).item()
 
 
-def not_run(setting: Setting, *names: str) -> dict[str, dict[str, str]]:
-    """The result's section on what bf16 would have needed; empty where the hardware has it."""
-    reason = "not run: this hardware does not multiply bf16"
-    return {} if setting.bf16 else {"not run": dict.fromkeys(names, reason)}
+def optimized_copies(model: nn.Module, setting: Setting, example: object) -> dict[str, nn.Module]:
+    """``optimize_for_inference`` in every precision that is worth its time here, by name.
+
+    Args:
+        example: input of ``model`` on which int8 measures its ranges.
+    """
+    from ..detection.optimize import optimize_for_inference
+    from ..inference.precision import has
+
+    copies = {name: optimize_for_inference(model, name) for name in (("fp32", "bf16") if setting.bf16 else ("fp32",))}
+    if setting.device == "cpu" and has("openvino") and has("nncf"):
+        for name in [*copies, "int8"]:
+            copies[f"{name} OpenVINO"] = optimize_for_inference(
+                model, name, backend="openvino", calibration=[example] if name == "int8" else None
+            )
+    return copies
+
+
+def not_run(setting: Setting, copies: Iterable[str], *others: str) -> dict[str, dict[str, str]]:
+    """The result's section on what was not measured and why; empty where all was.
+
+    Args:
+        copies: what :func:`optimized_copies` made, where it was asked.
+        others: sides in bf16.
+    """
+    skipped = {}
+    if not setting.bf16:
+        asked = [*others, *(["optimized bf16", "optimized bf16 OpenVINO"] if copies else [])]
+        skipped = dict.fromkeys(asked, "not run: this hardware does not multiply bf16")
+    if copies and "int8 OpenVINO" not in copies:
+        skipped["OpenVINO"] = "not run: not installed (pip install 'resnext-det[openvino]'), or not a CPU"
+    return {"not run": skipped} if skipped else {}

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode as CN
 
 from ..engine.trainer import PRECISIONS
 from ..errors import UserError
+from ..inference.precision import BACKENDS, CHOICES
 
 SCHEDULES = ("step", "cosine")
 AUGMENTATIONS = ("imagenet", "cifar")
@@ -61,6 +62,10 @@ def get_config() -> CN:
     cfg.TEST.AMONG = "train"  # classes that compete: all of training's, or only those with test pictures (Table 6)
     cfg.TEST.BATCH_SIZE = 100  # per process
     cfg.TEST.EVAL_PERIOD = 1.0  # epochs
+    # off: the layers of training in SOLVER.PRECISION. auto, fp32, bf16, fp16 or int8: an optimised copy, faster; int8
+    # needs a CPU and OpenVINO, and measures its ranges on some pictures of training
+    cfg.TEST.DTYPE = "off"
+    cfg.TEST.BACKEND = "auto"  # of that copy: torch, openvino (CPUs), or auto: OpenVINO for int8, torch otherwise
 
     cfg.SOLVER = CN()
     cfg.SOLVER.EPOCHS = 100
@@ -93,6 +98,8 @@ def check_config(cfg: CN) -> None:
     _choice("SOLVER.PRECISION", cfg.SOLVER.PRECISION, tuple(PRECISIONS))
     _choice("INPUT.AUGMENTATION", cfg.INPUT.AUGMENTATION, AUGMENTATIONS)
     _choice("MODEL.NORM", cfg.MODEL.NORM, NORMS)
+    _choice("TEST.DTYPE", cfg.TEST.DTYPE, CHOICES)
+    _choice("TEST.BACKEND", cfg.TEST.BACKEND, BACKENDS)
     _choice("TEST.AMONG", cfg.TEST.AMONG, ("train", "test"))
     for key in ("EPOCHS", "IMS_PER_BATCH", "REFERENCE_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS"):
         if not cfg.SOLVER[key] > 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -41,6 +41,7 @@ from ..engine.trainer import (
 )
 from ..errors import UserError
 from ..files import write_json
+from ..inference.optimize import optimize_classifier
 from ..resnext import Classifier, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
@@ -150,14 +151,33 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
     if comm.get_world_size() > 1:  # every process judges with the batch-norm statistics that are saved: the first's
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
+    model, autocast_dtype = _judged(cfg, model, normalize)
     return evaluate(
         model,
         normalize,
         loaders,
         flip=bool(cfg.TEST.DENSE_SIZES),
         among=np.unique(pictures.labels).tolist() if cfg.TEST.AMONG == "test" else None,
-        autocast_dtype=PRECISIONS[cfg.SOLVER.PRECISION],
+        autocast_dtype=autocast_dtype,
     )
+
+
+def _judged(cfg: CfgNode, model: nn.Module, normalize: Normalize) -> tuple[nn.Module, torch.dtype | None]:
+    """The network that evaluation runs, as TEST.DTYPE says, and the type to autocast to."""
+    if cfg.TEST.DTYPE == "off":
+        return model, PRECISIONS[cfg.SOLVER.PRECISION]
+    examples = _examples(cfg, normalize) if cfg.TEST.DTYPE == "int8" else None
+    return optimize_classifier(model, cfg.TEST.DTYPE, backend=cfg.TEST.BACKEND, calibration=examples), None
+
+
+def _examples(cfg: CfgNode, normalize: Normalize, number: int = 256) -> Iterator[Tensor]:
+    """About ``number`` pictures spread over DATASETS.TRAIN, as testing sees them; the same in every process."""
+    pictures = open_pictures(cfg.DATASETS.TRAIN)
+    step = max(1, len(pictures) // number)
+    transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    for images, _ in evaluation_loader(pictures, transform, 16, workers=workers, world_size=step):
+        yield normalize(images.to(cfg.MODEL.DEVICE))
 
 
 def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False) -> dict[str, float]:

@@ -261,6 +261,24 @@ def test_loader_from_config(cfg, name: str) -> Iterable[list[dict]]:
     return one_by_one(cfg, dicts, mapper_from_config(cfg, is_train=False))
 
 
+def calibration_inputs(cfg, number: int = 16) -> Iterator[list[dict]]:
+    """About ``number`` pictures spread over DATASETS.TRAIN, as testing sees them: on these int8 measures its ranges.
+
+    The same in every process, so that all of them judge with the same network.
+    """
+    dicts = load_dicts(
+        cfg.DATASETS.TRAIN,
+        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        filter_empty=False,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+    mapper = mapper_from_config(cfg, is_train=False)
+    for chosen in dicts[:: max(1, len(dicts) // number)]:
+        picture = mapper(chosen)
+        if picture is not None:
+            yield [picture]
+
+
 def one_by_one(cfg, dicts: list[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:
     """detectron2's test loader, whose workers live on while a signal stops the run."""
     loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)

@@ -11,9 +11,9 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
 from resnext_det import UserError, add_resnext_config, create_model
-from resnext_det.detection import optimize
 from resnext_det.detection.c4_head import ResNeXtC4ROIHeads
 from resnext_det.detection.optimize import for_inference, optimize_for_inference
+from resnext_det.inference import fused, precision
 
 
 def random_statistics(model):
@@ -93,7 +93,7 @@ def test_classifier(dtype, tolerance):
 @pytest.mark.parametrize("native", [True, False])
 @torch.no_grad()
 def test_auto_is_bf16_where_the_hardware_multiplies_it(native, monkeypatch, caplog):
-    monkeypatch.setattr(optimize, "multiplies_bf16", lambda device: native)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: native)
     caplog.set_level("INFO")
     result = optimize_for_inference(detector()).backbone(torch.randn(1, 3, 64, 64))["res4"]
     assert result.dtype == (torch.bfloat16 if native else torch.float32)
@@ -101,7 +101,7 @@ def test_auto_is_bf16_where_the_hardware_multiplies_it(native, monkeypatch, capl
 
 
 def test_bf16_warns_where_the_hardware_does_not_multiply_it(monkeypatch, caplog):
-    monkeypatch.setattr(optimize, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
     optimize_for_inference(torch.nn.Linear(1, 1), "bf16")
     assert "fp32 is faster" in caplog.text and caplog.records[0].levelname == "WARNING"
 
@@ -156,7 +156,7 @@ def test_norms_that_are_not_constant_stay():
     optimized = optimize_for_inference(model, "fp32")
     expected = model(IMAGES)[0]["instances"].scores
     torch.testing.assert_close(optimized(IMAGES)[0]["instances"].scores, expected, rtol=0, atol=1e-5)
-    assert not any(isinstance(m, optimize.FusedConv) for m in optimized.backbone.modules())
+    assert not any(isinstance(m, fused.FusedConv) for m in optimized.backbone.modules())
 
 
 def test_the_key_chooses_and_the_model_stays_as_it_is():
@@ -173,7 +173,7 @@ def test_the_key_chooses_and_the_model_stays_as_it_is():
     assert all(p.requires_grad for p in model.roi_heads.parameters())
     assert isinstance(model.roi_heads, ResNeXtC4ROIHeads) and type(model.roi_heads.res5[0]).__name__ == "Bottleneck"
     cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "fp8"
-    with pytest.raises(UserError, match="INFERENCE_DTYPE is 'fp8': choose from auto, fp32, bf16, fp16, off"):
+    with pytest.raises(UserError, match="INFERENCE_DTYPE is 'fp8': choose from auto, fp32, bf16, fp16, int8, off"):
         for_inference(cfg, model)
 
 
