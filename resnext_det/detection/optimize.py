@@ -21,6 +21,9 @@ from ..inference.precision import BACKENDS, CHOICES, Precision, choose
 from .c4_head import ResNeXtC4ROIHeads, SplitRes5
 from .roi_align import SparseBins, pool
 
+REGIONS_AT_ONCE = 50
+"""That OpenVINO computes: the usual numbers of proposals, 1000, 300 and 100, are multiples of it."""
+
 
 def for_inference(cfg: CfgNode, model: nn.Module, calibration: Callable[[], Iterable[list[dict]]] = tuple) -> nn.Module:
     """The model that evaluation and prediction run: ``MODEL.RESNEXT.INFERENCE_DTYPE`` says in which precision.
@@ -74,16 +77,19 @@ def optimize_for_inference(
     parts: list[Part] = []
     heads = getattr(model, "roi_heads", None)
     half_from = None
+    if precision.openvino:
+        parts += _rpn_by_openvino(model)
     if isinstance(heads, ResNeXtC4ROIHeads) and heads.fast and folds(heads.res5):
         if precision.openvino:
             heads.optimized = OpenVINOSplitRes5(heads, precision)
+            heads.chunk_size = REGIONS_AT_ONCE
             parts.append(heads.optimized.part)
         else:
             heads.optimized = FusedSplitRes5(heads.res5, precision)
         heads.res5 = heads.optimized.blocks
         if device.type == "cuda":
             heads.chunk_size = _chunk_for_memory(heads, precision.dtype, device)
-        if _fuse_rpn(model, precision):
+        if not precision.openvino and _fuse_rpn(model, precision):
             half_from = model.backbone
     parts += optimize_trunks(model, precision, half_from)
     compile_parts(parts, precision.name, model, calibration)
@@ -100,11 +106,44 @@ def _chunk_for_memory(heads: ResNeXtC4ROIHeads, dtype: torch.dtype, device: torc
     return int(min(max(free / 4 / (values * dtype.itemsize), 64), 1024))
 
 
-def _fuse_rpn(model: nn.Module, precision: Precision) -> bool:
-    """Fuse detectron2's ``StandardRPNHead`` of one hidden convolution; False where the model has another."""
+def _rpn_head(model: nn.Module) -> nn.Module | None:
+    """detectron2's ``StandardRPNHead`` with one hidden convolution; None where the model has another head, or none."""
     head = getattr(getattr(model, "proposal_generator", None), "rpn_head", None)
     parts = [getattr(head, name, None) for name in ("conv", "objectness_logits", "anchor_deltas")]
-    if not all(isinstance(part, nn.Conv2d) and getattr(part, "norm", None) is None for part in parts):
+    plain = all(isinstance(part, nn.Conv2d) and getattr(part, "norm", None) is None for part in parts)
+    return head if plain else None
+
+
+def _rpn_by_openvino(model: nn.Module) -> list[Part]:
+    head = _rpn_head(model)
+    if head is None:
+        return []
+    part = Part(_OneLevel(head), [torch.zeros(1, head.conv.in_channels, 8, 8)], dynamic=(0, 2, 3))
+
+    def forward(features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = zip(*map(part, features), strict=True)
+        return list(logits), list(deltas)
+
+    head.forward = forward
+    return [part]
+
+
+class _OneLevel(nn.Module):
+    """detectron2's RPN head on one map: (N, C, H, W) -> objectness logits, box deltas."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        (logits,), (deltas,) = type(self.head).forward(self.head, [x])
+        return logits, deltas
+
+
+def _fuse_rpn(model: nn.Module, precision: Precision) -> bool:
+    """Fuse the RPN's head; False where it is not known."""
+    head = _rpn_head(model)
+    if head is None:
         return False
     dtype, fused = precision.dtype, precision.fused
     relu = getattr(head.conv, "activation", None) is not None
@@ -149,11 +188,11 @@ class OpenVINOSplitRes5(FusedSplitRes5):
         bins = size if isinstance(size, tuple) else (size, size)
         channels = stage[0].conv1.out_channels, stage[0].shortcut.out_channels
         example = [
-            torch.zeros(2, *(-(-n // stride) for n in bins), c)
+            torch.zeros(REGIONS_AT_ONCE, *(-(-n // stride) for n in bins), c)
             for stride, c in zip(self.strides, channels, strict=True)
         ]
-        # Of a thousand regions in chunks of 32, every eighth chunk shows four: enough of each picture.
-        self.part = Part(_Regions(stage, mean=not heads.mask_on), example, dynamic=(0,), every=8, rows=8)
+        # Of a thousand regions of a picture, twenty chunks, every fourth chunk shows five.
+        self.part = Part(_Regions(stage, mean=not heads.mask_on), example, every=4, rows=10)
 
     def of_regions(self, maps: Sequence[Tensor], bins: Sequence[SparseBins]) -> Tensor:
         return self.part(pool(maps[0], bins[0]), pool(maps[1], bins[1]))[0]

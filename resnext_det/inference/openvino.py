@@ -37,13 +37,20 @@ class Part:
     Args:
         module: tensors -> a tensor or a tuple of them. Traced, so it may not branch on what they hold.
         example: inputs of typical shapes.
-        dynamic: which of their dimensions vary.
+        dynamic: which of their dimensions vary. Without any, every call has the example's shapes, which is faster by a
+            quarter where memory is channels-last; a smaller batch is filled up with zeros.
         every: keep the inputs of every so-manieth call only.
         rows: and of those every so-manieth row of the batch only.
     """
 
     def __init__(
-        self, module: nn.Module, example: Sequence[Tensor], *, dynamic: Sequence[int], every: int = 1, rows: int = 1
+        self,
+        module: nn.Module,
+        example: Sequence[Tensor],
+        *,
+        dynamic: Sequence[int] = (),
+        every: int = 1,
+        rows: int = 1,
     ) -> None:
         self.module: nn.Module | None = module
         self.example, self.dynamic = tuple(example), tuple(dynamic)
@@ -53,13 +60,20 @@ class Part:
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         if self._run is not None:
+            number = len(inputs[0])
+            if not self.dynamic:
+                inputs = tuple(self._filled_up(x, len(e)) for x, e in zip(inputs, self.example, strict=True))
             outputs = self._run([x.contiguous().numpy() for x in inputs])
-            return tuple(torch.from_numpy(outputs[i]) for i in range(len(outputs)))
+            return tuple(torch.from_numpy(outputs[i])[:number] for i in range(len(outputs)))
         if self.calls % self.every == 0:
             self.seen.append(tuple(x[:: self.rows].clone(memory_format=torch.contiguous_format) for x in inputs))
         self.calls += 1
         outputs = self.module(*inputs)
         return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+    @staticmethod
+    def _filled_up(x: Tensor, number: int) -> Tensor:
+        return x if len(x) == number else torch.cat([x, x.new_zeros(number - len(x), *x.shape[1:])])
 
     @torch.no_grad()
     def compile(self, dtype: str) -> None:
@@ -72,7 +86,12 @@ class Part:
         shapes = [[-1 if i in self.dynamic else n for i, n in enumerate(x.shape)] for x in self.example]
         model = openvino.convert_model(self.module, example_input=self.example, input=shapes)
         if dtype == "int8":
+            # Examples are fewer at a time than calls of a fixed shape: NNCF sees them in a model of any batch.
+            fixed = [x.shape for x in self.example]
+            model.reshape({port: [-1, *port.partial_shape[1:]] for port in model.inputs})
             model = _quantised(model, self.seen)
+            if not self.dynamic:
+                model.reshape(dict(zip(model.inputs, fixed, strict=True)))
         rest = dtype if dtype in PRECISION_HINTS else "bf16" if multiplies_bf16("cpu") else "fp32"
         settings = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
@@ -87,9 +106,15 @@ def _quantised(model, examples: Sequence[tuple[Tensor, ...]]):
     """8 bits for the convolutions and what flows between them; the ranges are those of the examples."""
     nncf = load("nncf")
     nncf.set_log_level(logging.ERROR)
-    data = nncf.Dataset(examples, lambda inputs: [x.numpy() for x in inputs])
-    # MIXED: what comes out of a ReLU has no sign, what comes out of a sum has.
-    return nncf.quantize(model, data, preset=nncf.QuantizationPreset.MIXED, subset_size=len(examples))
+    # MINMAX: nothing is clipped. NNCF's default, means over the examples, cost a small detector a whole point of AP.
+    ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
+    return nncf.quantize(
+        model,
+        nncf.Dataset(examples, lambda inputs: [x.numpy() for x in inputs]),
+        preset=nncf.QuantizationPreset.MIXED,  # what comes out of a ReLU has no sign, what comes out of a sum has
+        subset_size=len(examples),
+        advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
+    )
 
 
 @torch.no_grad()
