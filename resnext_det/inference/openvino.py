@@ -105,7 +105,7 @@ class Part:
 def _quantised(model, examples: Sequence[tuple[Tensor, ...]]):
     """8 bits for the convolutions and what flows between them; the ranges are those of the examples."""
     nncf = load("nncf")
-    nncf.set_log_level(logging.ERROR)
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # not what NNCF thinks of every node
     # MINMAX: nothing is clipped. NNCF's default, means over the examples, cost a small detector a whole point of AP.
     ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
     return nncf.quantize(
