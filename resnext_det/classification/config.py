@@ -104,6 +104,15 @@ def check_config(cfg: CN) -> None:
     for key in ("EPOCHS", "IMS_PER_BATCH", "REFERENCE_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS"):
         if not cfg.SOLVER[key] > 0:
             raise UserError(f"SOLVER.{key} {cfg.SOLVER[key]}: must be above 0")
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise UserError(f"DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS}: must be 0 or above")
+    if cfg.SOLVER.MOMENTUM < 0 or cfg.SOLVER.WEIGHT_DECAY < 0:
+        raise UserError("SOLVER.MOMENTUM and SOLVER.WEIGHT_DECAY: must be 0 or above")
+    if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
+        raise UserError("SOLVER.NESTEROV True: needs a SOLVER.MOMENTUM above 0")
+    for section, key in (("INPUT", "CROP_SIZE"), ("TEST", "SHORT_SIDE"), ("TEST", "BATCH_SIZE")):
+        if cfg[section][key] < 1:
+            raise UserError(f"{section}.{key} {cfg[section][key]}: must be at least 1")
     if not 0 <= cfg.INPUT.COLOR_JITTER < 1:
         raise UserError(f"INPUT.COLOR_JITTER {cfg.INPUT.COLOR_JITTER}: must be in [0, 1)")
     if not cfg.TEST.EVAL_PERIOD > 0:

@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from ..engine.averaging import WeightAverage, average_of
 from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
+from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
 from ..engine.evaluations import Evaluations
+from ..engine.launch import decided_by_main
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     PRECISIONS,
@@ -45,7 +47,7 @@ from ..inference.optimize import optimize_classifier
 from ..resnext import Classifier, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
-from .data import TrainingLoader, evaluation_loader
+from .data import Pictures, TrainingLoader, evaluation_loader
 from .evaluate import evaluate
 from .initial_weights import check_against_config, load_initial_weights, metadata
 from .shards import open_pictures
@@ -89,6 +91,15 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
     )
     model.recompute = cfg.MODEL.RECOMPUTE
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
+
+
+def build_training_model(cfg: CfgNode, num_classes: int) -> TrainingModel:
+    """:func:`build_classifier`, compiled where MODEL.COMPILE says so, with the normalisation and loss of training."""
+    model = build_classifier(cfg, num_classes)
+    if cfg.MODEL.COMPILE:
+        model.compile()
+    normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
+    return TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING)
 
 
 @dataclass(frozen=True)
@@ -230,10 +241,8 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         *(len(pictures), len(pictures.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
         *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
     )
-    model = build_classifier(cfg, len(pictures.classes))
-    if cfg.MODEL.COMPILE:
-        model.compile()
-    normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
+    training_model = build_training_model(cfg, len(pictures.classes))
+    model, normalize = training_model.classifier, training_model.normalize
     optimizer = torch.optim.SGD(
         model.parameters(),
         plan.lr,
@@ -242,7 +251,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         nesterov=cfg.SOLVER.NESTEROV,
     )
     trainer = Trainer(
-        wrap_distributed(TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING)),
+        wrap_distributed(training_model),
         optimizer,
         seed=seed,
         precision=cfg.SOLVER.PRECISION,
@@ -285,9 +294,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         )
     )
     trainer.register_hooks([evaluations])
-    if comm.is_main_process():
-        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
-            file.write(cfg.dump())
+    save_config(cfg, cfg.OUTPUT_DIR)
     trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
 
     settings = settings_of(optimizer)
@@ -299,19 +306,26 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
     if cfg.MODEL.WEIGHTS and done is None:
         load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
-    loader = TrainingLoader(
-        pictures,
-        _training_transform(cfg),
-        plan.batch_size,
-        seed=trainer.seed,
-        workers=cfg.DATALOADER.NUM_WORKERS,
-        rank=comm.get_rank(),
-        world_size=processes,
-        start_batch=start * cfg.SOLVER.ACCUMULATE,
-    )
-    trainer.set_data_loader(loader)
+    place = {"rank": comm.get_rank(), "world_size": processes}
+    trainer.set_data_loader(training_loader(cfg, pictures, plan.batch_size, trainer.seed, start, **place))
     trainer.train(start, plan.iterations)
     return _report(cfg, model, results)
+
+
+def training_loader(
+    cfg: CfgNode, pictures: Pictures, batch_size: int, seed: int, start_iteration: int, *, rank: int, world_size: int
+) -> TrainingLoader:
+    """The training batches of process ``rank``, after ``start_iteration`` optimiser steps."""
+    return TrainingLoader(
+        pictures,
+        _training_transform(cfg),
+        batch_size,
+        seed=seed,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=rank,
+        world_size=world_size,
+        start_batch=start_iteration * cfg.SOLVER.ACCUMULATE,
+    )
 
 
 def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
@@ -324,7 +338,7 @@ def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
 
 def _report(cfg: CfgNode, model: Classifier, results: dict[str, float]) -> dict[str, float]:
     logger.info("top-1 error %.2f%%, top-5 error %.2f%%", results["top1_error"], results["top5_error"])
-    if comm.is_main_process():
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), {**results, "parameters": parameters})
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    path = os.path.join(cfg.OUTPUT_DIR, "results.json")
+    decided_by_main(lambda: write_json(path, {**results, "parameters": parameters}))
     return results

@@ -60,8 +60,8 @@ def known_sets(names: Sequence[str], key: str) -> None:
     for name in names:
         if name not in DatasetCatalog.list():
             raise UserError(
-                f"DATASETS.{key}: {name!r} is not registered{nearest(name, DatasetCatalog.list())} "
-                "Register a set of your own with DATASETS.REGISTER: [[name, json_file, image_root]]"
+                f"DATASETS.{key}: {name!r} is not registered{nearest(name, DatasetCatalog.list())}; "
+                "register a set of your own with DATASETS.REGISTER: [[name, json_file, image_root]]"
             )
 
 

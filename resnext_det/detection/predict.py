@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
@@ -35,6 +34,7 @@ from .coco_evaluator import detections_of
 from .config import add_resnext_config
 from .images import BrokenImage, read_image
 from .initial_weights import apply_preset, load_initial_weights
+from .mapper import ResizeShortestEdge
 from .optimize import for_inference
 
 logger = logging.getLogger(__name__)

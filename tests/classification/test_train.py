@@ -15,6 +15,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from PIL import Image
+from told import Told, block, told_by_all
 from torch import nn
 
 from resnext_det import UserError, create_model
@@ -24,9 +25,10 @@ from resnext_det.classification.command import main
 from resnext_det.classification.config import get_config
 from resnext_det.classification.data import ImageFolder
 from resnext_det.classification.makers.shards import write_shards
-from resnext_det.classification.train import Plan, TrainingModel, build_classifier, build_scheduler
+from resnext_det.classification.train import Plan, TrainingModel, build_classifier, build_scheduler, train
 from resnext_det.engine.config import load_config
 from resnext_det.engine.evaluations import read_evaluations, write_evaluations
+from resnext_det.engine.launch import launch
 from resnext_det.engine.signals import Stopped
 from resnext_det.engine.trainer import Trainer
 
@@ -180,6 +182,36 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4, msg=key)
 
 
+def write_in_vain(folder: Path, out: Path) -> None:
+    told = Told()
+    for name, file in (("config", "config.yaml"), ("results", "results.json")):
+        cfg = load_config(
+            get_config(), str(folder / "config.yaml"), [*ONE_EPOCH, "OUTPUT_DIR", str(block(out, name, file))]
+        )
+        told(name, lambda cfg=cfg: train(cfg))
+    told.write(out)
+
+
+@pytest.mark.slow
+def test_two_processes_are_told_what_the_first_cannot_write(folder: Path, tmp_path: Path) -> None:
+    launch(write_in_vain, (folder, tmp_path), processes=2)
+    said = told_by_all(tmp_path)
+    assert said["config"].startswith("UserError: ") and "config.yaml: is a directory" in said["config"]
+    assert said["results"].startswith("UserError: ") and "results.json: is a directory" in said["results"]
+
+
+def test_the_loss_is_that_of_smoothed_labels() -> None:
+    """1 - s + s / 2 for the right one of two classes, s / 2 for the other; the network's logits are 0 and 2."""
+    logits = torch.tensor([[0.0, 2.0]])
+    batch = [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0]), SAME_COLORS[None]]
+    model = TrainingModel(lambda x: logits, Normalize((0.5,) * 3, (0.2,) * 3), label_smoothing=0.3)
+    with EventStorage() as storage:
+        loss = model(batch)["loss"]
+        assert storage.latest()["train/top1_error"][0] == 100
+    expected = -(torch.log_softmax(logits[0], 0) * torch.tensor([0.85, 0.15])).sum()
+    torch.testing.assert_close(loss, expected)
+
+
 def test_accumulated_parts_equal_the_whole_batch() -> None:
     """With norms that know no batch; batch norm takes each part's own statistics, as it does each process's."""
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
@@ -201,7 +233,7 @@ def test_accumulated_parts_equal_the_whole_batch() -> None:
             torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-7)
 
 
-ONE_EPOCH = ["SOLVER.EPOCHS", 1, "SOLVER.STEPS", "()", "SOLVER.EMA_DECAY", 0]
+ONE_EPOCH = ["SOLVER.EPOCHS", "1", "SOLVER.STEPS", "()", "SOLVER.EMA_DECAY", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -85,6 +85,12 @@ def test_pictures_are_resized_in_order_and_given_back_in_their_own_pixels(detect
     assert changed[10, 40:70].any() and not changed[70:].any()
 
 
+@pytest.mark.parametrize("size", [(9000, 2), (2, 9000)])
+def test_case_37_a_picture_thinner_than_a_pixel_once_resized(detector, size):
+    (found,) = detector([np.full((*size, 3), 255, dtype=np.uint8)])
+    assert len(found) == 2 and np.isfinite(found.boxes).all()
+
+
 def test_exif_orientation_is_respected(tmp_path):
     image = Image.fromarray(picture())
     exif = image.getexif()
