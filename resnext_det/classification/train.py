@@ -41,6 +41,7 @@ from ..engine.trainer import (
 )
 from ..errors import UserError
 from ..files import write_json
+from ..kernels.layer import use_grouped_conv
 from ..resnext import Classifier, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
@@ -87,6 +88,7 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         stride_in_1x1=cfg.MODEL.STRIDE_IN_1X1,
     )
     model.recompute = cfg.MODEL.RECOMPUTE
+    use_grouped_conv(model, cfg.MODEL.GROUPED_CONV)
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
 
 

@@ -65,3 +65,5 @@ def add_resnext_config(cfg: CfgNode) -> None:
         # How evaluation and prediction run: fp32, bf16 or fp16 on an optimised copy of the model, auto for what the
         # hardware is good at, off for the layers of training as they are.
         cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "auto"
+        # The grouped 3x3 convolutions: torch, triton for our kernel on a GPU, or auto for what measures fastest there.
+        cfg.MODEL.RESNEXT.GROUPED_CONV = "torch"
