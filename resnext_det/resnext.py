@@ -36,7 +36,7 @@ class ConvNorm(nn.Conv2d):
         convolve: computes the convolution from (x, weight) in place of PyTorch; :mod:`resnext_det.kernels` sets it.
     """
 
-    convolve: Callable[[Tensor, Tensor], Tensor] | None = None
+    convolve: Callable[..., Tensor] | None = None
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm | None, **kwargs) -> None:
         super().__init__(in_channels, out_channels, kernel_size, bias=False, **kwargs)
