@@ -200,6 +200,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         {"top1_error", "top5_error"} in percent, of the averaged weights where SOLVER.EMA_DECAY is set.
     """
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
+    torch.backends.cudnn.benchmark = not cfg.DETERMINISTIC  # pictures have one size, so searching pays
     start_log(cfg.OUTPUT_DIR)
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))

@@ -140,12 +140,13 @@ def weight_gradient(x: Tensor, gradient: Tensor, stride: int, groups: int, confi
     config = config or weight_configs(channels, per_group)[0]
     tiles, pixels = channels // config.tile, n * out_height * out_width
     blocks = max(-(-pixels // config.pixels), 1)
-    parts = min(max(PROGRAMS // (tiles * 3), 1), blocks)
-    per_part = -(-blocks // parts) * config.pixels
+    # Blocks of pixels in a part, a power of two: a loop's length is compiled in, and few lengths should be.
+    per_part = 1 << (blocks * tiles * 3 // PROGRAMS or 1).bit_length() - 1
+    parts = -(-blocks // per_part)
     sums = x.new_empty(parts, tiles, 9, config.tile, config.tile, dtype=torch.float32)
     _weight_kernel[(tiles, 3, parts)](
         _channels_last(x), _channels_last(gradient), sums, pixels, height, width, out_height, out_width, channels,
-        per_part, STRIDE=stride, PRECISE=x.dtype == torch.float32, TILE=config.tile, PIXELS=config.pixels,
+        STRIDE=stride, BLOCKS=per_part, PRECISE=x.dtype == torch.float32, TILE=config.tile, PIXELS=config.pixels,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     together = config.tile // per_group
@@ -273,8 +274,8 @@ if triton is not None:
 
     @triton.jit
     def _weight_kernel(
-        x, gradient, sums, pixels, height, width, out_height, out_width, channels, per_part,
-        STRIDE: tl.constexpr, PRECISE: tl.constexpr, TILE: tl.constexpr, PIXELS: tl.constexpr,
+        x, gradient, sums, pixels, height, width, out_height, out_width, channels,
+        STRIDE: tl.constexpr, BLOCKS: tl.constexpr, PRECISE: tl.constexpr, TILE: tl.constexpr, PIXELS: tl.constexpr,
     ):  # fmt: skip
         # A program adds up one row of taps, so that the gradient is read once for three products.
         tile, taps, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -283,8 +284,8 @@ if triton is not None:
         left = tl.zeros((TILE, TILE), dtype=tl.float32)
         middle = tl.zeros((TILE, TILE), dtype=tl.float32)
         right = tl.zeros((TILE, TILE), dtype=tl.float32)
-        for first in range(part * per_part, (part + 1) * per_part, PIXELS):
-            pixel = first + tl.arange(0, PIXELS)
+        for block in range(BLOCKS):
+            pixel = (part * BLOCKS + block) * PIXELS + tl.arange(0, PIXELS)
             inside = pixel < pixels
             column = (pixel % out_width) * STRIDE
             row = ((pixel // out_width) % out_height) * STRIDE + taps - 1

@@ -10,18 +10,15 @@ import torch
 import torch.nn.functional as F
 
 from resnext_det import create_model
-from resnext_det.detection.c4_head import SplitRes5
-from resnext_det.detection.optimize import optimize_for_inference
 from resnext_det.kernels import grouped_conv as kernels
 from resnext_det.kernels.layer import grouped_conv3x3, use_grouped_conv
 
 CASES = [  # width, groups, stride, (height, width)
     (4, 8, 1, (9, 7)),
-    (4, 16, 2, (8, 5)),
     (8, 4, 2, (7, 10)),
-    (16, 2, 1, (5, 6)),
-    (32, 2, 2, (14, 14)),
-    (32, 1, 1, (1, 1)),
+    (4, 16, 2, (4, 5)),
+    (16, 1, 1, (1, 1)),
+    (32, 2, 2, (6, 7)),
     (64, 1, 2, (3, 3)),
     (2, 8, 1, (4, 4)),
 ]
@@ -53,7 +50,7 @@ def exact_results(x, weight, scale, shift, stride, groups, relu):
 def every_cut() -> None:
     """Each configuration of each kernel; warps and stages mean nothing to the interpreter."""
     for width, groups, stride, size in CASES:
-        for dtype in (torch.float32, torch.float16) if width in (4, 32) else (torch.float32,):
+        for dtype in (torch.float32, torch.float16) if width == 8 else (torch.float32,):
             x, weight, scale, shift = problem(width, groups, size, dtype)
             tolerance = 1e-6 if dtype == torch.float32 else 2e-3
             plain, slopes, (dx, dw) = exact_results(x, weight, None, None, stride, groups, False)
@@ -71,7 +68,7 @@ def every_cut() -> None:
 
 def many_parts() -> None:
     """The weight's gradient cut into several parts, the last one not full."""
-    kernels.PROGRAMS = 9
+    kernels.PROGRAMS = 6
     x, weight, _, _ = problem(16, 1, (13, 11))
     _, slopes, (_, dw) = exact_results(x, weight, None, None, 1, 1, False)
     near(kernels.weight_gradient(x, slopes, 1, 1), dw, "parts")
@@ -81,7 +78,7 @@ def many_parts() -> None:
 
 def layer() -> None:
     """Values and gradients of the differentiable layer, with and without the fused epilogue."""
-    for (width, groups, stride, size), relu in itertools.product(CASES[:3], (False, True)):
+    for (width, groups, stride, size), relu in itertools.product(CASES[:2], (False, True)):
         x, weight, scale, shift = problem(width, groups, size)
         for epilogue in ((scale, shift),) if relu else ((None, None), (scale, shift)):
             y, slopes, gradients = exact_results(x, weight, *epilogue, stride, groups, relu)
@@ -156,6 +153,9 @@ def autocast() -> None:
 
 def in_a_network() -> None:
     """The same names, outputs, gradients and statistics; a copy keeps the switch; "torch" takes it back."""
+    from resnext_det.detection.c4_head import SplitRes5
+    from resnext_det.detection.optimize import optimize_for_inference
+
     torch.manual_seed(0)
     plain = create_model("resnext14_8x4d", num_classes=3, stem_out_channels=8, res2_out_channels=16)
     model = copy.deepcopy(plain)
@@ -174,6 +174,9 @@ def in_a_network() -> None:
         torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-3 * a.grad.abs().max().item(), msg=name)
     for (name, a), b in zip(plain.named_buffers(), model.buffers(), strict=True):
         torch.testing.assert_close(b, a, msg=name)
+    with torch.autocast("cpu", torch.float16):
+        compiled = torch.compile(copy.deepcopy(model), backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), copy.deepcopy(model)(x))
     model.eval()
     expected = model(x)
     del calls[:]

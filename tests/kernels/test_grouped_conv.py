@@ -32,7 +32,8 @@ needs_triton = pytest.mark.skipif(kernels.triton is None, reason="no Triton")
 def test_in_the_interpreter(checks):
     # The interpreter is chosen when Triton is imported, so the checks have a process of their own.
     script = Path(__file__).with_name("interpreted.py")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, script, *checks], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -49,7 +50,14 @@ def test_compiles_for_a_gpu_that_is_not_here(name):
         a: "*bf16" if a in maps else "*fp32" if a in ("scale", "shift", "sums") else "i32" for a in kernel.arg_names
     }
     config = kernels.configs(256, 4)[0] if "merged" in types else kernels.weight_configs(256, 4)[0]
-    sizes = {"STRIDE": 2, "TILE": config.tile, "PIXELS": config.pixels, "TRANSPOSED": False, "PRECISE": False}
+    sizes = {
+        "STRIDE": 2,
+        "TILE": config.tile,
+        "PIXELS": config.pixels,
+        "TRANSPOSED": False,
+        "PRECISE": False,
+        "BLOCKS": 8,
+    }
     constants = {a: sizes.get(a, True) for a in kernel.arg_names if a.isupper()}
     types |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(kernel, types, {(kernel.arg_names.index(a),): value for a, value in constants.items()})
