@@ -7,6 +7,7 @@ from detectron2.config import CfgNode as CN
 from ..engine.trainer import PRECISIONS
 from ..errors import UserError
 from ..inference.precision import BACKENDS, CHOICES
+from ..kernels.layer import MODES
 
 SCHEDULES = ("step", "cosine")
 AUGMENTATIONS = ("imagenet", "cifar")
@@ -27,6 +28,7 @@ def get_config() -> CN:
     cfg.MODEL.ALLOW_MISSING = ()  # parts of the network, or prefixes of names, that MODEL.WEIGHTS may lack, such as fc
     cfg.MODEL.DEVICE = "auto"  # cuda where there is a GPU, else cpu
     cfg.MODEL.FORM = "c"  # a, b or c of Fig. 3
+    cfg.MODEL.GROUPED_CONV = "torch"  # torch; triton: our kernel (GPU); auto: what measures fastest, see docs/speed.md
     cfg.MODEL.RESIDUAL = True  # False: no shortcuts (Sec. 5.1)
     cfg.MODEL.NORM = "BN"  # BN: each process its own statistics, as in the paper; SyncBN: those of the whole batch
     cfg.MODEL.STEM_OUT_CHANNELS = 64
@@ -97,6 +99,7 @@ def check_config(cfg: CN) -> None:
     _choice("SOLVER.SCHEDULE", cfg.SOLVER.SCHEDULE, SCHEDULES)
     _choice("SOLVER.PRECISION", cfg.SOLVER.PRECISION, tuple(PRECISIONS))
     _choice("INPUT.AUGMENTATION", cfg.INPUT.AUGMENTATION, AUGMENTATIONS)
+    _choice("MODEL.GROUPED_CONV", cfg.MODEL.GROUPED_CONV, MODES)
     _choice("MODEL.NORM", cfg.MODEL.NORM, NORMS)
     _choice("TEST.DTYPE", cfg.TEST.DTYPE, CHOICES)
     _choice("TEST.BACKEND", cfg.TEST.BACKEND, BACKENDS)

@@ -44,6 +44,7 @@ from ..engine.trainer import (
 from ..errors import UserError
 from ..files import write_json
 from ..inference.optimize import optimize_classifier
+from ..kernels.layer import use_grouped_conv
 from ..resnext import Classifier, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
@@ -90,6 +91,7 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         stride_in_1x1=cfg.MODEL.STRIDE_IN_1X1,
     )
     model.recompute = cfg.MODEL.RECOMPUTE
+    use_grouped_conv(model, cfg.MODEL.GROUPED_CONV)
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
 
 
@@ -229,6 +231,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         {"top1_error", "top5_error"} in percent, of the averaged weights where SOLVER.EMA_DECAY is set.
     """
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
+    torch.backends.cudnn.benchmark = not cfg.DETERMINISTIC  # pictures have one size, so searching pays
     start_log(cfg.OUTPUT_DIR)
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))

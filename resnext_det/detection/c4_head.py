@@ -116,6 +116,9 @@ class SplitRes5:
             return pointwise_relu(x, *folded, add)
         if folded is None:
             y = conv(x)
+        elif conv.convolve is not None:
+            y = conv.convolve(x, folded[0], shift=folded[1], relu=add is None)
+            return y if add is None else F.relu_(y + add)
         else:
             y = F.conv2d(x, *folded, conv.stride, conv.padding, conv.dilation, conv.groups)
         return F.relu_(y if add is None else y + add)

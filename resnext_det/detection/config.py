@@ -67,3 +67,5 @@ def add_resnext_config(cfg: CfgNode) -> None:
         cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "auto"
         # What computes that copy's trunk and head: torch, openvino (CPUs), or auto: OpenVINO for int8, torch otherwise.
         cfg.MODEL.RESNEXT.INFERENCE_BACKEND = "auto"
+        # The grouped 3x3 convolutions: torch, triton for our kernel on a GPU, or auto for what measures fastest there.
+        cfg.MODEL.RESNEXT.GROUPED_CONV = "torch"

@@ -16,8 +16,8 @@ from ..errors import UserError
 from ..inference.folding import fold_norm, folds
 from ..inference.fused import FusedConv, fuse_stage
 from ..inference.openvino import Part, compile_parts
-from ..inference.optimize import copied, optimize_trunks
-from ..inference.precision import BACKENDS, CHOICES, Precision, choose
+from ..inference.optimize import device_of, optimize_trunks, prepared
+from ..inference.precision import BACKENDS, CHOICES, Precision
 from .c4_head import ResNeXtC4ROIHeads, SplitRes5
 from .roi_align import SparseBins, pool
 
@@ -72,8 +72,8 @@ def optimize_for_inference(
     Raises:
         UserError: unknown ``dtype`` or ``backend``, or int8 without what it needs.
     """
-    model, device = copied(model)
-    precision = choose(dtype, device, backend, compile)
+    model, precision = prepared(model, dtype, compile, backend)
+    device = device_of(model)
     parts: list[Part] = []
     heads = getattr(model, "roi_heads", None)
     half_from = None

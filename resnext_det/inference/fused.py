@@ -33,6 +33,7 @@ class FusedConv(nn.Module):
         self.register_buffer("bias", bias.detach().to(dtype))
         self.geometry = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self.relu, self.out = relu, out
+        self.convolve = getattr(conv, "convolve", None)  # MODEL.RESNEXT.GROUPED_CONV
         self.fused = (
             fused
             and weight.device.type == "cpu"
@@ -47,6 +48,8 @@ class FusedConv(nn.Module):
         x = x.to(self.weight.dtype).contiguous(memory_format=CHANNELS_LAST)
         if self.product:
             y = self._product(x, add)
+        elif self.convolve is not None and add is None:
+            y = self.convolve(x, self.weight, shift=self.bias, relu=self.relu)
         elif self.fused and add is None and x.numel():
             padding, stride, dilation, groups = self.geometry
             y = torch.ops.mkldnn._convolution_pointwise(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..kernels.layer import use_grouped_conv
 from ..resnext import Bottleneck, Stem, Trunk
 from .folding import folds
 from .fused import FusedStem, fuse_stage
@@ -28,17 +29,23 @@ def optimize_classifier(
     Arguments and errors are those of :func:`resnext_det.detection.optimize_for_inference`, with batches
     (N, 3, H, W) for ``calibration``.
     """
-    model, device = copied(model)
-    precision = choose(dtype, device, backend, compile)
+    model, precision = prepared(model, dtype, compile, backend)
     compile_parts(optimize_trunks(model, precision), precision.name, model, calibration)
     return model
 
 
-def copied(model: nn.Module) -> tuple[nn.Module, torch.device]:
-    """A copy to rewrite, in evaluation mode and without gradients, and the device it lies on."""
+def prepared(model: nn.Module, dtype: str, compile: bool, backend: str) -> tuple[nn.Module, Precision]:
+    """A copy to rewrite, in evaluation mode and without gradients, and how it shall compute where it lies."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    return copy.deepcopy(model).eval().requires_grad_(False), device
+    precision = choose(dtype, device_of(model), backend, compile)
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    if precision.openvino:
+        use_grouped_conv(model, "torch")  # our kernel is none of OpenVINO's
+    return model, precision
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def optimize_trunks(model: nn.Module, precision: Precision, half_from: nn.Module | None = None) -> list[Part]:
