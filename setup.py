@@ -75,7 +75,7 @@ setup(
         "matplotlib>=3.7,<4",
         "tensorboard>=2.12,<3",
         "safetensors>=0.4,<1",
-        "PyYAML>=5.4,<7",
+        "PyYAML>=6,<7",
         "tqdm>=4.60,<5",
     ],
     extras_require=EXTRAS,
