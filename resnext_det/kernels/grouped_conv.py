@@ -17,6 +17,7 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
+    from triton.language import constexpr  # Triton 3.0's interpreter knows the annotation by this name only
 except ImportError:  # a CPU build of torch, or another system than Linux
     triton = None
 
@@ -26,7 +27,7 @@ TILE = 16
 
 def available(x: Tensor) -> bool:
     """Whether the kernel can run on ``x``: Triton is there, and a GPU or Triton's interpreter (TRITON_INTERPRET=1)."""
-    return triton is not None and (x.is_cuda or triton.knobs.runtime.interpret)
+    return triton is not None and (x.is_cuda or not isinstance(_kernel, triton.JITFunction))
 
 
 def merged_weight(weight: Tensor, groups: int) -> Tensor:
@@ -114,7 +115,7 @@ if triton is not None:
     @triton.jit
     def _kernel(
         x, merged, y, pixels, height, width, out_height, out_width, channels,
-        STRIDE: tl.constexpr, TILE: tl.constexpr, PIXELS: tl.constexpr, PRECISE: tl.constexpr,
+        STRIDE: constexpr, TILE: constexpr, PIXELS: constexpr, PRECISE: constexpr,
     ):  # fmt: skip
         pixel = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
         within = tl.arange(0, TILE)
