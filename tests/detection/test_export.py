@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from common import shared_data
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import ImageList
 
 from resnext_det import UserError
 from resnext_det.detection import export_command
@@ -95,6 +98,64 @@ def test_sampling_matrix_is_roi_aligns(sampling_ratio: int) -> None:
     high[0, 1] = low[0, 1]  # nothing
     wanted = axis_weights(low[0], high[0], 40, 14, sampling_ratio)
     torch.testing.assert_close(sampling_matrix(low, high, 40, 14, sampling_ratio)[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+class Fixed(torch.nn.Module):
+    """An RPN head with results of its own choice."""
+
+    def __init__(self, *results: torch.Tensor) -> None:
+        super().__init__()
+        self.results = results
+
+    def forward(self, features):
+        return tuple([result] for result in self.results)
+
+
+ROUNDING = 1e-7
+"""Between PyTorch's logits and ONNX's; closer neighbours may swap ranks, and suppression then keeps another."""
+
+
+def test_proposals_are_detectron2s_of_the_same_logits() -> None:
+    """So where proposals differ, rounding has decided: it moves detectron2's own as well."""
+    model = detector()
+    rpn, graph = model.proposal_generator, ExportableDetector(model)
+    anchors, rows, columns = graph.anchors.num_anchors[0], 12, 15
+    features = torch.zeros(1, 1, rows, columns)
+    logits = torch.randperm(anchors * rows * columns) * (ROUNDING / 4)
+    deltas = torch.randn(1, anchors * 4, rows, columns) * 0.1
+
+    def proposals(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rpn.rpn_head = graph.rpn_head = Fixed(logits.view(1, anchors, rows, columns), deltas)
+        size = (rows * 16, columns * 16)
+        theirs = rpn(ImageList(features, [size]), {"res4": features})[0][0].proposal_boxes.tensor
+        ours = graph._propose(features, torch.tensor([[[*size[::-1], *size[::-1]]]]))[0]
+        assert 20 < len(theirs) <= len(ours) and not ours[len(theirs) :].any()
+        return ours[: len(theirs)], theirs
+
+    with torch.no_grad():
+        results = [proposals(logits), proposals(logits + (torch.rand(logits.shape) - 0.5) * (2 * ROUNDING))]
+    for ours, theirs in results:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    (_, exact), (_, rounded) = results
+    assert not torch.equal(exact[: len(rounded)], rounded[: len(exact)])
+
+
+def test_detections_are_detectron2s_of_the_same_scores() -> None:
+    graph = ExportableDetector(detector())
+    size, regions, classes = (96, 120), 60, 3
+    corner = torch.rand(regions, classes, 2) * 50
+    boxes = torch.cat([corner, corner + 10 + torch.rand(regions, classes, 2) * 40], dim=2)
+    rest = torch.randperm(regions * classes).view(regions, classes) * (ROUNDING / 4)
+    scores = 0.2 + rest
+    (wanted,), _ = fast_rcnn_inference(
+        [boxes.flatten(1)], [F.pad(scores, (0, 1))], [size], graph.threshold, graph.nms, graph.detections
+    )
+    sizes = torch.tensor([size])
+    outputs = graph._select(scores[None], boxes[None], sizes, sizes)
+    found, count = [output[0, : len(wanted)] for output in outputs[:3]], int(outputs[3])
+    assert count == len(wanted) > 20
+    for ours, theirs in zip(found, (wanted.pred_boxes.tensor, wanted.scores, wanted.pred_classes), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")
