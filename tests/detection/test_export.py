@@ -15,8 +15,9 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import ImageList
 
 from resnext_det import UserError
-from resnext_det.detection import export_command
+from resnext_det.detection import export, export_command
 from resnext_det.detection.export import (
+    TORCH_THAT_CAN,
     ExportableDetector,
     export_onnx,
     export_program,
@@ -158,12 +159,29 @@ def test_detections_are_detectron2s_of_the_same_scores() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+new_enough = pytest.mark.skipif(torch.__version__ < TORCH_THAT_CAN, reason=f"export needs torch {TORCH_THAT_CAN}")
+
+
+def test_a_torch_that_cannot_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args, **kwargs):
+        raise RuntimeError("Constraints violated (height, width)!")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    monkeypatch.setattr(export, "TORCH_THAT_CAN", "99.0")
+    with pytest.raises(UserError, match=r"torch .* cannot export .* \(RuntimeError\); install torch 99.0 or later"):
+        export_program(detector())
+    monkeypatch.setattr(export, "TORCH_THAT_CAN", "2.0")
+    with pytest.raises(RuntimeError, match="Constraints violated"):
+        export_program(detector())
+
+
 @pytest.fixture(scope="module")
 def exported():
     model = detector()
     return model, export_program(model)
 
 
+@new_enough
 @pytest.mark.slow
 def test_program_takes_every_size_and_batch(exported) -> None:
     model, program = exported
@@ -175,6 +193,7 @@ def test_program_takes_every_size_and_batch(exported) -> None:
         assert_same(outputs, expected(model, pictures, originals))
 
 
+@new_enough
 @pytest.mark.slow
 def test_onnx_takes_every_size_and_batch(exported, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
@@ -191,6 +210,7 @@ def test_onnx_takes_every_size_and_batch(exported, tmp_path: Path) -> None:
         assert_same(outputs, expected(model, pictures, originals))
 
 
+@new_enough
 @pytest.mark.slow
 def test_command_checks_real_pictures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pictures = sorted((shared_data("coco_mini") / "val2017").glob("*.jpg"))[:3]
