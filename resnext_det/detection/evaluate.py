@@ -21,6 +21,7 @@ from ..engine.launch import decided_by_main
 from ..engine.sampler import seed_everything
 from ..errors import UserError
 from ..files import write_json
+from .class_count import class_count_from_config
 from .coco_evaluator import FastCOCOEvaluator
 from .data import calibration_inputs, load_dicts, mapper_from_config, one_by_one, test_loader_from_config
 from .optimize import for_inference
@@ -104,7 +105,7 @@ def validation_loss(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     """
     dicts = load_dicts(
         cfg.DATASETS.TEST,
-        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        classes=class_count_from_config(cfg),
         filter_empty=False,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
     )

@@ -30,6 +30,7 @@ from ..errors import UserError
 from ..files import atomic_write
 from ..inference.precision import CHOICES
 from ..reporting.boxes import class_colour, draw_boxes
+from .class_count import class_count_from_config
 from .coco_evaluator import detections_of
 from .config import add_resnext_config
 from .images import BrokenImage, read_image
@@ -115,7 +116,8 @@ def categories_of(cfg: CfgNode, class_names: Sequence[str] = ()) -> tuple[list[i
     They come from the first set here that has as many classes, else from ``class_names`` (what the weights say of
     themselves) with the ids of a set that has all these names among others, or 1, 2, …
     """
-    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    count = class_count_from_config(cfg)
+    number = count.number if count else 0
     ids_found = list(range(1, number + 1))
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         registered = {entry[0]: entry[1] for entry in cfg.DATASETS.REGISTER}

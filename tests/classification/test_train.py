@@ -177,9 +177,9 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
     common = ["SOLVER.EPOCHS", 1, "SOLVER.STEPS", "()", "MODEL.NORM", "SyncBN"]
     one = pretrain(folder, tmp_path / "one", *common)["model"]
     two = pretrain(folder, tmp_path / "two", "--num-gpus", 2, *common)["model"]
-    for key in one:
-        if key.endswith(("weight", "bias")):
-            torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4, msg=key)
+    apart = torch.stack([(two[key] - one[key]).abs().max() for key in one if key.endswith(("weight", "bias"))])
+    # A rectifier at zero may tip over by rounding and so move the layers in front of it, which the median leaves out.
+    assert apart.median() < 1e-6 and apart.max() < 1e-3
 
 
 def write_in_vain(folder: Path, out: Path) -> None:
