@@ -253,7 +253,7 @@ def _read(config: str | Path) -> dict:
         raise UserError(f"{config}: cannot be read: {error}") from error
 
 
-def _options_of(file: str | None) -> list[str]:
+def options_of_file(file: str | None) -> list[str]:
     """A YAML file's settings as ``KEY VALUE ...``."""
 
     def flat(node: Mapping, prefix: str) -> Iterable[str]:
@@ -383,7 +383,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = Settings(
         Path(args.output),
         Path(args.data) if args.data else None,
-        (*_options_of(args.settings), *(part for pair in args.options for part in pair)),
+        (*options_of_file(args.settings), *(part for pair in args.options for part in pair)),
         args.width,
         dict(args.weights),
         args.protocol,

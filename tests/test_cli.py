@@ -18,8 +18,8 @@ from resnext_det.errors import UserError
 from resnext_det.made_data import draw_classes, draw_detection_set
 
 ROOT = Path(__file__).resolve().parents[1]
-SHIMS = sorted(path for path in (ROOT / "tools").glob("*.py") if path.stem not in ("quickstart", "reproduce"))
-"""Without the two that call other tools of the clone."""
+SHIMS = sorted(path for path in (ROOT / "tools").glob("*.py") if path.stem not in ("quickstart", "reproduce", "study"))
+"""Without those that call other tools of the clone."""
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,6 +43,8 @@ from ..engine.trainer import (
 )
 from ..errors import UserError
 from ..files import write_json
+from ..inference.optimize import optimize_classifier
+from ..kernels.layer import use_grouped_conv
 from ..resnext import Classifier, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
@@ -89,6 +91,7 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         stride_in_1x1=cfg.MODEL.STRIDE_IN_1X1,
     )
     model.recompute = cfg.MODEL.RECOMPUTE
+    use_grouped_conv(model, cfg.MODEL.GROUPED_CONV)
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
 
 
@@ -161,14 +164,33 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
     if comm.get_world_size() > 1:  # every process judges with the batch-norm statistics that are saved: the first's
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
+    model, autocast_dtype = _judged(cfg, model, normalize)
     return evaluate(
         model,
         normalize,
         loaders,
         flip=bool(cfg.TEST.DENSE_SIZES),
         among=np.unique(pictures.labels).tolist() if cfg.TEST.AMONG == "test" else None,
-        autocast_dtype=PRECISIONS[cfg.SOLVER.PRECISION],
+        autocast_dtype=autocast_dtype,
     )
+
+
+def _judged(cfg: CfgNode, model: nn.Module, normalize: Normalize) -> tuple[nn.Module, torch.dtype | None]:
+    """The network that evaluation runs, as TEST.DTYPE says, and the type to autocast to."""
+    if cfg.TEST.DTYPE == "off":
+        return model, PRECISIONS[cfg.SOLVER.PRECISION]
+    examples = _examples(cfg, normalize) if cfg.TEST.DTYPE == "int8" else None
+    return optimize_classifier(model, cfg.TEST.DTYPE, backend=cfg.TEST.BACKEND, calibration=examples), None
+
+
+def _examples(cfg: CfgNode, normalize: Normalize, number: int = 256) -> Iterator[Tensor]:
+    """About ``number`` pictures spread over DATASETS.TRAIN, as testing sees them; the same in every process."""
+    pictures = open_pictures(cfg.DATASETS.TRAIN)
+    step = max(1, len(pictures) // number)
+    transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    for images, _ in evaluation_loader(pictures, transform, 16, workers=workers, world_size=step):
+        yield normalize(images.to(cfg.MODEL.DEVICE))
 
 
 def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False) -> dict[str, float]:
@@ -209,6 +231,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         {"top1_error", "top5_error"} in percent, of the averaged weights where SOLVER.EMA_DECAY is set.
     """
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
+    torch.backends.cudnn.benchmark = not cfg.DETERMINISTIC  # pictures have one size, so searching pays
     start_log(cfg.OUTPUT_DIR)
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))

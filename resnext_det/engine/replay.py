@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from detectron2.utils.events import EventStorage
@@ -16,7 +16,15 @@ from .trainer import Trainer
 logger = logging.getLogger(__name__)
 
 
-def replay_step(facts: dict[str, Any], model: nn.Module, loader: Iterable) -> dict[str, list]:
+class TrainingData(Protocol):
+    """Endless batches that can say which pictures one of them holds."""
+
+    def __iter__(self) -> Iterator: ...
+
+    def describe(self, batch: int) -> list[dict]: ...
+
+
+def replay_step(facts: dict[str, Any], model: nn.Module, loader: TrainingData) -> dict[str, list]:
     """Run the step of a dump again, with the random numbers that it had, and log its losses and largest gradients.
 
     In one process, as the process of the dump: equal to what the run saw unless its batch norm was synchronised.

@@ -198,10 +198,17 @@ def wrap_distributed(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).is_cuda
-    # Every process starts from rank 0's weights; batch-norm statistics stay each process's own, as in detectron2.
+    return DistributedDataParallel(model, device_ids=[comm.get_local_rank()] if on_gpu else None, **own_buffers())
+
+
+def own_buffers() -> dict[str, bool]:
+    """The argument of DistributedDataParallel by which batch-norm statistics stay each process's own.
+
+    That is detectron2's way as well. Every process starts from rank 0's weights all the same.
+    """
     known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch < 2.15
-    return DistributedDataParallel(model, device_ids=[comm.get_local_rank()] if on_gpu else None, **{buffers: False})
+    # The older name is deprecated where torch has the newer one.
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 def standard_hooks(

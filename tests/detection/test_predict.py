@@ -187,9 +187,10 @@ def test_command_line(tmp_path, monkeypatch):
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     Image.fromarray(picture()).save(tmp_path / "a.png")
 
-    def load(cfg, trust_pickle):
+    def load(cfg, trust_pickle, examples):
         assert cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "bf16" and not trust_pickle
         assert cfg.MODEL.WEIGHTS == "w.pth"
+        assert [example.shape for example in examples()] == [picture().shape]  # for int8
         detector = Predictor(WhiteRectangle(), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=1000)
         return detector, *module.categories_of(cfg)
 

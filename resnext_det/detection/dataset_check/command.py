@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 
 from ...engine.cli import at_least
+from ..class_count import ClassCount
 from ..images import MAX_MEGAPIXELS, POLICIES
 from .check import inspect_coco, inspect_document, report, write_mended
 
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "max_megapixels": args.max_megapixels,
         "workers": args.workers,
         "listed": args.list,
-        "expected_num_classes": args.num_classes,
+        "model_classes": None if args.num_classes is None else ClassCount(args.num_classes),
     }
     if args.like:
         like = inspect_coco(args.like, args.images, check_images=False).categories
