@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from torch import nn
 
@@ -20,6 +19,7 @@ from ..errors import UserError
 from ..files import write_json
 from .export import INPUTS, OUTPUTS, export_onnx, export_program
 from .initial_weights import apply_preset, load_initial_weights
+from .mapper import ResizeShortestEdge
 from .predict import categories_of, find_inputs, read_picture
 from .train import setup
 

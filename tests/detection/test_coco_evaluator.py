@@ -199,4 +199,4 @@ def test_a_mistake_in_one_of_two_processes_is_told_to_both(dataset, tmp_path):
     assert said.keys() == {"missing", "foreign", "unwritable", "class"}
     assert all(text.startswith("UserError: ") for text in said.values())
     assert "missing.json: no such file" in said["missing"] and "image_id 1000 not among" in said["foreign"]
-    assert f"{DETECTIONS_FILE}: is a directory" in said["unwritable"] and "set it to 3" in said["class"]
+    assert f"{DETECTIONS_FILE}: is a directory" in said["unwritable"] and "has 3 classes" in said["class"]
