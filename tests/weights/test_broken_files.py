@@ -20,7 +20,7 @@ import torch
 from helpers import randomise_norms
 from torch import nn
 
-from resnext_det import create_model
+from resnext_det import UserError, create_model
 from resnext_det.engine import cli
 from resnext_det.weights import read_checkpoint, save_checkpoint
 from resnext_det.weights.command import main
@@ -322,3 +322,11 @@ def test_trusted_pickles_are_opened(state, tmp_path: Path) -> None:
     model.load_state_dict(state)
     torch.save(model, tmp_path / "whole.pth")
     assert read_checkpoint(tmp_path / "whole.pth", trust_pickle=True).tensors.keys() == state.keys()
+
+
+def test_a_memo_number_beyond_the_size_of_its_file_is_refused(tmp_path):
+    """The unpickler would make room for ten million objects."""
+    path = tmp_path / "w.pkl"
+    path.write_bytes(b"\x80\x02}r" + (10**7).to_bytes(4, "little") + b".")
+    with pytest.raises(UserError, match="asks for more memory"):
+        read_checkpoint(path)
