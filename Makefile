@@ -19,7 +19,13 @@ HAS_DETECTRON2 := $(BIN)/python -c 'import sys, importlib.util as u; sys.exit(u.
 # The entries of the pinned file whose names match (~) or do not match (!~) a pattern: $(call pick,~,uv|wheel)
 pick = awk '/^[a-z]/ { take = $$1 $(1) /^($(2))==/ } take' $(LOCK)
 
-.PHONY: help setup oldest quickstart test lint docs lock clean
+# `make carry`: what a machine with torch, torchvision, OpenCV and the like lacks, for one without network (docs/gpu.md).
+# detectron2's wheel is named after the Python that builds it, though all of it is Python: it has a step of its own.
+CARRY ?= build/site
+CARRY_PYTHON ?= 3.12
+CARRIED := antlr4-python3-runtime|cloudpickle|faster-coco-eval|fvcore|hydra-core|iopath|omegaconf|portalocker|pycocotools|tabulate|termcolor|yacs
+
+.PHONY: help setup oldest quickstart test lint docs lock carry clean
 
 help:
 	@echo "make quickstart   real handwriting: pretrain a small ResNeXt, fine-tune the detector, evaluate, draw"
@@ -29,6 +35,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make docs         API reference from the docstrings, into build/docs"
 	@echo "make lock         pin the ranges of setup.py and requirements/*.in anew (FLAGS=--upgrade for newer versions)"
+	@echo "make carry        a folder of packages for a GPU machine without network, CARRY=build/site (docs/gpu.md)"
 	@echo "make clean        remove $(VENV) and caches"
 
 setup: $(STAMP)
@@ -80,6 +87,16 @@ lock: setup
 	$(BIN)/uv pip compile -q --python $(BIN)/python --universal --python-version 3.10 --generate-hashes $(FLAGS) \
 		--no-build-isolation-package pb1-detectron2 --no-annotate --custom-compile-command "make lock" \
 		--extra dev setup.py requirements/build.in requirements/detectron2.in -o requirements/linux-x86_64.txt
+
+carry: setup
+	rm -rf $(CARRY) && mkdir -p $(CARRY)
+	$(call pick,~,$(CARRIED)) > $(CARRY).txt
+	$(call pick,~,pb1-detectron2) > $(CARRY)-detectron2.txt
+	$(UV) --target $(CARRY) --python-version $(CARRY_PYTHON) --python-platform x86_64-manylinux_2_28 --no-deps \
+		--require-hashes -r $(CARRY).txt
+	$(UV) --target $(CARRY) --no-deps --require-hashes $(DETECTRON2_OPTIONS) -r $(CARRY)-detectron2.txt
+	find $(CARRY) -name __pycache__ -type d -prune -exec rm -rf {} +
+	@du -sh $(CARRY)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -19,6 +19,7 @@ EXTRAS = {
     "quickstart": ["scikit-learn>=1.3,<2", "opencv-python-headless>=4.7,<6"],
     "webdataset": ["webdataset>=0.2.86,<2"],
     "export": ["onnx>=1.16,<2", "onnxruntime>=1.18,<2", "onnxscript>=0.3,<1"],
+    "openvino": ["openvino>=2024.6,<2027", "nncf>=2.15,<4"],  # int8 on CPUs
 }
 # timm's networks and those of pretrainedmodels (which forgets to name six) are oracles of the tests.
 EXTRAS["dev"] = [
@@ -37,6 +38,7 @@ EXTRAS["dev"] = [
     *EXTRAS["quickstart"],
     *EXTRAS["webdataset"],
     *EXTRAS["export"],
+    *EXTRAS["openvino"],
 ]
 
 

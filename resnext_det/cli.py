@@ -19,6 +19,7 @@ COMMANDS = {
     "export": ("resnext_det.detection.export_command", "write a C4 detector as ONNX and torch.export"),
     "proposals": ("resnext_det.detection.dump_proposals", "write a detector's proposals, to train or test on"),
     "reproduce": ("resnext_det.reproduce", "the paper's tables, its numbers beside ours"),
+    "study": ("resnext_det.study", "benchmarks and tables in a row, in stretches of machine time"),
     "make-imagenet-val": ("resnext_det.classification.makers.imagenet_val", "sort ImageNet's validation pictures"),
     "make-imagenet5k": ("resnext_det.classification.makers.imagenet5k", "choose ImageNet-5K's classes"),
     "make-cifar": ("resnext_det.classification.makers.cifar", "CIFAR's archives as folders of pictures"),

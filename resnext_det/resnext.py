@@ -30,7 +30,13 @@ FORMS = ("a", "b", "c")
 
 
 class ConvNorm(nn.Conv2d):
-    """Convolution without bias, then its norm, which is the child ``norm`` as in detectron2's ``Conv2d``."""
+    """Convolution without bias, then its norm, which is the child ``norm`` as in detectron2's ``Conv2d``.
+
+    Attributes:
+        convolve: computes the convolution from (x, weight) in place of PyTorch; :mod:`resnext_det.kernels` sets it.
+    """
+
+    convolve: Callable[..., Tensor] | None = None
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm | None, **kwargs) -> None:
         super().__init__(in_channels, out_channels, kernel_size, bias=False, **kwargs)
@@ -39,7 +45,7 @@ class ConvNorm(nn.Conv2d):
         self.norm = norm(out_channels) if norm is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x)
+        x = super().forward(x) if self.convolve is None else self.convolve(x, self.weight)
         return x if self.norm is None else self.norm(x)
 
 

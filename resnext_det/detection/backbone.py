@@ -10,6 +10,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P
 from torch import nn
 
 from ..errors import UserError
+from ..kernels.layer import use_grouped_conv
 from ..resnext import Norm, Stem, Trunk, make_resnext_stage, make_stages
 from ..variants import blocks_per_stage
 
@@ -81,13 +82,19 @@ def stage_arguments(cfg) -> dict:
 def make_res5(cfg) -> nn.Sequential:
     """res5 of the network that ``cfg`` describes, for the C4 head: (N, 4 * RES2, 14, 14) -> (N, 8 * RES2, 7, 7)."""
     keys = cfg.MODEL.RESNETS
-    return make_resnext_stage(
+    stage = make_resnext_stage(
         3,
         blocks_per_stage(keys.DEPTH)[3],
         keys.RES2_OUT_CHANNELS * 4,
         dilation=keys.RES5_DILATION,
         **stage_arguments(cfg),
     )
+    use_grouped_conv(stage, _grouped_conv(cfg))
+    return stage
+
+
+def _grouped_conv(cfg) -> str:
+    return cfg.MODEL.RESNEXT.GROUPED_CONV if "RESNEXT" in cfg.MODEL else "torch"
 
 
 @BACKBONE_REGISTRY.register()
@@ -112,7 +119,9 @@ def build_resnext_backbone(cfg, input_shape: ShapeSpec) -> ResNeXtBackbone:
         res5_dilation=keys.RES5_DILATION,
         **arguments,
     )
-    return ResNeXtBackbone(stem, stages, out_features, cfg.MODEL.BACKBONE.FREEZE_AT)
+    backbone = ResNeXtBackbone(stem, stages, out_features, cfg.MODEL.BACKBONE.FREEZE_AT)
+    use_grouped_conv(backbone, _grouped_conv(cfg))
+    return backbone
 
 
 @BACKBONE_REGISTRY.register()

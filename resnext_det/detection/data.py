@@ -61,8 +61,8 @@ def known_sets(names: Sequence[str], key: str) -> None:
     for name in names:
         if name not in DatasetCatalog.list():
             raise UserError(
-                f"DATASETS.{key}: {name!r} is not registered{nearest(name, DatasetCatalog.list())} "
-                "Register a set of your own with DATASETS.REGISTER: [[name, json_file, image_root]]"
+                f"DATASETS.{key}: {name!r} is not registered{nearest(name, DatasetCatalog.list())}; "
+                "register a set of your own with DATASETS.REGISTER: [[name, json_file, image_root]]"
             )
 
 
@@ -260,6 +260,19 @@ def test_loader_from_config(cfg, name: str) -> Iterable[list[dict]]:
         files = [known[name]] if name in known else []
     dicts = load_dicts([name], classes=class_count_from_config(cfg), filter_empty=False, proposal_files=files)
     return one_by_one(cfg, dicts, mapper_from_config(cfg, is_train=False))
+
+
+def calibration_inputs(cfg, number: int = 16) -> Iterator[list[dict]]:
+    """About ``number`` pictures spread over DATASETS.TRAIN, as testing sees them: on these int8 measures its ranges.
+
+    The same in every process, so that all of them judge with the same network.
+    """
+    dicts = train_dicts_from_config(cfg)
+    mapper = mapper_from_config(cfg, is_train=False)
+    for chosen in dicts[:: max(1, len(dicts) // number)]:
+        picture = mapper(chosen)
+        if picture is not None:
+            yield [picture]
 
 
 def one_by_one(cfg, dicts: list[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:

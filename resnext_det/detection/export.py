@@ -17,8 +17,9 @@ from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..inference.folding import fold_norm
 from ..resnext import ConvNorm
-from .c4_head import ResNeXtC4ROIHeads, fold_norm
+from .c4_head import ResNeXtC4ROIHeads
 
 INPUTS = ("images", "sizes", "original_sizes")
 OUTPUTS = ("boxes", "scores", "classes", "count")

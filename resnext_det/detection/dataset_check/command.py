@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ...engine.cli import at_least
 from ..class_count import ClassCount
 from ..images import MAX_MEGAPIXELS, POLICIES
 from .check import inspect_coco, inspect_document, report, write_mended
@@ -24,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--follow-links", action="store_true", help="allow links that lead out of the folder")
     parser.add_argument("--drop-unused-root", action="store_true", help="leave out an unused supercategory")
     parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, help="larger pictures are errors")
-    parser.add_argument("--workers", type=int, help="threads that read pictures; default one per core")
-    parser.add_argument("--list", type=int, default=20, help="findings of a kind to list")
+    parser.add_argument("--workers", type=at_least(1), help="threads that read pictures; default one per core")
+    parser.add_argument("--list", type=at_least(0), default=20, help="findings of a kind to list")
     args = parser.parse_args(argv)
     options = {
         "policy": args.policy,
