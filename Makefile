@@ -25,12 +25,13 @@ CARRY ?= build/site
 CARRY_PYTHON ?= 3.12
 CARRIED := antlr4-python3-runtime|cloudpickle|faster-coco-eval|fvcore|hydra-core|iopath|omegaconf|portalocker|pycocotools|tabulate|termcolor|yacs
 
-.PHONY: help setup quickstart test lint docs lock carry clean
+.PHONY: help setup oldest quickstart test lint docs lock carry clean
 
 help:
 	@echo "make quickstart   real handwriting: pretrain a small ResNeXt, fine-tune the detector, evaluate, draw"
 	@echo "make test         ruff, mypy and every test"
 	@echo "make setup        only the virtual environment $(VENV); the others do this first"
+	@echo "make oldest       an environment of the oldest versions that setup.py allows: make oldest VENV=/tmp/oldest"
 	@echo "make lint         ruff and mypy"
 	@echo "make docs         API reference from the docstrings, into build/docs"
 	@echo "make lock         pin the ranges of setup.py and requirements/*.in anew (FLAGS=--upgrade for newer versions)"
@@ -58,6 +59,15 @@ else
 endif
 	$(BIN)/python -m resnext_det
 	@touch $@
+
+# In an environment of its own; Python 3.10, since newer ones lack wheels of the oldest versions.
+oldest:
+	@test ! -e $(STAMP) || { echo "error: $(VENV) is that of make setup: name another one, VENV=FOLDER" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -r requirements/build.in
+	$(UV) --no-build-isolation-package resnext-det --resolution lowest-direct -e '.[dev]'
+	$(HAS_DETECTRON2) || $(UV) $(DETECTRON2_OPTIONS) -r requirements/detectron2.in
+	$(BIN)/python -m resnext_det
 
 quickstart: setup
 	$(BIN)/python tools/quickstart.py

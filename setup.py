@@ -19,6 +19,7 @@ EXTRAS = {
     "quickstart": ["scikit-learn>=1.3,<2", "opencv-python-headless>=4.7,<6"],
     "webdataset": ["webdataset>=0.2.86,<2"],
     "export": ["onnx>=1.16,<2", "onnxruntime>=1.18,<2", "onnxscript>=0.3,<1"],
+    "openvino": ["openvino>=2024.6,<2027", "nncf>=2.15,<4"],  # int8 on CPUs
 }
 # timm's networks and those of pretrainedmodels (which forgets to name six) are oracles of the tests.
 EXTRAS["dev"] = [
@@ -27,7 +28,7 @@ EXTRAS["dev"] = [
     "munch>=4,<5",
     "pdoc>=14,<17",
     "pretrainedmodels>=0.7.4,<0.8",
-    "pytest>=8,<10",
+    "pytest>=8.1,<10",
     "pytest-xdist>=3.5,<4",
     "ruff>=0.12,<1",
     "six>=1.16,<2",
@@ -37,6 +38,7 @@ EXTRAS["dev"] = [
     *EXTRAS["quickstart"],
     *EXTRAS["webdataset"],
     *EXTRAS["export"],
+    *EXTRAS["openvino"],
 ]
 
 
@@ -69,13 +71,13 @@ setup(
         "Pillow>=9.4,<14",
         "pycocotools>=2.0.7,<3",
         "faster-coco-eval>=1.6,<2",
-        "fvcore>=0.1.5,<0.2",
+        "fvcore>=0.1.5.post20211023,<0.2",
         "iopath>=0.1.9,<0.2",
         "yacs>=0.1.8,<0.2",
         "matplotlib>=3.7,<4",
         "tensorboard>=2.12,<3",
         "safetensors>=0.4,<1",
-        "PyYAML>=5.4,<7",
+        "PyYAML>=6,<7",
         "tqdm>=4.60,<5",
     ],
     extras_require=EXTRAS,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from fvcore.nn import FlopCountAnalysis
 
+from .engine.cli import at_least
 from .errors import UserError
 from .resnext import create_model
 from .variants import block_parameters, parse_name, stage_channels, width_for_cardinality
@@ -94,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Print the paper's Table 1 for a network of the family, or Table 2.")
     parser.add_argument("name", nargs="?", help="such as resnext50_32x4d; resnext_det.list_models() lists more")
     parser.add_argument("--table", type=int, choices=(1, 2), default=1, help="table of the paper")
-    parser.add_argument("--num-classes", type=int, default=1000)
-    parser.add_argument("--size", type=int, help="side of the picture: 224, or 32 for CIFAR networks")
+    parser.add_argument("--num-classes", type=at_least(1), default=1000)
+    parser.add_argument("--size", type=at_least(1), help="side of the picture: 224, or 32 for CIFAR networks")
     args = parser.parse_args(argv)
     if args.table == 2:
         print(table_2())

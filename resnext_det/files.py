@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -18,6 +19,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     If the block raises, or the machine stops, whatever stood at ``path`` before is untouched.
     """
     path = Path(path)
+    if not path.name:  # "." or ""
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -27,6 +30,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
             os.fsync(file.fileno())
         os.replace(part, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        if error.filename is None:  # a full disk names none
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

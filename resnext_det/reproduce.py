@@ -24,6 +24,7 @@ import yaml
 from fvcore.common.config import CfgNode
 
 from .coco import read_ground_truth
+from .engine.cli import at_least
 from .errors import UserError, nearest
 from .files import write_json
 from .reporting.paper import TABLES, Row, Table
@@ -248,7 +249,7 @@ def _detector_width(config: Path, width: Fraction) -> list[str]:
 def _read(config: str | Path) -> dict:
     try:
         return CfgNode.load_yaml_with_base(str(config), allow_unsafe=False)
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:  # not text, or no keys and values
         raise UserError(f"{config}: cannot be read: {error}") from error
 
 
@@ -262,7 +263,10 @@ def options_of_file(file: str | None) -> list[str]:
             else:
                 yield from (prefix + key, str(value))
 
-    return list(flat(_read(file), "")) if file else []
+    settings = _read(file) if file else {}
+    if not isinstance(settings, Mapping):
+        raise UserError(f"--settings {file}: holds {type(settings).__name__}, not keys and values")
+    return list(flat(settings, ""))
 
 
 def _whole(channels: int, width: Fraction) -> int:
@@ -361,7 +365,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", action="store_true", help="train what is missing; without it nothing is run")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that are missing, run nothing")
     parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these lines, such as R50 X50")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N", help="runs of each line")
+    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0], metavar="N", help="runs of each line")
     parser.add_argument("--output", default="output/reproduce", metavar="FOLDER", help="of all runs (%(default)s)")
     parser.add_argument("--data", metavar="FOLDER", help="a set of your own in place of the paper's")
     parser.add_argument("--settings", metavar="FILE", help="YAML with settings for every run")
@@ -372,7 +376,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help="Table 8: pretrained weights of a line, in place of the published ones")  # fmt: skip
     parser.add_argument("--protocol", choices=PROTOCOLS, default="paper",
                         help="Table 8: RPN and Fast R-CNN apart, as in the paper, or joint training")  # fmt: skip
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes of each run")
+    parser.add_argument("--num-gpus", type=at_least(0), default=1, help="processes of each run")
     args = parser.parse_args(argv)
     if not args.width > 0:
         raise UserError(f"--width {args.width}: must be above 0")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+from collections.abc import Iterator
 
 # Before torch is imported, and inherited by the programs that tests start: several workers share few cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -25,3 +27,12 @@ def seed() -> int:
     np.random.seed(value)
     torch.manual_seed(value)
     return value
+
+
+@pytest.fixture(autouse=True)
+def heard() -> Iterator[None]:
+    """A run in the same process stops its loggers from passing records on; the next test's ``caplog`` hears them."""
+    yield
+    for logger in logging.root.manager.loggerDict.values():
+        if isinstance(logger, logging.Logger):
+            logger.propagate = True

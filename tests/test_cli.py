@@ -13,7 +13,9 @@ import pytest
 
 import resnext_det
 from resnext_det import cli
+from resnext_det.engine.cli import run
 from resnext_det.errors import UserError
+from resnext_det.made_data import draw_classes, draw_detection_set
 
 ROOT = Path(__file__).resolve().parents[1]
 SHIMS = sorted(path for path in (ROOT / "tools").glob("*.py") if path.stem not in ("quickstart", "reproduce", "study"))
@@ -55,6 +57,68 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture) -> None:
 def test_mistyped_command_has_a_hint() -> None:
     with pytest.raises(UserError, match="^resnext-det trian: no such command; did you mean train?"):
         cli.call(["trian"])
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> Path:
+    """What people may have: two small sets, and files that are not what they should be."""
+    root = tmp_path_factory.mktemp("inputs")
+    draw_detection_set(root, 1)
+    draw_classes(root / "train", 1)
+    (root / "bytes").write_bytes(bytes(range(256)))
+    (root / "empty").touch()
+    (root / "word").write_text("hello")
+    (root / "none.json").write_text("[]")
+    (root / "other.csv").write_text("x,y\n1,2\n")
+    (root / "half.csv").write_text("ImageId,PredictionString\nILSVRC2012_val_00000001,\n")
+    (root / "shards").mkdir()
+    (root / "shards" / "0.tar").write_bytes(b"")
+    (root / "shards" / "index.json").write_text("{")
+    return root
+
+
+EVALUATE = "evaluate --gt IN/instances.json --dt IN/none.json"
+CHECK = "check --json IN/instances.json --images IN/images"
+TRAIN = "train --config-file detection/coco/R_50_C4_1x.yaml"
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (f"{EVALUATE} --out .", "is a directory"), (f"{EVALUATE} --out IN/word/x", "word"),
+        (f"{EVALUATE} --report x.html --images nothing", "--images nothing: no such folder"),
+        (f"{CHECK} --workers 0", "--workers: 0: must be at least 1"), (f"{CHECK} --list -1", "--list: -1"),
+        ("reproduce --table 8 --settings IN/bytes --dry-run", "bytes: cannot be read"),
+        ("reproduce --table 8 --settings IN/word --dry-run", "word: "),
+        ("make-imagenet-val IN/train IN/bytes", "bytes: torn"),
+        ("make-imagenet-val IN/train IN/other.csv", "'ImageId'"),
+        ("make-imagenet-val IN/train IN/half.csv", "half.csv: torn"),
+        ("make-imagenet-val IN/train IN/empty", "empty: holds no labels"),
+        ("make-imagenet5k IN/train IN/train --classes IN/bytes", "bytes: is not UTF-8"),
+        ("make-imagenet5k IN/train IN/train --extra -1", "--extra: -1"),
+        ("make-shards IN/train x --seed -1", "--seed: -1"), ("make-shards --index IN/shards", "index.json: torn"),
+        ("make-cifar IN/word x", "word: torn"), ("make-shards IN/train IN/word/x", "not a directory"),
+        ("analyze resnext50_32x4d --size -7", "--size: -7"),
+        ("analyze resnext50_32x4d --num-classes 0", "--num-classes: 0"),
+        ("benchmark roi-align --quick --threads -1", "--threads: -1"), ("benchmark classify --device foo", "'foo'"),
+        (f"{TRAIN} OUTPUT_DIR IN/word", "word: file exists"),
+        (f"{TRAIN} OUTPUT_DIR IN/word/x", "word/x: not a directory"),
+        (f"{TRAIN} --num-gpus -1", "--num-gpus: -1"), (f"{TRAIN} --num-machines 0", "--num-machines: 0"),
+        (f"{TRAIN} --num-machines 2 --machine-rank 2", "--machine-rank 2"),
+        (f"{TRAIN} --num-machines 2 --dist-url host:80", "--dist-url host:80: give tcp://HOST:PORT"),
+        (f"{TRAIN} OUTPUT_DIR EMPTY", "OUTPUT_DIR is empty"),
+    ],
+)  # fmt: skip
+def test_bad_command_lines_end_with_one_error_and_leave_nothing(
+    line: str, told: str, inputs: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [word.replace("IN/", f"{inputs}/").replace("EMPTY", "") for word in line.split()]
+    with pytest.raises(SystemExit) as left:
+        run(lambda: cli.call(words))
+    text = capsys.readouterr().err
+    assert left.value.code == 2 and text.count("error: ") == 1 and told in text.splitlines()[-1], text
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_command_itself_away_from_the_clone(tmp_path: Path) -> None:

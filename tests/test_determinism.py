@@ -15,9 +15,12 @@ import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
 
 # isort: split
 from resnext_det.classification.command import main as pretrain
+from resnext_det.classification.config import get_config
+from resnext_det.classification.replay import replay as replay_classifier
 from resnext_det.detection.replay import replay
 from resnext_det.detection.train import main as train_detector
 from resnext_det.detection.train import setup
+from resnext_det.engine.config import load_config
 from resnext_det.errors import UserError
 from resnext_det.made_data import classification_config, detection_config
 
@@ -75,3 +78,28 @@ def test_a_step_that_exploded_is_replayed_with_its_very_losses(tmp_path):
     result = replay(setup(str(dump / "config.yaml")), str(dump))
     assert result["losses"] == result["recorded"] and len(result["losses"][0]) == 4
     assert result["gradient_norms"].keys() == facts["gradient_norms"].keys()
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_step_of_pretraining_is_replayed_with_its_very_losses(tmp_path, processes):
+    config = str(classification_config(tmp_path, 2))
+    more = ["SOLVER.BASE_LR", "1e6", "SOLVER.ACCUMULATE", "2", "SOLVER.LABEL_SMOOTHING", "0.1"]
+    with pytest.raises(UserError, match="the loss is (above|not finite).*--replay"):
+        pretrain(["--config-file", config, "--num-gpus", str(processes), *more])
+    (dump,) = (tmp_path / "run").glob("dump_*")
+    for process in range(processes):
+        file = dump / f"process_{process}.json"
+        facts = json.loads(file.read_text())
+        samples = [sample for batch in facts["batches"] for sample in batch["samples"]]
+        assert len(samples) == 8 // processes and all(Path(sample["file_name"]).exists() for sample in samples)
+        result = replay_classifier(load_config(get_config(), str(dump / "config.yaml")), str(file))
+        assert result["losses"] == result["recorded"] and len(result["losses"]) == 2
+        assert {f"classifier.{name}" for name in torch.load(dump / "weights.pth")["model"]} >= result[
+            "gradient_norms"
+        ].keys()
+    pretrain(["--replay", str(dump)])
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "replayed: learning rate" in log and "the training data is not what it was" not in log
+    Path(samples[0]["file_name"]).unlink()
+    pretrain(["--replay", str(dump)])
+    assert "the training data is not what it was" in (tmp_path / "run" / "log.txt").read_text()

@@ -17,6 +17,8 @@ from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
+from resnext_det.engine.trainer import own_buffers
+
 from .faster_rcnn_c4 import model
 
 dataloader = dict(
@@ -64,7 +66,7 @@ train = dict(
     init_checkpoint="",  # a classifier that `resnext-det convert` has written; frozen norms need trained statistics
     max_iter=90000,
     amp=dict(enabled=False),
-    ddp=dict(broadcast_buffers=False, find_unused_parameters=False, fp16_compression=False),
+    ddp=dict(**own_buffers(), find_unused_parameters=False, fp16_compression=False),
     checkpointer=dict(period=5000, max_to_keep=100),
     eval_period=5000,
     log_period=20,

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from .measure import Result, Setting, not_run, relative_error, result, timed
+from .measure import Result, Setting, not_run, optimized_copies, relative_error, result, timed
 
 
 def detectors(device: str, quick: bool) -> tuple[nn.Module, nn.Module]:
@@ -63,13 +63,11 @@ def watch_parts(model: nn.Module, setting: Setting, label: str) -> Callable[[], 
 
 @torch.no_grad()
 def c4_inference(setting: Setting) -> Result:
-    """One 480x640 picture, 1000 proposals, the whole model."""
-    from ..detection.optimize import optimize_for_inference
-
+    """A 480x640 picture, or a batch of them, with 1000 proposals each: the whole model."""
     device, quick = setting.device, setting.quick
     stock, ours = detectors(device, quick)
-    inputs = picture(quick)
-    fast = {name: optimize_for_inference(ours, name) for name in (("fp32", "bf16") if setting.bf16 else ("fp32",))}
+    inputs = picture(quick) * max(1, setting.batch)
+    fast = optimized_copies(ours, setting, inputs)
 
     models = {"stock fp32": stock, **{f"optimized {name}": model for name, model in fast.items()}}
     watched = [watch_parts(model, setting, name) for name, model in models.items()]
@@ -103,7 +101,7 @@ def c4_inference(setting: Setting) -> Result:
     for name, model in fast.items():
         own = model.roi_heads._shared_roi_transform([model.backbone(x)["res4"]], boxes).mean((2, 3))
         agreement[f"{name} region features, relative"] = relative_error(own, features)
-    skipped = not_run(setting, "stock bf16 autocast", "optimized bf16")
+    skipped = not_run(setting, fast, "stock bf16 autocast")
     return result(seconds, "stock fp32", agreement, parts=spent, **skipped)
 
 
@@ -171,7 +169,7 @@ def c4_train(setting: Setting) -> Result:
         step(ours)
         bits.append([features.grad.clone(), *(p.grad.clone() for p in ours.res5.parameters())])
     agreement["two runs have equal bits"] = float(all(torch.equal(a, b) for a, b in zip(*bits, strict=True)))
-    return result(seconds, "stock fp32", agreement, **not_run(setting, *in_bf16))
+    return result(seconds, "stock fp32", agreement, **not_run(setting, (), *in_bf16))
 
 
 def c4_memory(setting: Setting) -> Result:
@@ -193,7 +191,7 @@ def c4_memory(setting: Setting) -> Result:
             gigabytes[name] = processes.apply(_peak_memory, (setting, torch.get_num_threads(), *arguments))
     peer = gigabytes["stock fp32"]
     shares = {f"{name} / stock fp32": value / max(peer, 1e-9) for name, value in gigabytes.items() if "ours" in name}
-    skipped = not_run(setting, "ours bf16 autocast recompute")
+    skipped = not_run(setting, (), "ours bf16 autocast recompute")
     return {"ratios": shares, "agreement": {}, "gigabytes": gigabytes, **skipped}
 
 

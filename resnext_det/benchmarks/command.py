@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..engine.cli import at_least
 from ..errors import UserError
 from ..files import write_json
 from .c4 import c4_inference, c4_memory, c4_train
@@ -39,18 +40,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure this package against its peers on this machine.")
     parser.add_argument("what", choices=list(BENCHMARKS))
     parser.add_argument("--json", metavar="FILE", help="write ratios, agreement, seconds and machine there")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes all cores")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--threads", type=at_least(0), default=0, help="CPU threads; 0 takes all cores")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="a small problem: checks that it runs, measures nothing")
-    parser.add_argument("--turns", type=int, default=0, help="measured turns; 0 is each benchmark's own number")
-    parser.add_argument("--regions", type=int, default=512, help="of each picture in c4-train and c4-memory")
+    parser.add_argument("--turns", type=at_least(0), default=0, help="measured turns; 0 is each benchmark's own number")
+    parser.add_argument("--regions", type=at_least(1), default=512, help="of each picture in c4-train and c4-memory")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
         default="wall",
         help="of CPUs; cpu, the processor's time, on shared machines",
     )
-    parser.add_argument("--batch", type=int, default=0, help="pictures of a step in networks and grouped-conv")
+    parser.add_argument("--batch", type=int, default=0, help="pictures at once in c4-inference, networks and grouped-conv")
     parser.add_argument(
         "--minutes",
         type=float,

@@ -12,11 +12,11 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError
 
@@ -34,7 +34,7 @@ class Setting:
         clock: of CPUs: "wall", or "cpu" for the processor time of all threads of this process.
         turns: measured turns; 0 takes each benchmark's own number.
         regions: of each picture in training, where 512 would take too long.
-        batch: pictures of a step in ``networks`` and ``grouped-conv``; 0 takes each benchmark's own number.
+        batch: pictures at once in ``c4-inference``, ``networks`` and ``grouped-conv``; 0 takes each benchmark's own number.
         ends: of measuring, in seconds of :func:`time.monotonic`; rows that would begin later are left to another call.
         known: rows that an earlier call has measured here.
         keep: called with all rows after each of them.
@@ -58,7 +58,7 @@ class Setting:
     @property
     def bf16(self) -> bool:
         """Whether bf16 is worth its time here; emulated, it takes minutes and tells nothing."""
-        from ..detection.optimize import multiplies_bf16
+        from ..inference.precision import multiplies_bf16
 
         return self.quick or multiplies_bf16(self.device)
 
@@ -187,7 +187,35 @@ def relative_error(x: Tensor, reference: Tensor) -> float:
     return ((x.float() - reference.float()).norm() / reference.float().norm()).item()
 
 
-def not_run(setting: Setting, *names: str) -> dict[str, dict[str, str]]:
-    """The result's section on what bf16 would have needed; empty where the hardware has it."""
-    reason = "not run: this hardware does not multiply bf16"
-    return {} if setting.bf16 else {"not run": dict.fromkeys(names, reason)}
+def optimized_copies(model: nn.Module, setting: Setting, example: object) -> dict[str, nn.Module]:
+    """``optimize_for_inference`` in every precision that is worth its time here, by name.
+
+    Args:
+        example: input of ``model`` on which int8 measures its ranges.
+    """
+    from ..detection.optimize import optimize_for_inference
+    from ..inference.precision import has
+
+    copies = {name: optimize_for_inference(model, name) for name in (("fp32", "bf16") if setting.bf16 else ("fp32",))}
+    if setting.device == "cpu" and has("openvino") and has("nncf"):
+        for name in [*copies, "int8"]:
+            copies[f"{name} OpenVINO"] = optimize_for_inference(
+                model, name, backend="openvino", calibration=[example] if name == "int8" else None
+            )
+    return copies
+
+
+def not_run(setting: Setting, copies: Iterable[str], *others: str) -> dict[str, dict[str, str]]:
+    """The result's section on what was not measured and why; empty where all was.
+
+    Args:
+        copies: what :func:`optimized_copies` made, where it was asked.
+        others: sides in bf16.
+    """
+    skipped = {}
+    if not setting.bf16:
+        asked = [*others, *(["optimized bf16", "optimized bf16 OpenVINO"] if copies else [])]
+        skipped = dict.fromkeys(asked, "not run: this hardware does not multiply bf16")
+    if copies and "int8 OpenVINO" not in copies:
+        skipped["OpenVINO"] = "not run: not installed (pip install 'resnext-det[openvino]'), or not a CPU"
+    return {"not run": skipped} if skipped else {}

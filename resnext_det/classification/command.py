@@ -8,8 +8,9 @@ from fvcore.common.config import CfgNode
 
 from ..engine.cli import parse_training_arguments
 from ..engine.config import load_config
-from ..engine.launch import launch
+from ..engine.launch import start_training
 from .config import check_config, get_config
+from .replay import replay
 from .train import evaluate_only, train
 
 
@@ -27,12 +28,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(get_config(), args.config_file, args.opts)
     check_config(cfg)
     cfg.freeze()
-    launch(
-        work,
-        (cfg, args.resume, args.eval_only, args.trust_pickle),
-        processes=args.num_gpus,
-        machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        url=args.dist_url,
-        device=cfg.MODEL.DEVICE,
-    )
+    start_training(args, cfg, work, replay)

@@ -6,6 +6,7 @@ from detectron2.config import CfgNode as CN
 
 from ..engine.trainer import PRECISIONS
 from ..errors import UserError
+from ..inference.precision import BACKENDS, CHOICES
 from ..kernels.layer import MODES
 
 SCHEDULES = ("step", "cosine")
@@ -63,6 +64,10 @@ def get_config() -> CN:
     cfg.TEST.AMONG = "train"  # classes that compete: all of training's, or only those with test pictures (Table 6)
     cfg.TEST.BATCH_SIZE = 100  # per process
     cfg.TEST.EVAL_PERIOD = 1.0  # epochs
+    # off: the layers of training in SOLVER.PRECISION. auto, fp32, bf16, fp16 or int8: an optimised copy, faster; int8
+    # needs a CPU and OpenVINO, and measures its ranges on some pictures of training
+    cfg.TEST.DTYPE = "off"
+    cfg.TEST.BACKEND = "auto"  # of that copy: torch, openvino (CPUs), or auto: OpenVINO for int8, torch otherwise
 
     cfg.SOLVER = CN()
     cfg.SOLVER.EPOCHS = 100
@@ -96,10 +101,21 @@ def check_config(cfg: CN) -> None:
     _choice("INPUT.AUGMENTATION", cfg.INPUT.AUGMENTATION, AUGMENTATIONS)
     _choice("MODEL.GROUPED_CONV", cfg.MODEL.GROUPED_CONV, MODES)
     _choice("MODEL.NORM", cfg.MODEL.NORM, NORMS)
+    _choice("TEST.DTYPE", cfg.TEST.DTYPE, CHOICES)
+    _choice("TEST.BACKEND", cfg.TEST.BACKEND, BACKENDS)
     _choice("TEST.AMONG", cfg.TEST.AMONG, ("train", "test"))
     for key in ("EPOCHS", "IMS_PER_BATCH", "REFERENCE_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS"):
         if not cfg.SOLVER[key] > 0:
             raise UserError(f"SOLVER.{key} {cfg.SOLVER[key]}: must be above 0")
+    if cfg.DATALOADER.NUM_WORKERS < 0:
+        raise UserError(f"DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS}: must be 0 or above")
+    if cfg.SOLVER.MOMENTUM < 0 or cfg.SOLVER.WEIGHT_DECAY < 0:
+        raise UserError("SOLVER.MOMENTUM and SOLVER.WEIGHT_DECAY: must be 0 or above")
+    if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
+        raise UserError("SOLVER.NESTEROV True: needs a SOLVER.MOMENTUM above 0")
+    for section, key in (("INPUT", "CROP_SIZE"), ("TEST", "SHORT_SIDE"), ("TEST", "BATCH_SIZE")):
+        if cfg[section][key] < 1:
+            raise UserError(f"{section}.{key} {cfg[section][key]}: must be at least 1")
     if not 0 <= cfg.INPUT.COLOR_JITTER < 1:
         raise UserError(f"INPUT.COLOR_JITTER {cfg.INPUT.COLOR_JITTER}: must be in [0, 1)")
     if not cfg.TEST.EVAL_PERIOD > 0:

@@ -127,7 +127,10 @@ def index_shards(root: str, classes: Sequence[str] | None = None) -> int:
     if not paths:
         raise UserError(f"{root}: no *.tar files")
     if classes is None and (folder / INDEX).is_file():
-        classes = json.loads((folder / INDEX).read_text(encoding="utf-8"))["classes"]
+        try:
+            classes = json.loads((folder / INDEX).read_text(encoding="utf-8"))["classes"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{folder / INDEX}: torn; remove it, or give the class names: --classes FILE") from error
     shards, entries = [], []
     for number, path in enumerate(paths):
         samples = _read_shard(path)

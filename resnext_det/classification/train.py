@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from ..engine.averaging import WeightAverage, average_of
 from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
+from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
 from ..engine.evaluations import Evaluations
+from ..engine.launch import decided_by_main
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     PRECISIONS,
@@ -41,11 +43,12 @@ from ..engine.trainer import (
 )
 from ..errors import UserError
 from ..files import write_json
+from ..inference.optimize import optimize_classifier
 from ..kernels.layer import use_grouped_conv
 from ..resnext import Classifier, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
-from .data import TrainingLoader, evaluation_loader
+from .data import Pictures, TrainingLoader, evaluation_loader
 from .evaluate import evaluate
 from .initial_weights import check_against_config, load_initial_weights, metadata
 from .shards import open_pictures
@@ -90,6 +93,15 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
     model.recompute = cfg.MODEL.RECOMPUTE
     use_grouped_conv(model, cfg.MODEL.GROUPED_CONV)
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
+
+
+def build_training_model(cfg: CfgNode, num_classes: int) -> TrainingModel:
+    """:func:`build_classifier`, compiled where MODEL.COMPILE says so, with the normalisation and loss of training."""
+    model = build_classifier(cfg, num_classes)
+    if cfg.MODEL.COMPILE:
+        model.compile()
+    normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
+    return TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING)
 
 
 @dataclass(frozen=True)
@@ -152,14 +164,33 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
     if comm.get_world_size() > 1:  # every process judges with the batch-norm statistics that are saved: the first's
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
+    model, autocast_dtype = _judged(cfg, model, normalize)
     return evaluate(
         model,
         normalize,
         loaders,
         flip=bool(cfg.TEST.DENSE_SIZES),
         among=np.unique(pictures.labels).tolist() if cfg.TEST.AMONG == "test" else None,
-        autocast_dtype=PRECISIONS[cfg.SOLVER.PRECISION],
+        autocast_dtype=autocast_dtype,
     )
+
+
+def _judged(cfg: CfgNode, model: nn.Module, normalize: Normalize) -> tuple[nn.Module, torch.dtype | None]:
+    """The network that evaluation runs, as TEST.DTYPE says, and the type to autocast to."""
+    if cfg.TEST.DTYPE == "off":
+        return model, PRECISIONS[cfg.SOLVER.PRECISION]
+    examples = _examples(cfg, normalize) if cfg.TEST.DTYPE == "int8" else None
+    return optimize_classifier(model, cfg.TEST.DTYPE, backend=cfg.TEST.BACKEND, calibration=examples), None
+
+
+def _examples(cfg: CfgNode, normalize: Normalize, number: int = 256) -> Iterator[Tensor]:
+    """About ``number`` pictures spread over DATASETS.TRAIN, as testing sees them; the same in every process."""
+    pictures = open_pictures(cfg.DATASETS.TRAIN)
+    step = max(1, len(pictures) // number)
+    transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
+    workers = cfg.DATALOADER.NUM_WORKERS
+    for images, _ in evaluation_loader(pictures, transform, 16, workers=workers, world_size=step):
+        yield normalize(images.to(cfg.MODEL.DEVICE))
 
 
 def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False) -> dict[str, float]:
@@ -213,10 +244,8 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         *(len(pictures), len(pictures.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
         *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
     )
-    model = build_classifier(cfg, len(pictures.classes))
-    if cfg.MODEL.COMPILE:
-        model.compile()
-    normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
+    training_model = build_training_model(cfg, len(pictures.classes))
+    model, normalize = training_model.classifier, training_model.normalize
     optimizer = torch.optim.SGD(
         model.parameters(),
         plan.lr,
@@ -225,7 +254,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         nesterov=cfg.SOLVER.NESTEROV,
     )
     trainer = Trainer(
-        wrap_distributed(TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING)),
+        wrap_distributed(training_model),
         optimizer,
         seed=seed,
         precision=cfg.SOLVER.PRECISION,
@@ -268,9 +297,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         )
     )
     trainer.register_hooks([evaluations])
-    if comm.is_main_process():
-        with open(os.path.join(cfg.OUTPUT_DIR, "config.yaml"), "w", encoding="utf-8") as file:
-            file.write(cfg.dump())
+    save_config(cfg, cfg.OUTPUT_DIR)
     trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
 
     settings = settings_of(optimizer)
@@ -282,19 +309,26 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
     if cfg.MODEL.WEIGHTS and done is None:
         load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
-    loader = TrainingLoader(
-        pictures,
-        _training_transform(cfg),
-        plan.batch_size,
-        seed=trainer.seed,
-        workers=cfg.DATALOADER.NUM_WORKERS,
-        rank=comm.get_rank(),
-        world_size=processes,
-        start_batch=start * cfg.SOLVER.ACCUMULATE,
-    )
-    trainer.set_data_loader(loader)
+    place = {"rank": comm.get_rank(), "world_size": processes}
+    trainer.set_data_loader(training_loader(cfg, pictures, plan.batch_size, trainer.seed, start, **place))
     trainer.train(start, plan.iterations)
     return _report(cfg, model, results)
+
+
+def training_loader(
+    cfg: CfgNode, pictures: Pictures, batch_size: int, seed: int, start_iteration: int, *, rank: int, world_size: int
+) -> TrainingLoader:
+    """The training batches of process ``rank``, after ``start_iteration`` optimiser steps."""
+    return TrainingLoader(
+        pictures,
+        _training_transform(cfg),
+        batch_size,
+        seed=seed,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=rank,
+        world_size=world_size,
+        start_batch=start_iteration * cfg.SOLVER.ACCUMULATE,
+    )
 
 
 def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
@@ -307,7 +341,7 @@ def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
 
 def _report(cfg: CfgNode, model: Classifier, results: dict[str, float]) -> dict[str, float]:
     logger.info("top-1 error %.2f%%, top-5 error %.2f%%", results["top1_error"], results["top5_error"])
-    if comm.is_main_process():
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        write_json(os.path.join(cfg.OUTPUT_DIR, "results.json"), {**results, "parameters": parameters})
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    path = os.path.join(cfg.OUTPUT_DIR, "results.json")
+    decided_by_main(lambda: write_json(path, {**results, "parameters": parameters}))
     return results

@@ -8,6 +8,7 @@ from .backbone import (
 )
 from .c4_head import ResNeXtC4ROIHeads
 from .config import add_resnext_config
+from .optimize import optimize_for_inference
 
 __all__ = [
     "ResNeXtBackbone",
@@ -16,4 +17,5 @@ __all__ = [
     "build_resnext_backbone",
     "build_resnext_fpn_backbone",
     "build_retinanet_resnext_fpn_backbone",
+    "optimize_for_inference",
 ]

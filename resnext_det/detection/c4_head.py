@@ -18,7 +18,6 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler, convert_boxes_to_pooler_format
 from detectron2.modeling.roi_heads import Res5ROIHeads
@@ -26,6 +25,7 @@ from detectron2.structures import Boxes
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..inference.folding import fold_norm, is_pointwise
 from ..resnext import Bottleneck, ConvNorm
 from .backbone import make_res5
 from .roi_align import SparseBins, box_weights, pool, sparse_bins
@@ -33,32 +33,10 @@ from .roi_align import SparseBins, box_weights, pool, sparse_bins
 logger = logging.getLogger(__name__)
 
 
-def fold_norm(conv: nn.Conv2d) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of the one convolution that equals ``conv`` and its norm; None where the norm is not constant."""
-    norm = getattr(conv, "norm", None)
-    if norm is None:
-        return conv.weight, conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
-    constant = isinstance(norm, FrozenBatchNorm2d) or (
-        isinstance(norm, nn.modules.batchnorm._BatchNorm) and not norm.training and norm.running_var is not None
-    )
-    if not constant or conv.bias is not None:
-        return None
-    scale = (norm.running_var + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight
-    bias = -norm.running_mean * scale
-    bias = bias if norm.bias is None else bias + norm.bias
-    return conv.weight * scale[:, None, None, None], bias
-
-
 def per_sample(module: nn.Module) -> bool:
     """Whether every sample's result is its own, so that a batch may be cut: false for batch norms that are training."""
     norms = (nn.modules.batchnorm._BatchNorm,)
     return not any(isinstance(m, norms) and (m.training or m.running_var is None) for m in module.modules())
-
-
-def is_pointwise(conv: nn.Conv2d) -> bool:
-    """Whether the convolution looks at one pixel only and at all of them: a matrix product."""
-    return conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.padding == (0, 0) and conv.groups == 1
 
 
 def pointwise_relu(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None = None) -> Tensor:

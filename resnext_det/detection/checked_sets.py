@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..engine.launch import decided_by_main
 from ..errors import UserError, nearest
+from .class_count import ClassCount, class_count_from_config
 from .dataset_check import CheckedDataset, inspect_document, read_json
 from .images import MAX_MEGAPIXELS, check_policy
 
@@ -73,7 +74,7 @@ def check_sets_from_config(cfg: CfgNode, *, training: bool) -> None:
     check_sets(
         cfg.DATASETS.TRAIN if training else (),
         cfg.DATASETS.TEST,
-        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        classes=class_count_from_config(cfg),
         options=CheckOptions(
             level=cfg.DATASETS.CHECK,
             broken_images=cfg.DATASETS.BROKEN_IMAGES,
@@ -86,7 +87,7 @@ def check_sets_from_config(cfg: CfgNode, *, training: bool) -> None:
     )
 
 
-def check_sets(train: Sequence[str], test: Sequence[str], *, num_classes: int, options: CheckOptions) -> None:
+def check_sets(train: Sequence[str], test: Sequence[str], *, classes: ClassCount | None, options: CheckOptions) -> None:
     """Check every COCO-format set among ``train`` and ``test`` (registered names), and register what was mended.
 
     Sets of other formats are left alone, and all are with the level "off".
@@ -105,7 +106,7 @@ def check_sets(train: Sequence[str], test: Sequence[str], *, num_classes: int, o
             continue
 
         def check(name: str = name, categories: dict[int, str] | None = categories) -> _Result:
-            return _check(name, name in train, name in test, num_classes, categories, options)
+            return _check(name, name in train, name in test, classes, categories, options)
 
         result = decided_by_main(check)
         if any(metadata.get(key) not in (None, value) for key, value in result.metadata.items()):
@@ -133,7 +134,7 @@ def _check(
     name: str,
     for_training: bool,
     for_evaluation: bool,
-    num_classes: int,
+    classes: ClassCount | None,
     categories: dict[int, str] | None,
     options: CheckOptions,
 ) -> _Result:
@@ -152,7 +153,7 @@ def _check(
         document,
         json_file,
         image_root,
-        expected_num_classes=num_classes,
+        model_classes=classes,
         expected_categories=categories,
         check_images=level in ("full", "headers"),
         decode=level == "full",

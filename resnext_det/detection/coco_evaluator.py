@@ -169,8 +169,8 @@ class FastCOCOEvaluator(DatasetEvaluator):
         strange = np.setdiff1d(detections.category_ids, np.arange(classes))
         if strange.size:
             raise UserError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES: the model predicts class {listed(strange.tolist())}, and "
-                f"{self._truth.source} has {classes} classes; set it to {classes}"
+                f"the model predicts class {listed(strange.tolist())}, and {self._truth.source} has {classes} classes; "
+                f"set MODEL.ROI_HEADS.NUM_CLASSES (RetinaNet: MODEL.RETINANET.NUM_CLASSES) to {classes}"
             )
         detections.category_ids = self._dataset_ids[detections.category_ids]
         detections.source = "the model's detections"

@@ -62,8 +62,10 @@ def add_resnext_config(cfg: CfgNode) -> None:
         cfg.MODEL.RESNEXT.C4_CHUNK_SIZE = 32
         # Compute each chunk again in the backward pass instead of keeping it: about a third of the memory.
         cfg.MODEL.RESNEXT.C4_RECOMPUTE = False
-        # How evaluation and prediction run: fp32, bf16 or fp16 on an optimised copy of the model, auto for what the
-        # hardware is good at, off for the layers of training as they are.
+        # How evaluation and prediction run: fp32, bf16, fp16 or int8 on an optimised copy of the model, auto for what
+        # the hardware is good at (never int8), off for the layers of training as they are.
         cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "auto"
+        # What computes that copy's trunk and head: torch, openvino (CPUs), or auto: OpenVINO for int8, torch otherwise.
+        cfg.MODEL.RESNEXT.INFERENCE_BACKEND = "auto"
         # The grouped 3x3 convolutions: torch, triton for our kernel on a GPU, or auto for what measures fastest there.
         cfg.MODEL.RESNEXT.GROUPED_CONV = "torch"

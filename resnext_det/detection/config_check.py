@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import reduce
 
 from detectron2.config import CfgNode
+from detectron2.layers import get_norm
 from detectron2.utils import comm
 
 from ..coco_eval import SCORE_THRESHOLD
@@ -27,6 +29,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False) -> None
         _typed("SOLVER", check_solver, cfg)
     elif not cfg.MODEL.WEIGHTS and not resume:
         raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
+    _typed("INPUT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD", _check_values, cfg)
     _typed("MODEL.RESNETS, MODEL.FPN", _check_head, cfg)
     _typed("MODEL.ANCHOR_GENERATOR, MODEL.RPN", _check_anchors, cfg)
     if cfg.MODEL.RESNETS.NORM == "SyncBN" and comm.get_world_size() > 1 and not cfg.MODEL.DEVICE.startswith("cuda"):
@@ -40,6 +43,38 @@ def _typed(keys: str, check: Callable[[CfgNode], None], cfg: CfgNode) -> None:
         check(cfg)
     except TypeError as error:  # lists may hold anything
         raise UserError(f"{keys}: a list holds values of the wrong type ({error}); see the defaults") from error
+
+
+def _check_values(cfg: CfgNode) -> None:
+    """Numbers without which nothing can be computed, and names that detectron2 would not find."""
+    smallest = {
+        "INPUT.MIN_SIZE_TEST": 0,  # 0 keeps the size
+        "INPUT.MAX_SIZE_TRAIN": 1,
+        "INPUT.MAX_SIZE_TEST": 1,
+        "DATALOADER.NUM_WORKERS": 0,
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 1,
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1,
+        "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 1,
+    }
+    for key, least in smallest.items():
+        value = reduce(getattr, key.split("."), cfg)
+        if value < least:
+            raise UserError(f"{key} {value}: must be at least {least}")
+    sizes = cfg.INPUT.MIN_SIZE_TRAIN
+    if not sizes or min(sizes) < 0:
+        raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)}: give at least one size, in pixels")
+    mean, std = list(cfg.MODEL.PIXEL_MEAN), list(cfg.MODEL.PIXEL_STD)
+    if len(mean) != len(std) or not std or not min(std) > 0:
+        raise UserError(
+            f"MODEL.PIXEL_MEAN {mean} and MODEL.PIXEL_STD {std}: give one number of each for every channel, STD above 0"
+        )
+    try:
+        get_norm(cfg.MODEL.RESNETS.NORM, 32)
+    except KeyError:
+        raise UserError(
+            f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r}: detectron2 has no such norm; FrozenBN, BN, SyncBN, GN are "
+            "usual"
+        ) from None
 
 
 def _check_head(cfg: CfgNode) -> None:

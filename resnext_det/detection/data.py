@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from ..engine.sampler import SeededDataset, TrainingBatches
 from ..engine.signals import outlive_stopping_signals
 from ..errors import UserError, nearest
+from .class_count import ClassCount, class_count_from_config
 from .dataset_check import read_json
 from .mapper import CheckedDatasetMapper
 from .proposals import attach_proposals
@@ -60,15 +61,15 @@ def known_sets(names: Sequence[str], key: str) -> None:
     for name in names:
         if name not in DatasetCatalog.list():
             raise UserError(
-                f"DATASETS.{key}: {name!r} is not registered{nearest(name, DatasetCatalog.list())} "
-                "Register a set of your own with DATASETS.REGISTER: [[name, json_file, image_root]]"
+                f"DATASETS.{key}: {name!r} is not registered{nearest(name, DatasetCatalog.list())}; "
+                "register a set of your own with DATASETS.REGISTER: [[name, json_file, image_root]]"
             )
 
 
 def load_dicts(
     names: Sequence[str],
     *,
-    num_classes: int,
+    classes: ClassCount | None,
     filter_empty: bool,
     min_keypoints: int = 0,
     proposal_files: Sequence[str] | None = None,
@@ -77,7 +78,7 @@ def load_dicts(
 
     Args:
         names: registered sets.
-        num_classes: MODEL.ROI_HEADS.NUM_CLASSES, which must be the data's.
+        classes: of the model, as many as the data has; None for a model without.
         filter_empty: leave out pictures without an annotation that is not a crowd.
         min_keypoints: leave out pictures with fewer visible keypoints.
         proposal_files: precomputed proposals, one file for each set.
@@ -109,11 +110,11 @@ def load_dicts(
     except AssertionError as error:  # detectron2 asserts that something is left
         raise UserError(f"set {', '.join(names)}: {error}") from error
     for name in names:
-        classes = MetadataCatalog.get(name).get("thing_classes")
-        if classes is not None and len(classes) != num_classes:
+        found = MetadataCatalog.get(name).get("thing_classes")
+        if classes is not None and found is not None and len(found) != classes.number:
             raise UserError(
-                f"MODEL.ROI_HEADS.NUM_CLASSES is {num_classes}, and the set {name} has {len(classes)} classes "
-                f"({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}): set it to {len(classes)}"
+                f"{classes.key} is {classes.number}, and the set {name} has {len(found)} classes "
+                f"({', '.join(found[:5])}{', ...' if len(found) > 5 else ''}): set it to {len(found)}"
             )
     return dicts
 
@@ -209,7 +210,7 @@ def train_dicts_from_config(cfg) -> list[dict]:
     """The dataset dicts of DATASETS.TRAIN, with their proposals where MODEL.LOAD_PROPOSALS asks for them."""
     return load_dicts(
         cfg.DATASETS.TRAIN,
-        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        classes=class_count_from_config(cfg),
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
@@ -257,8 +258,21 @@ def test_loader_from_config(cfg, name: str) -> Iterable[list[dict]]:
     if cfg.MODEL.LOAD_PROPOSALS:
         known = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
         files = [known[name]] if name in known else []
-    dicts = load_dicts([name], num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES, filter_empty=False, proposal_files=files)
+    dicts = load_dicts([name], classes=class_count_from_config(cfg), filter_empty=False, proposal_files=files)
     return one_by_one(cfg, dicts, mapper_from_config(cfg, is_train=False))
+
+
+def calibration_inputs(cfg, number: int = 16) -> Iterator[list[dict]]:
+    """About ``number`` pictures spread over DATASETS.TRAIN, as testing sees them: on these int8 measures its ranges.
+
+    The same in every process, so that all of them judge with the same network.
+    """
+    dicts = train_dicts_from_config(cfg)
+    mapper = mapper_from_config(cfg, is_train=False)
+    for chosen in dicts[:: max(1, len(dicts) // number)]:
+        picture = mapper(chosen)
+        if picture is not None:
+            yield [picture]
 
 
 def one_by_one(cfg, dicts: list[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:

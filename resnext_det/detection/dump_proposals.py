@@ -14,8 +14,8 @@ from detectron2.modeling import ProposalNetwork, build_model
 from detectron2.utils import comm
 from torch import nn
 
-from ..engine.cli import TRUST_PICKLE
-from ..engine.launch import launch
+from ..engine.cli import TRUST_PICKLE, at_least
+from ..engine.launch import decided_by_main, launch
 from ..engine.trainer import start_log
 from ..errors import UserError
 from .checked_sets import check_sets_from_config
@@ -73,13 +73,16 @@ def dump_proposals(cfg: CfgNode, model: nn.Module, names: Sequence[str], folder:
     network = proposal_network(model)
     files = []
     for name in names:
-        ids, boxes, logits = inference_on_dataset(network, test_loader_from_config(cfg, name), ProposalRecorder())
+        found = inference_on_dataset(network, test_loader_from_config(cfg, name), ProposalRecorder())
         files.append(Path(folder) / f"{name}.pkl")
-        if comm.is_main_process():
-            write_proposals(files[-1], ids, boxes, logits)
-            number = sum(len(part) for part in boxes) / max(len(ids), 1)
-            logger.info("%s: %.0f proposals for each of %d images", files[-1], number, len(ids))
+        decided_by_main(lambda path=files[-1], found=found: _save(path, *found))
     return files
+
+
+def _save(path: Path, ids: Sequence, boxes: Sequence, logits: Sequence) -> None:
+    write_proposals(path, ids, boxes, logits)
+    number = sum(len(part) for part in boxes) / max(len(ids), 1)
+    logger.info("%s: %.0f proposals for each of %d images", path, number, len(ids))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -93,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--output", metavar="FOLDER", help="where NAME.pkl goes; default OUTPUT_DIR/proposals")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
-    parser.add_argument("--num-gpus", type=int, default=1, help="processes: one per GPU, or on the CPU")
+    parser.add_argument("--num-gpus", type=at_least(0), default=1, help="processes: one per GPU, or on the CPU")
     parser.add_argument(
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE",
         help="settings over those of the file; MODEL.WEIGHTS defaults to the newest checkpoint in OUTPUT_DIR",

@@ -21,8 +21,9 @@ from ..engine.launch import decided_by_main
 from ..engine.sampler import seed_everything
 from ..errors import UserError
 from ..files import write_json
+from .class_count import class_count_from_config
 from .coco_evaluator import FastCOCOEvaluator
-from .data import load_dicts, mapper_from_config, one_by_one, test_loader_from_config
+from .data import calibration_inputs, load_dicts, mapper_from_config, one_by_one, test_loader_from_config
 from .optimize import for_inference
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict]:
         ``{"bbox": {"AP": ..., "AP50": ...}}`` in percent, by set where there are several; empty on other processes
         than the first.
     """
-    model = for_inference(cfg, model)
+    model = for_inference(cfg, model, lambda: calibration_inputs(cfg))
     judged = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
     results = {}
     for name in cfg.DATASETS.TEST:
@@ -104,7 +105,7 @@ def validation_loss(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     """
     dicts = load_dicts(
         cfg.DATASETS.TEST,
-        num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+        classes=class_count_from_config(cfg),
         filter_empty=False,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
     )

@@ -17,11 +17,14 @@ from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..inference.folding import fold_norm
 from ..resnext import ConvNorm
-from .c4_head import ResNeXtC4ROIHeads, fold_norm
+from .c4_head import ResNeXtC4ROIHeads
 
 INPUTS = ("images", "sizes", "original_sizes")
 OUTPUTS = ("boxes", "scores", "classes", "count")
+TORCH_THAT_CAN = "2.14"
+"""torch.export of earlier releases ties the sizes of a picture down (2.4, 2.6 and 2.9 were tried)."""
 NOTHING = -1e4
 """Score of padding; lower than any logit, and finite in every precision."""
 
@@ -255,15 +258,26 @@ def export_program(model: nn.Module) -> torch.export.ExportedProgram:
     """The detector as ``torch.export.ExportedProgram`` with :data:`INPUTS` and :data:`OUTPUTS`.
 
     ``torch.export.save`` writes it; ``torch.export.load(file).module()`` runs without this package and detectron2.
+
+    Raises:
+        UserError: another kind of detector, or a torch that cannot.
     """
     detector = ExportableDetector(model)
     batch = torch.export.Dim("batch", min=1, max=64)
     height, width = torch.export.Dim("height", min=32, max=4096), torch.export.Dim("width", min=32, max=4096)
     shapes = {"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}, "original_sizes": {0: batch}}
-    with torch.no_grad():
-        return torch.export.export(
-            detector, example_inputs(detector.pixel_mean.device), dynamic_shapes=shapes, strict=False
-        )
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                detector, example_inputs(detector.pixel_mean.device), dynamic_shapes=shapes, strict=False
+            )
+    except Exception as error:  # what it raises differs from release to release
+        if torch.__version__ < TORCH_THAT_CAN:
+            raise UserError(
+                f"export: torch {torch.__version__} cannot export a detector for every size of picture "
+                f"({type(error).__name__}); install torch {TORCH_THAT_CAN} or later"
+            ) from error
+        raise
 
 
 def export_onnx(program: torch.export.ExportedProgram, path: str | os.PathLike) -> None:

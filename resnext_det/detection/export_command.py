@@ -15,7 +15,7 @@ from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from torch import nn
 
-from ..engine.cli import TRUST_PICKLE
+from ..engine.cli import TRUST_PICKLE, at_least
 from ..errors import UserError
 from ..files import write_json
 from .export import INPUTS, OUTPUTS, export_onnx, export_program
@@ -147,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", default="output/export", metavar="FOLDER", help="where the files go")
     parser.add_argument("--format", choices=(*FORMATS, "all"), default="all")
     parser.add_argument("--check", action="append", default=[], metavar="PATH", help="picture, folder or pattern")
-    parser.add_argument("--pictures", type=int, default=20, help="at most so many of them")
+    parser.add_argument("--pictures", type=at_least(1), default=20, help="at most so many of them")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)

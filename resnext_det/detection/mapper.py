@@ -23,6 +23,24 @@ logger = logging.getLogger(__name__)
 mend_resampling()
 
 
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """detectron2's, which leaves no pixel of a picture some 2000 times as wide as high; this one keeps at least one."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+        return transform
+
+    @classmethod
+    def instead_of(cls, augmentation: T.Augmentation | T.Transform) -> T.Augmentation | T.Transform:
+        """The same resizing as a ``T.ResizeShortestEdge``, and anything else as it is."""
+        if type(augmentation) is not T.ResizeShortestEdge:
+            return augmentation
+        style = "range" if augmentation.is_range else "choice"
+        return cls(augmentation.short_edge_length, augmentation.max_size, style, augmentation.interp)
+
+
 class CheckedDatasetMapper(DatasetMapper):
     """Reads, augments and turns into tensors; a picture to skip becomes None, which detectron2's loader replaces.
 
@@ -52,6 +70,7 @@ class CheckedDatasetMapper(DatasetMapper):
         **other_arguments,
     ) -> None:
         check_policy(broken_images)
+        augmentations = [ResizeShortestEdge.instead_of(augmentation) for augmentation in augmentations]
         super().__init__(is_train, augmentations=augmentations, image_format=image_format, **other_arguments)
         self.max_megapixels = max_megapixels
         self.broken_images = broken_images
@@ -94,7 +113,9 @@ class CheckedDatasetMapper(DatasetMapper):
         return dataset_dict
 
     def _large_enough(self, instances: Instances) -> Instances:
-        return instances[instances.gt_boxes.nonempty(threshold=self.min_box_size)]
+        boxes = instances.gt_boxes
+        sides = boxes.tensor[:, 2:] - boxes.tensor[:, :2]
+        return instances[boxes.nonempty() & (sides >= self.min_box_size).all(dim=1)]
 
     def _size_error(self, dataset_dict: dict, image: np.ndarray) -> UserError:
         path = dataset_dict["file_name"]

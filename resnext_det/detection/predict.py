@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import itertools
 import json
 import logging
 import os
@@ -18,7 +19,6 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog
-from detectron2.data.transforms import ResizeShortestEdge
 from detectron2.modeling import build_model
 from PIL import Image
 from torch import nn
@@ -28,12 +28,15 @@ from ..engine.cli import TRUST_PICKLE
 from ..engine.config import load_config
 from ..errors import UserError
 from ..files import atomic_write
+from ..inference.precision import CHOICES
 from ..reporting.boxes import class_colour, draw_boxes
+from .class_count import class_count_from_config
 from .coco_evaluator import detections_of
 from .config import add_resnext_config
 from .images import BrokenImage, read_image
 from .initial_weights import apply_preset, load_initial_weights
-from .optimize import CHOICES, for_inference
+from .mapper import ResizeShortestEdge
+from .optimize import for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,7 @@ VIDEOS = {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm"}
 CODECS = {".avi": "MJPG"}
 """Of drawn videos, by extension; mp4v for all others."""
 DETECTIONS_FILE = "detections.json"
+INT8_EXAMPLES = 16
 
 
 class Predictor:
@@ -64,6 +68,13 @@ class Predictor:
     @torch.no_grad()
     def __call__(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
         """Detections in each of the RGB pictures (H, W, 3) uint8; boxes in pixels of the picture as given."""
+        return [detections_of(output["instances"], 0) for output in self._model(self._inputs(pictures))]
+
+    def optimize(self, cfg: CfgNode, examples: Callable[[], Iterable[np.ndarray]]) -> None:
+        """Make the model fast as MODEL.RESNEXT.INFERENCE_DTYPE says; int8 measures its ranges on RGB ``examples``."""
+        self._model = for_inference(cfg, self._model, lambda: (self._inputs([picture]) for picture in examples()))
+
+    def _inputs(self, pictures: Sequence[np.ndarray]) -> list[dict]:
         inputs = []
         for picture in pictures:
             height, width = picture.shape[:2]
@@ -71,16 +82,19 @@ class Predictor:
             resized = self._resize.get_transform(ordered).apply_image(ordered)
             image = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)).astype("float32"))
             inputs.append({"image": image, "height": height, "width": width})
-        return [detections_of(output["instances"], 0) for output in self._model(inputs)]
+        return inputs
 
 
-def load_predictor(cfg: CfgNode, *, trust_pickle: bool = False) -> tuple[Predictor, list[int], list[str]]:
+def load_predictor(
+    cfg: CfgNode, *, trust_pickle: bool = False, examples: Callable[[], Iterable[np.ndarray]] = tuple
+) -> tuple[Predictor, list[int], list[str]]:
     """The detector of a config with MODEL.WEIGHTS in it, its dataset category ids and its class names.
 
     MODEL.RESNEXT.INFERENCE_DTYPE says how it is made fast.
 
     Args:
         trust_pickle: also open a MODEL.WEIGHTS that may run code.
+        examples: gives RGB pictures like those to come, for int8 only.
 
     Raises:
         UserError: no weights, or weights that do not fit.
@@ -90,9 +104,10 @@ def load_predictor(cfg: CfgNode, *, trust_pickle: bool = False) -> tuple[Predict
     cfg = apply_preset(cfg, trust_pickle=trust_pickle)
     model = build_model(cfg)
     found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
-    model = for_inference(cfg, model)
     sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
-    return Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT), *categories_of(cfg, found.get("class_names", ()))
+    predictor = Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT)
+    predictor.optimize(cfg, examples)
+    return predictor, *categories_of(cfg, found.get("class_names", ()))
 
 
 def categories_of(cfg: CfgNode, class_names: Sequence[str] = ()) -> tuple[list[int], list[str]]:
@@ -101,7 +116,8 @@ def categories_of(cfg: CfgNode, class_names: Sequence[str] = ()) -> tuple[list[i
     They come from the first set here that has as many classes, else from ``class_names`` (what the weights say of
     themselves) with the ids of a set that has all these names among others, or 1, 2, …
     """
-    number = cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    count = class_count_from_config(cfg)
+    number = count.number if count else 0
     ids_found = list(range(1, number + 1))
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
         registered = {entry[0]: entry[1] for entry in cfg.DATASETS.REGISTER}
@@ -371,7 +387,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     load_config(cfg, args.config_file, opts)
     cfg.MODEL.RESNEXT.INFERENCE_DTYPE = args.dtype or cfg.MODEL.RESNEXT.INFERENCE_DTYPE
     paths = find_inputs(inputs, sys.stdin)
-    predictor, category_ids, class_names = load_predictor(cfg, trust_pickle=args.trust_pickle)
+
+    def examples() -> Iterator[np.ndarray]:  # those for int8 are the first of what is asked for
+        frames = read_frames(paths, args.broken, Summary())
+        return (frame.pixels for frame in itertools.islice(frames, INT8_EXAMPLES))
+
+    predictor, category_ids, class_names = load_predictor(cfg, trust_pickle=args.trust_pickle, examples=examples)
     writer = Writer(Path(args.output), category_ids, class_names, draw=not args.no_drawings)
     choices = {"batch_size": args.batch_size, "score_threshold": args.score_threshold, "broken": args.broken}
     summary = predict(predictor, paths, writer, **choices, progress=logger.info)

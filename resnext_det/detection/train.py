@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +17,10 @@ from torch import nn
 from ..engine.averaging import WeightAverage, average_of
 from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
 from ..engine.cli import parse_training_arguments
-from ..engine.config import load_config
+from ..engine.config import load_config, save_config
 from ..engine.determinism import make_deterministic
 from ..engine.evaluations import EarlyStop, Evaluations
-from ..engine.launch import launch
+from ..engine.launch import decided_by_main, start_training
 from ..engine.sampler import seed_everything
 from ..engine.trainer import (
     Trainer,
@@ -49,20 +48,9 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: parse the flags, read the config, run in as many processes as asked for."""
-    args = parse_training_arguments("Train and evaluate a detector.", argv, replay=True)
+    args = parse_training_arguments("Train and evaluate a detector.", argv)
     cfg = setup(args.config_file, args.opts)
-    if args.replay:
-        replay(cfg, args.replay)
-        return
-    launch(
-        run,
-        (cfg, args.resume, args.eval_only, args.trust_pickle),
-        processes=args.num_gpus,
-        machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        url=args.dist_url,
-        device=cfg.MODEL.DEVICE,
-    )
+    start_training(args, cfg, run, replay)
 
 
 def setup(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -92,8 +80,7 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool = False)
         known_sets(cfg.DATASETS.TRAIN, "TRAIN")
     start_log(cfg.OUTPUT_DIR)
     cfg = apply_preset(cfg, trust_pickle=trust_pickle)
-    if comm.is_main_process():
-        _log_run(cfg)
+    _log_run(cfg)
     check_sets_from_config(cfg, training=not eval_only)
     if eval_only:
         return _evaluate_only(cfg, resume, trust_pickle)
@@ -107,9 +94,7 @@ def _log_run(cfg: CfgNode) -> None:
     logger.info(
         "torch %s on %s (%s), %d processes", torch.__version__, cfg.MODEL.DEVICE, devices, comm.get_world_size()
     )
-    path = Path(cfg.OUTPUT_DIR) / "config.yaml"
-    path.write_text(cfg.dump(), encoding="utf-8")
-    logger.info("the whole config is in %s", path)
+    logger.info("the whole config is in %s", save_config(cfg, cfg.OUTPUT_DIR))
 
 
 def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pickle: bool = False) -> None:
@@ -142,8 +127,11 @@ def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))  # of the weights that start anew
     model = build_model(cfg)
-    optimizer = build_optimizer(cfg, model)
-    scheduler = build_lr_scheduler(cfg, optimizer)
+    try:
+        optimizer = build_optimizer(cfg, model)
+        scheduler = build_lr_scheduler(cfg, optimizer)
+    except ValueError as error:  # a name or number that torch or detectron2 refuses
+        raise UserError(f"SOLVER: {error}") from error
     trainer = Trainer(
         wrap_distributed(model),
         optimizer,
@@ -205,8 +193,8 @@ def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
     try:
         trainer.train(start, cfg.SOLVER.MAX_ITER)
     except EarlyStop as stop:
-        if comm.is_main_process():
-            checkpointer.save("model_final", iteration=stop.done - 1)
+        done = stop.done
+        decided_by_main(lambda: checkpointer.save("model_final", iteration=done - 1))
     return results
 
 

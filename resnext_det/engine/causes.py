@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 
 from ..errors import RunFailed, UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No space left, over quota, over the size limit of files."""
+
+PLACES = {
+    errno.EACCES: "give permission, or name another place",
+    errno.EPERM: "give permission, or name another place",
+    errno.EROFS: "name another place",
+    errno.ENOTDIR: "a part of it is a file; name another place",
+    errno.EISDIR: "it is a folder; name a file, or remove it",
+    errno.EEXIST: "it is a file; name another folder, or remove it",
+    errno.ENOENT: "correct the path",
+    errno.ENAMETOOLONG: "shorten the name",
+    errno.ELOOP: "its links lead in a circle; name another place",
+}
+"""What the file system says of a path, and the fix."""
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "Socket")
 
@@ -21,12 +35,26 @@ def cause_of(error: BaseException) -> BaseException:
     if isinstance(error, UserError) and text.startswith("Caught"):  # raised in a data worker: its traceback comes along
         return UserError(text.rpartition(f"{type(error).__name__}: ")[2])
     if isinstance(error, OSError) and error.errno in FULL:
-        return UserError(f"{error}; free some space and continue with --resume")
+        return UserError(f"{error}; free some space and run it again (a training: with --resume)")
+    if isinstance(error, OSError) and error.filename is not None and error.errno in PLACES:
+        path = error.filename2 or error.filename  # of two, the one that was to be made
+        return UserError(f"{os.fsdecode(path)}: {error.strerror.lower()}; {PLACES[error.errno]}")
+    if (
+        type(error).__name__ == "OutOfMemoryError"
+        or isinstance(error, RuntimeError)
+        and "can't allocate memory" in text
+    ):
+        return UserError(
+            f"out of memory ({text[:200]}); take smaller pictures, a smaller network or a smaller batch (in a training "
+            "SOLVER.ACCUMULATE shares one out over several passes)"
+        )
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
         return UserError(
             f"DETERMINISTIC True: {text.split(' does not')[0]} cannot be; set DETERMINISTIC False, or in a C4 detector "
             "MODEL.RESNEXT.FAST_C4 True"
         )
+    if isinstance(error, KeyError) and text.endswith(' registry!"'):  # fvcore's, quoted as every KeyError
+        return UserError(f"config: {error.args[0]} Correct the name, or import the module that registers it")
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
         return RunFailed(
             f"a data worker died ({text[:200]}); too little memory or /dev/shm is the usual cause: lower "

@@ -65,7 +65,7 @@ class RunCheckpointer(Checkpointer):
             if not isinstance(cause, OSError):
                 raise
             raise UserError(
-                f"{path}: cannot be written: {cause}; free some space and continue with --resume; "
+                f"{path}: cannot be written: {cause.strerror or cause}; free some space and continue with --resume; "
                 "earlier checkpoints are whole"
             ) from error
         logger.info("saved %s", path)

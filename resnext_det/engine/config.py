@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 import yaml
@@ -15,6 +16,10 @@ from fvcore.common.config import BASE_KEY
 
 from ..config_files import find_config, list_configs
 from ..errors import UserError, nearest
+from ..files import atomic_write
+from .launch import decided_by_main
+
+CONFIG_FILE = "config.yaml"
 
 
 def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -46,8 +51,22 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
     empty = [key for key, value in _leaves(cfg) if value is None and defaults.get(key) is not None]
     if empty:  # yacs takes None for anything
         raise UserError(f"{config_file} and command line: {empty[0]} has no value; leave it out to have its default")
+    if not cfg.OUTPUT_DIR:
+        raise UserError("OUTPUT_DIR is empty: name the folder that the run writes to")
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
     return cfg
+
+
+def save_config(cfg: CfgNode, folder: str | os.PathLike) -> Path:
+    """Write all of ``cfg`` to ``folder/config.yaml``, in the main process; returns its path."""
+    path = Path(folder) / CONFIG_FILE
+
+    def write() -> None:
+        with atomic_write(path) as file:
+            file.write(cfg.dump())
+
+    decided_by_main(write)
+    return path
 
 
 def resolve_device(name: str) -> str:
@@ -59,7 +78,7 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(0, device=name)
+        torch.empty(1, device=name).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"MODEL.DEVICE {name}: not on this machine; set MODEL.DEVICE to auto or cpu") from error
     return name

@@ -24,10 +24,15 @@ from torch import nn
 
 from ..errors import UserError
 from ..files import atomic_write, write_json
+from .config import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, CONFIG = "weights.pth", "config.yaml"
+WEIGHTS = "weights.pth"
+_FACTS = {key: int for key in ("iteration", "seed", "process", "processes", "accumulate")} | {
+    "precision": str, "learning_rate": list, "losses": list, "batches": list,
+}  # fmt: skip
+"""What a replay needs of a ``process_R.json``."""
 
 
 def dump_folder(output_dir: str | Path, iteration: int) -> Path:
@@ -45,8 +50,8 @@ def write_dump(folder: Path, process: int, facts: dict[str, Any], model: nn.Modu
         if process == 0:
             with atomic_write(folder / WEIGHTS, "wb") as file:
                 torch.save({"model": model.state_dict()}, file)
-            if (folder.parent / CONFIG).is_file():
-                shutil.copyfile(folder.parent / CONFIG, folder / CONFIG)
+            if (folder.parent / CONFIG_FILE).is_file():
+                shutil.copyfile(folder.parent / CONFIG_FILE, folder / CONFIG_FILE)
     except (OSError, RuntimeError) as error:
         logger.warning("%s: the dump is not complete: %s", folder, error)
 
@@ -65,11 +70,13 @@ def read_dump(path: str | Path) -> dict[str, Any]:
     for file in files:
         try:
             facts = json.loads(file.read_text(encoding="utf-8"))
-            facts["losses"], facts["iteration"], facts["batches"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            wrong = [key for key, kind in _FACTS.items() if not isinstance(facts[key], kind)]
+            if wrong:
+                raise TypeError(f"{wrong[0]} is {facts[wrong[0]]!r}")
+            read.append((_badness(facts["losses"]), {**facts, "folder": str(file.parent)}))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"--replay {file}: not a dump ({type(error).__name__}: {error})") from None
-        read.append({**facts, "folder": str(file.parent)})
-    return max(read, key=lambda facts: _badness(facts["losses"]))
+    return max(read, key=lambda pair: pair[0])[1]
 
 
 def _badness(losses: list[dict[str, float | None]]) -> float:

@@ -14,7 +14,9 @@ from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
+from ..errors import UserError
 from ..files import atomic_write, finite
+from .launch import decided_by_main
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +71,8 @@ class Evaluations(HookBase):
 
     def before_train(self) -> None:
         start = self.trainer.start_iter
-        missed = comm.is_main_process() and self._remember(start) and start > 0 and self._is_due(start)
-        if any(comm.all_gather(missed)):
+        unknown = decided_by_main(lambda: self._remember(start))
+        if unknown and start > 0 and self._is_due(start):
             self._run(start)
             self._stop_in_vain(start)
 
@@ -110,16 +112,18 @@ class Evaluations(HookBase):
     def _run(self, done: int) -> None:
         start = time.perf_counter()
         results = self.evaluate(done)
-        if comm.is_main_process():
-            record = finite({"iteration": done, "seconds": round(time.perf_counter() - start, 3), **results})
-            self.trainer.storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
-            if self._judge(record, done) and self.save_best is not None:
-                self.save_best(done)
-                logger.info("%s %.3f after %d iterations is the best so far", self.metric, self.best, done)
-            # Last: a run that is killed before this line makes up for the evaluation and its best checkpoint.
-            others = [other for other in read_evaluations(self.path) if other["iteration"] != done]
-            write_evaluations(self.path, [*others, record])
-        comm.synchronize()  # the other processes wait for the first, which has judged alone
+        decided_by_main(lambda: self._keep(done, results, time.perf_counter() - start))
+
+    def _keep(self, done: int, results: dict, seconds: float) -> None:
+        """Judge the results and write them down, with the best checkpoint where they are the best."""
+        record = finite({"iteration": done, "seconds": round(seconds, 3), **results})
+        self.trainer.storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
+        if self._judge(record, done) and self.save_best is not None:
+            self.save_best(done)
+            logger.info("%s %.3f after %d iterations is the best so far", self.metric, self.best, done)
+        # Last: a run that is killed before this line makes up for the evaluation and its best checkpoint.
+        others = [other for other in read_evaluations(self.path) if other["iteration"] != done]
+        write_evaluations(self.path, [*others, record])
 
     def _judge(self, results: dict, done: int) -> bool:
         """Whether these results are the best so far."""
@@ -149,10 +153,22 @@ def find_metric(results: dict, name: str) -> float | None:
 
 
 def read_evaluations(path: str | os.PathLike) -> list[dict]:
-    """The lines of an ``evaluations.jsonl``; none where there is no file."""
+    """The lines of an ``evaluations.jsonl``; none where there is no file.
+
+    Raises:
+        UserError: a line that no run has written.
+    """
     if not os.path.isfile(path):
         return []
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    records = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            record["iteration"] + 0
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise UserError(f"{path}: line {number} is not an evaluation; remove the line, or the file") from None
+        records.append(record)
+    return records
 
 
 def write_evaluations(path: str | os.PathLike, records: list[dict]) -> None:

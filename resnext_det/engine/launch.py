@@ -6,6 +6,7 @@ Every process that trains belongs to a torch.distributed group: NCCL on GPUs, gl
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,11 +27,13 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from detectron2.utils import comm
+from fvcore.common.config import CfgNode
 
 from .. import compat
 from ..errors import RunFailed, UserError
 from .causes import cause_of
 from .cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, exit_code
+from .determinism import make_deterministic
 from .signals import Stopped, on_stopping_signals
 
 TIMEOUT = timedelta(minutes=30)
@@ -87,6 +91,10 @@ def launch(
         if machines > 1:
             raise UserError(f"--num-machines {machines} needs --dist-url tcp://HOST:PORT of the machine with rank 0")
         url = f"tcp://127.0.0.1:{free_port()}"
+    elif not re.fullmatch(r"tcp://.+:\d+|file:///.+", url):
+        raise UserError(
+            f"--dist-url {url}: give tcp://HOST:PORT of the machine with rank 0, or file:///PATH they share"
+        )
     if device.startswith("cuda") and processes > torch.cuda.device_count():
         raise UserError(f"--num-gpus {processes}: this machine has {torch.cuda.device_count()}")
     places = [Place(machine_rank * processes + local, world_size, local, processes, url) for local in range(processes)]
@@ -98,6 +106,33 @@ def launch(
         if any(code != 0 for code in codes):
             raise _cause(codes, Path(last_words))
     return None
+
+
+def start_training(
+    args: Namespace,
+    cfg: CfgNode,
+    run: Callable[[CfgNode, bool, bool, bool], object],
+    replay: Callable[[CfgNode, str], object],
+) -> None:
+    """Do what the flags of :func:`.cli.parse_training_arguments` ask for.
+
+    Args:
+        run: told cfg, --resume, --eval-only and --trust-pickle, in every process of the run.
+        replay: told cfg and the dump.
+    """
+    if args.replay:
+        make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
+        replay(cfg, args.replay)
+        return
+    launch(
+        run,
+        (cfg, args.resume, args.eval_only, args.trust_pickle),
+        processes=args.num_gpus,
+        machines=args.num_machines,
+        machine_rank=args.machine_rank,
+        url=args.dist_url,
+        device=cfg.MODEL.DEVICE,
+    )
 
 
 def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
@@ -244,29 +279,42 @@ def _join(place: Place, device: str, main: Callable, args: tuple) -> object:
 def _place_from_torchrun(environment: Mapping[str, str]) -> Place | None:
     if "TORCHELASTIC_RUN_ID" not in environment and not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(environment):
         return None
+    _number(environment, "MASTER_PORT", 1)  # torch reads it
     return Place(
-        rank=int(environment["RANK"]),
-        world_size=int(environment["WORLD_SIZE"]),
-        local_rank=int(environment.get("LOCAL_RANK", 0)),
-        local_size=int(environment.get("LOCAL_WORLD_SIZE", 1)),
+        rank=_number(environment, "RANK"),
+        world_size=_number(environment, "WORLD_SIZE"),
+        local_rank=_number(environment, "LOCAL_RANK", 0),
+        local_size=_number(environment, "LOCAL_WORLD_SIZE", 1),
         url="env://",
     )
 
 
+def _number(environment: Mapping[str, str], name: str, default: int | None = None) -> int:
+    """An environment variable; without a ``default`` it must be there."""
+    value = environment.get(name, default)
+    try:
+        return int(value)
+    except (TypeError, ValueError):
+        state = "is not set" if value is None else f"is {value!r}, not a number"
+        raise UserError(
+            f"environment variable {name} {state}: start the run with torchrun or srun, or unset it"
+        ) from None
+
+
 def _place_from_slurm(environment: Mapping[str, str]) -> Place | None:
     """The place of a task that ``srun`` started; None outside Slurm, for one task, and in an interactive shell."""
-    tasks = int(environment.get("SLURM_NTASKS", 1))
+    tasks = _number(environment, "SLURM_NTASKS", 1)
     if tasks < 2 or "SLURM_PROCID" not in environment or environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
-    nodes = int(environment.get("SLURM_NNODES", 1))
+    nodes = _number(environment, "SLURM_NNODES", 1)
     if tasks % nodes:
         raise UserError(f"SLURM_NTASKS {tasks} on SLURM_NNODES {nodes}: give every node as many tasks")
     # Every task computes the same port from the job, out of the range for which no service is registered.
-    port = 49152 + int(environment.get("SLURM_JOB_ID", 0)) % 16384
+    port = 49152 + _number(environment, "SLURM_JOB_ID", 0) % 16384
     return Place(
-        rank=int(environment["SLURM_PROCID"]),
+        rank=_number(environment, "SLURM_PROCID"),
         world_size=tasks,
-        local_rank=int(environment["SLURM_LOCALID"]),
+        local_rank=_number(environment, "SLURM_LOCALID"),
         local_size=tasks // nodes,
         url=f"tcp://{_first_slurm_host(environment)}:{port}",
     )

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from detectron2.engine import HookBase, SimpleTrainer, hooks
 from detectron2.solver.lr_scheduler import LRMultiplier
 from detectron2.utils import comm
-from detectron2.utils.events import CommonMetricPrinter, EventStorage, JSONWriter, TensorboardXWriter
+from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, JSONWriter, TensorboardXWriter
 from detectron2.utils.logger import setup_logger
 from fvcore.common.checkpoint import PeriodicCheckpointer
 from torch import nn
@@ -28,6 +28,7 @@ from ..errors import RunFailed, UserError
 from .causes import cause_of
 from .checkpoint import RunCheckpointer
 from .dump import dump_folder, summary, write_dump
+from .launch import decided_by_main
 from .sampler import seed_everything
 from .signals import Stopped, StopRequest, on_stopping_signals
 
@@ -112,8 +113,8 @@ class Trainer(SimpleTrainer):
                     known = isinstance(cause, UserError | RunFailed | Stopped)
                     logger.error("%s", cause, exc_info=None if known else error)
                 for hook in self._hooks:  # what was measured so far is written down; nothing is evaluated
-                    if isinstance(hook, hooks.PeriodicWriter):
-                        hook.after_train()
+                    if isinstance(hook, _Writers):
+                        hook.after_failure()
                 raise
             self.after_train()
 
@@ -197,10 +198,17 @@ def wrap_distributed(model: nn.Module) -> nn.Module:
     if comm.get_world_size() == 1:
         return model
     on_gpu = next(model.parameters()).is_cuda
-    # Every process starts from rank 0's weights; batch-norm statistics stay each process's own, as in detectron2.
+    return DistributedDataParallel(model, device_ids=[comm.get_local_rank()] if on_gpu else None, **own_buffers())
+
+
+def own_buffers() -> dict[str, bool]:
+    """The argument of DistributedDataParallel by which batch-norm statistics stay each process's own.
+
+    That is detectron2's way as well. Every process starts from rank 0's weights all the same.
+    """
     known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # torch < 2.15
-    return DistributedDataParallel(model, device_ids=[comm.get_local_rank()] if on_gpu else None, **{buffers: False})
+    # The older name is deprecated where torch has the newer one.
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
 
 
 def standard_hooks(
@@ -212,10 +220,12 @@ def standard_hooks(
     keep_checkpoints: int | None = None,
 ) -> list[HookBase]:
     """Timing, learning rate and checkpoints; evaluation and :func:`writers` go behind them."""
-    made: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler(optimizer, scheduler)]
-    if comm.is_main_process():
-        made.append(_Checkpoints(checkpointer, checkpoint_period, max_to_keep=keep_checkpoints))
-    return [*made, Safety(checkpointer)]
+    return [
+        hooks.IterationTimer(),
+        hooks.LRScheduler(optimizer, scheduler),
+        _Checkpoints(checkpointer, checkpoint_period, max_to_keep=keep_checkpoints),
+        Safety(checkpointer),
+    ]
 
 
 def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -243,17 +253,22 @@ def settle(optimizer: torch.optim.Optimizer, scheduler: LRMultiplier, settings: 
 
 
 class _Checkpoints(PeriodicCheckpointer, HookBase):
-    """Saves every ``period`` iterations and after the last one, as ``model_final``."""
+    """Saves every ``period`` iterations and after the last one, as ``model_final``: the main process, for all."""
 
     def before_train(self) -> None:
         self.max_iter = self.trainer.max_iter
+        decided_by_main(self._clear_up)
+
+    def _clear_up(self) -> None:
         self.checkpointer.remove_parts()
         if self.trainer.start_iter == 0:
             self.checkpointer.set_aside()
         self.recent_checkpoints = self.checkpointer.periodic_checkpoints()  # those that the run has left so far
 
     def after_step(self) -> None:
-        self.step(self.trainer.iter)
+        done = self.trainer.iter + 1
+        if done % self.period == 0 or done == self.max_iter:
+            decided_by_main(lambda: self.step(self.trainer.iter))
 
 
 class Safety(HookBase):
@@ -289,8 +304,8 @@ class Safety(HookBase):
         write_dump(folder, comm.get_rank(), facts, self.checkpointer.model)
         comm.synchronize()
         return (
-            f"{reason}: {summary(facts)}; dumped to {folder}, lower SOLVER.BASE_LR or look at these pictures (a "
-            f"detector: tools/train_net.py --replay {folder} runs the step again)"
+            f"{reason}: {summary(facts)}; dumped to {folder}, lower SOLVER.BASE_LR or look at these pictures "
+            f"(the same tool with --replay {folder} runs the step again)"
         )
 
     def after_step(self) -> None:
@@ -298,9 +313,7 @@ class Safety(HookBase):
         if not trainer.stop_signal or trainer.iter + 1 == trainer.max_iter:  # the last step is saved in any case
             return
         name = f"model_{trainer.iter:07d}"
-        if comm.is_main_process():
-            self.checkpointer.save(name, iteration=trainer.iter)
-        comm.synchronize()
+        decided_by_main(lambda: self.checkpointer.save(name, iteration=trainer.iter))
         raise Stopped(
             f"stopped by {Signals(trainer.stop_signal).name} after iteration {trainer.iter}; saved {name}.pth in "
             f"{self.checkpointer.save_dir}: the same command with --resume goes on with the next"
@@ -309,21 +322,39 @@ class Safety(HookBase):
 
 def writers(folder: str, max_iter: int, period: int = 20) -> list[HookBase]:
     """Terminal (losses, time left, speed), ``metrics.json`` and TensorBoard, on the main process."""
-    if not comm.is_main_process():
-        return []
-    sinks = [
-        CommonMetricPrinter(max_iter),
-        JSONWriter(os.path.join(folder, "metrics.json")),
-        TensorboardXWriter(folder),
-    ]
-    return [hooks.PeriodicWriter(sinks, period=period)]
+    sinks: list[EventWriter] = []
+
+    def open_files() -> None:
+        sinks.append(CommonMetricPrinter(max_iter))
+        sinks.append(JSONWriter(os.path.join(folder, "metrics.json")))
+        sinks.append(TensorboardXWriter(folder))
+
+    decided_by_main(open_files)
+    return [_Writers(sinks, period)]
+
+
+class _Writers(hooks.PeriodicWriter):
+    """detectron2's, with writers in the main process only, whose errors end all."""
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done % self._period == 0 or done == self.trainer.max_iter:
+            decided_by_main(super().after_step)
+
+    def after_train(self) -> None:
+        decided_by_main(super().after_train)
+
+    def after_failure(self) -> None:
+        """Write what there is; the other processes may be elsewhere, and the failure matters more than this one."""
+        try:
+            super().after_train()
+        except OSError as error:
+            logger.warning("the last measurements are not written: %s", error)
 
 
 def start_log(folder: str) -> None:
     """Log to the terminal and to ``folder/log.txt``; other processes than the first only to their own files."""
-    if comm.is_main_process():
-        os.makedirs(folder, exist_ok=True)
-    comm.synchronize()
+    decided_by_main(lambda: os.makedirs(folder, exist_ok=True))
     for name, short in (("resnext_det", "resnext_det"), ("detectron2", "d2"), ("fvcore", "fvcore")):
         setup_logger(folder, distributed_rank=comm.get_rank(), name=name, abbrev_name=short)
 

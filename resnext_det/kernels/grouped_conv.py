@@ -19,6 +19,7 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
+    from triton.language import constexpr  # Triton 3.0's interpreter knows the annotation by this name only
 except ImportError:  # a CPU build of torch, or another system than Linux
     triton = None
 
@@ -217,7 +218,7 @@ def _run(
 if triton is not None:
 
     @triton.jit
-    def _product(a, b, PRECISE: tl.constexpr):
+    def _product(a, b, PRECISE: constexpr):
         """A matrix product; float32 stays float32 instead of becoming TF32."""
         if PRECISE:
             return tl.dot(a, b, input_precision="ieee")
@@ -234,8 +235,8 @@ if triton is not None:
     @triton.jit
     def _convolve_kernel(
         x, merged, scale, shift, y, pixels, in_height, in_width, out_height, out_width, channels,
-        STRIDE: tl.constexpr, TRANSPOSED: tl.constexpr, SCALED: tl.constexpr, SHIFTED: tl.constexpr,
-        RELU: tl.constexpr, PRECISE: tl.constexpr, TILE: tl.constexpr, PIXELS: tl.constexpr,
+        STRIDE: constexpr, TRANSPOSED: constexpr, SCALED: constexpr, SHIFTED: constexpr,
+        RELU: constexpr, PRECISE: constexpr, TILE: constexpr, PIXELS: constexpr,
     ):  # fmt: skip
         # All tiles of some pixels stand next to one another, so that a cache line is used by neighbours in time.
         tiles = channels // TILE
@@ -275,7 +276,7 @@ if triton is not None:
     @triton.jit
     def _weight_kernel(
         x, gradient, sums, pixels, height, width, out_height, out_width, channels,
-        STRIDE: tl.constexpr, BLOCKS: tl.constexpr, PRECISE: tl.constexpr, TILE: tl.constexpr, PIXELS: tl.constexpr,
+        STRIDE: constexpr, BLOCKS: constexpr, PRECISE: constexpr, TILE: constexpr, PIXELS: constexpr,
     ):  # fmt: skip
         # A program adds up one row of taps, so that the gradient is read once for three products.
         tile, taps, part = tl.program_id(0), tl.program_id(1), tl.program_id(2)

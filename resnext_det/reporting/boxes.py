@@ -40,7 +40,7 @@ def draw_boxes(
     image = image.copy()
     draw = ImageDraw.Draw(image)
     line = max(2, round(min(image.size) / 250))
-    font = ImageFont.load_default(size=max(11, round(min(image.size) / 36)))
+    font = _font(max(11, round(min(image.size) / 36)))
     for (x, y, width, height), label, colour in zip(np.asarray(boxes) * scale, labels, colours, strict=True):
         x0, x1 = sorted((float(x), float(x + width)))
         y0, y1 = sorted((float(y), float(y + height)))
@@ -55,3 +55,11 @@ def draw_boxes(
         dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
         draw.text((left_edge + 2 - left, top_edge + 2 - top), label, font=font, fill="black" if dark else "white")
     return image
+
+
+def _font(size: int):
+    """Pillow's own font of ``size`` pixels; Pillow before 10.1 has it in one size only."""
+    try:
+        return ImageFont.load_default(size=size)
+    except TypeError:
+        return ImageFont.load_default()

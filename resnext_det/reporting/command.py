@@ -27,6 +27,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     if args.report and args.iou_type != "bbox":
         raise UserError(f"--report: the page is about boxes; leave out --iou-type {args.iou_type}")
+    if args.images and not os.path.isdir(args.images):
+        raise UserError(f"--images {args.images}: no such folder")
     truth, detections = read_ground_truth(args.gt, with_masks=args.iou_type == "segm"), Detections.from_json(args.dt)
     evaluation = evaluate(truth, detections, args.iou_type)
     log_reasons(evaluation, len(detections))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
+import contextlib
 import hashlib
 import json
 import os
@@ -12,7 +14,7 @@ import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -117,27 +119,46 @@ def _check_zip(path: Path) -> None:
         )
 
 
-def _scalar(dtype: np.dtype, data: bytes | str = b"") -> Any:
-    """numpy's function of that name, which would make room for a dtype of any size before it looks at the data."""
-    data = data.encode("latin1") if isinstance(data, str) else data
-    return np.frombuffer(data, dtype, 1)[0].item()
+def _scalar_of(module: str) -> Callable[..., Any]:
+    """numpy's function ``scalar``, which would make room for a dtype of any size before it looks at the data."""
+
+    def scalar(dtype: np.dtype, data: bytes | str = b"") -> Any:
+        data = data.encode("latin1") if isinstance(data, str) else data
+        return np.frombuffer(data, dtype, 1)[0].item()
+
+    scalar.__module__, scalar.__qualname__ = module, "scalar"  # torch finds it by its name
+    return scalar
 
 
 # Values without code that trainers save beside the weights: their arguments, and numbers that numpy computed.
 _PLAIN_TYPES = [
     argparse.Namespace,
+    codecs.encode,  # how numpy's bytes are written; newer torch allows it by itself
     np.dtype,
-    np.dtypes.Float32DType,
-    np.dtypes.Float64DType,
-    np.dtypes.Int64DType,
-    (_scalar, "numpy.core.multiarray.scalar"),
-    (_scalar, "numpy._core.multiarray.scalar"),
+    *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
+    _scalar_of("numpy.core.multiarray"),
+    _scalar_of("numpy._core.multiarray"),  # numpy 2
 ]
+
+
+@contextlib.contextmanager
+def _plain_types_allowed() -> Iterator[None]:
+    if hasattr(torch.serialization, "safe_globals"):
+        with torch.serialization.safe_globals(_PLAIN_TYPES):
+            yield
+        return
+    before = list(torch.serialization.get_safe_globals())  # torch 2.4
+    torch.serialization.add_safe_globals(_PLAIN_TYPES)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
 
 
 def _torch_load(path: Path, trust_pickle: bool) -> Any:
     try:
-        with torch.serialization.safe_globals(_PLAIN_TYPES):
+        with _plain_types_allowed():
             return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
     except pickle.UnpicklingError as error:
         if code := re.search(r"(?:GLOBAL|global:?) (?:GLOBAL )?([\w.]+\.\w+)", str(error)):
@@ -161,7 +182,7 @@ class _PlainUnpickler(pickle.Unpickler):
         if module in numpy_core and name == "_reconstruct":
             return _empty_array
         if module in numpy_core and name == "scalar":
-            return _scalar
+            return _scalar_of(module)
         if (module, name) == ("numpy", "ndarray"):
             return None  # only ever handed to _reconstruct; called by itself it would allocate
         if (module, name) == ("numpy", "dtype"):

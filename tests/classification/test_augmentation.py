@@ -57,6 +57,23 @@ def test_large_jpeg_is_decoded_small_and_looks_the_same() -> None:
     assert (crops[0] - crops[1]).abs().mean() < 3
 
 
+@pytest.mark.parametrize(("area", "width"), [(0.01, 900), (0.07, 450), (0.3, 225), (1.0, 113)])
+def test_a_jpeg_is_never_decoded_below_the_size_of_its_crop(area: float, width: int) -> None:
+    file = io.BytesIO()
+    picture(900, 900).save(file, "JPEG")
+    image = Image.open(file)
+    ImageNetTraining(64, (area, area), 0.0, 0.0, 0.0)(Sample(image, 0))
+    assert image.width == width
+
+
+def test_training_pictures_are_mirrored_left_to_right() -> None:
+    pixels = np.zeros((32, 32, 3), dtype=np.uint8)
+    pixels[:, :16] = 200  # its left half is bright
+    for transform in (ImageNetTraining(32, (1.0, 1.0), 1.0, 0.0, 0.0), CifarTraining(32, 1.0, padding=0)):
+        crop = transform(Sample(Image.fromarray(pixels), 0))[0]
+        assert crop[:, :, 20:].min() == 200 and crop[:, :, :12].max() == 0
+
+
 def test_colors_equal_their_steps_one_by_one() -> None:
     """Against torchvision's brightness, contrast and saturation, on colours that none of them clips, for all orders."""
     images = torch.randint(90, 130, (20, 3, 8, 9), dtype=torch.uint8)
@@ -96,6 +113,8 @@ def test_cifar_crop_is_a_window_of_the_padded_picture() -> None:
     padded = torch.nn.functional.pad(to_tensor(image), (4, 4, 4, 4))
     windows = [padded[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
     assert sum(torch.equal(crop, window) for window in windows) == 1
+    crops = {CifarTraining(32, flip=0.0)(Sample(image, 0))[0].numpy().tobytes() for _ in range(30)}
+    assert len(crops) > 10, "the window moves"
 
 
 def test_centre_crop_and_whole_picture() -> None:
@@ -151,5 +170,7 @@ def test_flipped_views_count() -> None:
 
     loaders = [[(images, torch.tensor([1]))]]
     same = Normalize((0.0,) * 3, (0.1,) * 3)
-    assert evaluate(LeftEdge(), same, loaders)["top1_error"] == 100.0
+    model = LeftEdge()
+    assert evaluate(model, same, loaders)["top1_error"] == 100.0
+    assert model.training, "as it was"
     assert evaluate(LeftEdge(), same, loaders, flip=True)["top1_error"] == 0.0

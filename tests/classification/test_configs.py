@@ -95,6 +95,9 @@ def test_the_recipes_of_the_paper() -> None:
         ("INPUT.STD", (0.2, 0.0, 0.2), "STD above 0"),
         ("INPUT.COLOR_JITTER", 1.0, "COLOR_JITTER"),
         ("TEST.AMONG", "val", "train, test"),
+        ("DATALOADER.NUM_WORKERS", -1, "NUM_WORKERS -1"),
+        ("SOLVER.MOMENTUM", -1.0, "SOLVER.MOMENTUM"),
+        ("TEST.BATCH_SIZE", 0, "TEST.BATCH_SIZE 0"),
     ],
 )
 def test_senseless_values_are_refused(key: str, value: object, words: str) -> None:

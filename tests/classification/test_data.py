@@ -64,7 +64,7 @@ def test_pictures_of_other_kinds(tmp_path: Path, monkeypatch) -> None:
     for sample in ImageFolder(tmp_path):
         assert ImageNetTraining(8, (0.5, 1.0), 0.5, 0.4, 0.1)(sample)[0].shape == (3, 8, 8)
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "a" / "6.png")
-    with pytest.raises(UserError, match="6.png: I;16 pixels; save it with 8 bits"):
+    with pytest.raises(UserError, match=r"6.png: I(;16)? pixels; save it with 8 bits"):
         list(ImageFolder(tmp_path))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(UserError, match="0.png: not a picture: Image size .64 pixels. exceeds limit"):

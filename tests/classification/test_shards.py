@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 from resnext_det import UserError
+from resnext_det.classification import shards as module
 from resnext_det.classification.data import ImageFolder, TrainingLoader, evaluation_loader
 from resnext_det.classification.makers.shards import main, write_shards
 from resnext_det.classification.shards import ShardedPictures, index_shards, open_pictures
@@ -42,6 +45,18 @@ def test_same_pictures_and_classes(folder: Path) -> None:
     assert len(packed.shards) == 7
     ours, theirs = ({read_colour(set_[i]) for i in range(len(set_))} for set_ in (packed, plain))
     assert ours == theirs and len(ours) == COUNT
+
+
+def test_few_shards_are_open_at_a_time_and_none_in_a_spawned_worker(folder: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "OPEN_FILES", 2)
+    packed = open_pictures(folder / "shards")
+    for _ in range(2):
+        assert len({read_colour(packed[i]) for i in range(COUNT)}) == COUNT
+        assert len(packed._files) == 2
+    spawned = pickle.loads(pickle.dumps(packed))
+    for handle in packed._files.values():
+        os.close(handle)  # what a process that does not share them would see
+    assert len({read_colour(spawned[i]) for i in range(COUNT)}) == COUNT
 
 
 @pytest.mark.parametrize("kind", ["folder", "shards", "window"])

@@ -15,17 +15,20 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from PIL import Image
+from told import Told, block, told_by_all
 from torch import nn
 
 from resnext_det import UserError, create_model
+from resnext_det.classification import train as train_module
 from resnext_det.classification.augmentation import SAME_COLORS, Normalize
 from resnext_det.classification.command import main
 from resnext_det.classification.config import get_config
 from resnext_det.classification.data import ImageFolder
 from resnext_det.classification.makers.shards import write_shards
-from resnext_det.classification.train import Plan, TrainingModel, build_scheduler
+from resnext_det.classification.train import Plan, TrainingModel, build_classifier, build_scheduler, train
 from resnext_det.engine.config import load_config
 from resnext_det.engine.evaluations import read_evaluations, write_evaluations
+from resnext_det.engine.launch import launch
 from resnext_det.engine.signals import Stopped
 from resnext_det.engine.trainer import Trainer
 
@@ -110,8 +113,35 @@ def test_killed_and_resumed_equals_uninterrupted(folder: Path, tmp_path: Path) -
     }
     lines = [json.loads(line) for line in (whole / "metrics.json").read_text().splitlines()]
     assert best["metadata"]["top1_error"] == min(line["top1_error"] for line in lines if "top1_error" in line)
-    pretrain(folder, tmp_path / "e", "--eval-only", "MODEL.WEIGHTS", whole / "model_final.pth")
+    trained = ("MODEL.WEIGHTS", whole / "model_final.pth")
+    pretrain(folder, tmp_path / "e", "--eval-only", *trained)
     assert json.loads((tmp_path / "e" / "results.json").read_text()) == results
+    pretrain(folder, tmp_path / "fast", "--eval-only", *trained, "TEST.DTYPE", "fp32")
+    assert json.loads((tmp_path / "fast" / "results.json").read_text()) == results
+
+
+@pytest.mark.parametrize("dtype", ["off", "fp32", "int8"])
+def test_the_copy_that_is_evaluated(dtype: str, folder: Path) -> None:
+    cfg = get_config()
+    cfg.merge_from_file(str(folder / "config.yaml"))
+    cfg.TEST.DTYPE = dtype
+    model = build_classifier(cfg, 2)
+    model.eval()
+    judged, autocast_dtype = train_module._judged(cfg, model, Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD))
+    assert autocast_dtype is None and (judged is model) == (dtype == "off")
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        error = ((judged(x) - model(x)).norm() / model(x).norm()).item()
+    assert error == 0 if dtype == "off" else error < {"fp32": 1e-5, "int8": 0.2}[dtype]
+    assert dtype != "int8" or error > 1e-4
+
+
+def test_int8_is_shown_pictures_of_every_class(folder: Path) -> None:
+    cfg = get_config()
+    cfg.merge_from_file(str(folder / "config.yaml"))
+    (batch,) = train_module._examples(cfg, Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD), number=6)
+    assert batch.shape == (6, 3, 32, 32)
+    assert sorted((image[0] > image[2]).float().mean().round().item() for image in batch) == [0, 0, 0, 1, 1, 1]
 
 
 def test_an_evaluation_due_at_a_stop_is_made_up_for(folder: Path, tmp_path: Path, monkeypatch) -> None:
@@ -147,9 +177,39 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
     common = ["SOLVER.EPOCHS", 1, "SOLVER.STEPS", "()", "MODEL.NORM", "SyncBN"]
     one = pretrain(folder, tmp_path / "one", *common)["model"]
     two = pretrain(folder, tmp_path / "two", "--num-gpus", 2, *common)["model"]
-    for key in one:
-        if key.endswith(("weight", "bias")):
-            torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=1e-4, msg=key)
+    apart = torch.stack([(two[key] - one[key]).abs().max() for key in one if key.endswith(("weight", "bias"))])
+    # A rectifier at zero may tip over by rounding and so move the layers in front of it, which the median leaves out.
+    assert apart.median() < 1e-6 and apart.max() < 1e-3
+
+
+def write_in_vain(folder: Path, out: Path) -> None:
+    told = Told()
+    for name, file in (("config", "config.yaml"), ("results", "results.json")):
+        cfg = load_config(
+            get_config(), str(folder / "config.yaml"), [*ONE_EPOCH, "OUTPUT_DIR", str(block(out, name, file))]
+        )
+        told(name, lambda cfg=cfg: train(cfg))
+    told.write(out)
+
+
+@pytest.mark.slow
+def test_two_processes_are_told_what_the_first_cannot_write(folder: Path, tmp_path: Path) -> None:
+    launch(write_in_vain, (folder, tmp_path), processes=2)
+    said = told_by_all(tmp_path)
+    assert said["config"].startswith("UserError: ") and "config.yaml: is a directory" in said["config"]
+    assert said["results"].startswith("UserError: ") and "results.json: is a directory" in said["results"]
+
+
+def test_the_loss_is_that_of_smoothed_labels() -> None:
+    """1 - s + s / 2 for the right one of two classes, s / 2 for the other; the network's logits are 0 and 2."""
+    logits = torch.tensor([[0.0, 2.0]])
+    batch = [torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.tensor([0]), SAME_COLORS[None]]
+    model = TrainingModel(lambda x: logits, Normalize((0.5,) * 3, (0.2,) * 3), label_smoothing=0.3)
+    with EventStorage() as storage:
+        loss = model(batch)["loss"]
+        assert storage.latest()["train/top1_error"][0] == 100
+    expected = -(torch.log_softmax(logits[0], 0) * torch.tensor([0.85, 0.15])).sum()
+    torch.testing.assert_close(loss, expected)
 
 
 def test_accumulated_parts_equal_the_whole_batch() -> None:
@@ -173,7 +233,7 @@ def test_accumulated_parts_equal_the_whole_batch() -> None:
             torch.testing.assert_close(other[key], value, rtol=1e-6, atol=1e-7)
 
 
-ONE_EPOCH = ["SOLVER.EPOCHS", 1, "SOLVER.STEPS", "()", "SOLVER.EMA_DECAY", 0]
+ONE_EPOCH = ["SOLVER.EPOCHS", "1", "SOLVER.STEPS", "()", "SOLVER.EMA_DECAY", "0"]
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from PIL import Image
 
 from resnext_det.detection.checked_sets import CheckOptions, check_sets, ground_truth
+from resnext_det.detection.class_count import ClassCount
 from resnext_det.detection.coco_evaluator import FastCOCOEvaluator
 from resnext_det.detection.data import test_loader_from_config as loader_from_config
 from resnext_det.detection.data import train_loader_from_config
@@ -43,7 +44,7 @@ def edit(json_file, change) -> None:
 
 
 def check(train=(), test=(), **options) -> None:
-    check_sets(train, test, num_classes=2, options=CheckOptions(**options))
+    check_sets(train, test, classes=ClassCount(2), options=CheckOptions(**options))
 
 
 def perfect_evaluation(name) -> dict:
@@ -113,7 +114,7 @@ def test_a_missing_file_says_where_sets_go(tmp_path):
 
 def test_a_class_count_other_than_the_models_is_an_error(made):
     with pytest.raises(UserError, match="set MODEL.ROI_HEADS.NUM_CLASSES 2"):
-        check_sets([made[0]], [], num_classes=80, options=CheckOptions())
+        check_sets([made[0]], [], classes=ClassCount(80), options=CheckOptions())
 
 
 def test_test_categories_must_be_those_of_training(made, tmp_path):

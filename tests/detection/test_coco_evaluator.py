@@ -17,6 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
+from told import Told, block, told_by_all
 
 from resnext_det import UserError
 from resnext_det.detection.coco_evaluator import DETECTIONS_FILE, FastCOCOEvaluator
@@ -173,3 +174,29 @@ def test_two_processes(dataset, tmp_path):
     for results in json.loads((tmp_path / "0.json").read_text()):
         same = [v == results["bbox"][k] or math.isnan(v) for k, v in whole.items()]
         assert all(same)
+
+
+def _process_with_mistakes(rank: int, address: str, path, folder) -> None:
+    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    told = Told()
+    told("missing", lambda: FastCOCOEvaluator(json_file=folder / "missing.json"))
+    inputs, found = outputs(path)
+    evaluator = FastCOCOEvaluator(json_file=path)
+    foreign = [{"image_id": 1000}] if rank == 1 else inputs[:1]
+    told("foreign", lambda: results_of(evaluator, foreign, found[:1]))
+    unwritable = FastCOCOEvaluator(json_file=path, output_dir=block(folder, DETECTIONS_FILE))
+    told("unwritable", lambda: results_of(unwritable, inputs, found))
+    found[rank]["instances"].pred_classes += 5 * rank
+    told("class", lambda: results_of(evaluator, inputs[rank : rank + 1], found[rank : rank + 1]))
+    told("sound", lambda: results_of(evaluator, *outputs(path)))
+    told.write(folder)
+
+
+@pytest.mark.slow
+def test_a_mistake_in_one_of_two_processes_is_told_to_both(dataset, tmp_path):
+    mp.spawn(_process_with_mistakes, (f"file://{tmp_path}/meet", dataset[1], tmp_path), nprocs=2)
+    said = told_by_all(tmp_path)
+    assert said.keys() == {"missing", "foreign", "unwritable", "class"}
+    assert all(text.startswith("UserError: ") for text in said.values())
+    assert "missing.json: no such file" in said["missing"] and "image_id 1000 not among" in said["foreign"]
+    assert f"{DETECTIONS_FILE}: is a directory" in said["unwritable"] and "set it to 3" in said["class"]

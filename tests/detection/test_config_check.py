@@ -9,7 +9,8 @@ import pytest
 from resnext_det.config_files import config_path
 from resnext_det.detection import config_check
 from resnext_det.detection.config_check import check_config
-from resnext_det.detection.train import main, setup
+from resnext_det.detection.train import main, run, setup
+from resnext_det.engine.cli import run as command
 from resnext_det.errors import UserError
 
 C4 = config_path("detection/Base-RCNN-C4.yaml")
@@ -77,6 +78,16 @@ def test_case_50_a_high_score_threshold_is_warned_about(caplog):
         (("SOLVER.IMS_PER_BATCH", 5, "SOLVER.ACCUMULATE", 2), "SOLVER.IMS_PER_BATCH 5"),
         (("SOLVER.CHECKPOINT_PERIOD", 0), "SOLVER.CHECKPOINT_PERIOD"),
         (("SOLVER.STEPS", "('a', 3)"), "wrong type"),
+        (("INPUT.MIN_SIZE_TEST", -5), "INPUT.MIN_SIZE_TEST -5"),
+        (("INPUT.MAX_SIZE_TEST", 0), "INPUT.MAX_SIZE_TEST 0"),
+        (("INPUT.MIN_SIZE_TRAIN", "()"), "INPUT.MIN_SIZE_TRAIN"),
+        (("DATALOADER.NUM_WORKERS", -1), "DATALOADER.NUM_WORKERS -1"),
+        (("MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION", 0), "POOLER_RESOLUTION 0"),
+        (("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 0), "BATCH_SIZE_PER_IMAGE 0"),
+        (("MODEL.PIXEL_MEAN", [1.0]), "MODEL.PIXEL_MEAN"),
+        (("MODEL.PIXEL_STD", [0.0, 0.0, 0.0]), "STD above 0"),
+        (("MODEL.PIXEL_STD", ["a", "b", "c"]), "wrong type"),
+        (("MODEL.RESNETS.NORM", "XX"), "MODEL.RESNETS.NORM 'XX'"),
     ],
 )
 def test_other_contradictions(pairs, words):
@@ -93,3 +104,18 @@ def test_a_warm_up_longer_than_the_run_is_warned_about(caplog):
 def test_a_random_seed_cannot_be_deterministic(tmp_path):
     with pytest.raises(UserError, match="SEED is -1"):
         main(["--config-file", C4, "MODEL.DEVICE", "cpu", "DETERMINISTIC", "True", "OUTPUT_DIR", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        (("MODEL.BACKBONE.NAME", "nothing"), "'nothing' found in 'BACKBONE' registry"),
+        (("MODEL.META_ARCHITECTURE", "nothing"), "'nothing' found in 'META_ARCH' registry"),
+        (("SOLVER.LR_SCHEDULER_NAME", "nothing"), "SOLVER: Unknown LR scheduler: nothing"),
+        (("SOLVER.MOMENTUM", -1), "SOLVER: Invalid momentum"),
+    ],
+)
+def test_what_only_building_finds_is_one_line_too(tiny_run, pairs, words, capsys):
+    with pytest.raises(SystemExit) as left:
+        command(lambda: run(tiny_run.config("refused", *pairs), False, False))
+    assert left.value.code == 2 and words in capsys.readouterr().err

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from resnext_det.detection.class_count import ClassCount
 from resnext_det.detection.dataset_check import (
     check_coco,
     inspect_coco,
@@ -190,7 +191,7 @@ def test_case_13_categories_other_than_in_training_are_an_error(root):
 
 
 def test_case_14_other_number_of_classes_is_an_error(root):
-    assert "set MODEL.ROI_HEADS.NUM_CLASSES 2" in error(document(), root, expected_num_classes=80)
+    assert "set MODEL.ROI_HEADS.NUM_CLASSES 2" in error(document(), root, model_classes=ClassCount(80))
 
 
 @pytest.mark.parametrize("box", [[5, 5, 0, 10], [5, 5, 10, -3]])

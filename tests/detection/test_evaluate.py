@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from detectron2.modeling import build_model
 from tiny import write_set
 
 from resnext_det import UserError
-from resnext_det.detection import data
+from resnext_det.detection import data, evaluate
 from resnext_det.detection.evaluate import (
     evaluate_model,
     training_losses,
@@ -50,6 +51,21 @@ def test_training_with_detectron2s_evaluator_gives_the_same_numbers(trained, tin
     stock = inference_on_dataset(loaded(cfg), data.test_loader_from_config(cfg, tiny_run.test), stock)
     assert ours["bbox"]["AP50"] > 10
     np.testing.assert_array_equal([ours["bbox"][key] for key in stock["bbox"]], list(stock["bbox"].values()))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("fp32", 1e-4), ("int8", 5)])
+def test_evaluation_in_other_precisions(dtype, tolerance, trained, tiny_run, monkeypatch):
+    cfg, ours = trained
+    cfg = tiny_run.config(
+        f"in_{dtype}", *TRAINED, "MODEL.RESNEXT.INFERENCE_DTYPE", dtype, "MODEL.RESNEXT.INFERENCE_BACKEND", "openvino"
+    )
+    read = []
+    monkeypatch.setattr(evaluate, "calibration_inputs", lambda cfg: read.extend(data.calibration_inputs(cfg)) or read)
+    result = evaluate_model(cfg, loaded(trained[0]))["bbox"]["AP50"]
+    assert abs(result - ours["bbox"]["AP50"]) < tolerance
+    shown = [Path(picture["file_name"]).parent.name for batch in read for picture in batch]
+    assert shown == (["train"] * 6 if dtype == "int8" else [])
+    assert dtype != "int8" or [len(list(data.calibration_inputs(cfg, n))) for n in (1, 2, 3)] == [1, 2, 3]
 
 
 def test_what_is_written(trained, tiny_run):

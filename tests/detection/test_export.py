@@ -8,12 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from common import shared_data
 from detectron2.modeling import build_model
+from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
+from detectron2.structures import ImageList
 
 from resnext_det import UserError
-from resnext_det.detection import export_command
+from resnext_det.detection import export, export_command
 from resnext_det.detection.export import (
+    TORCH_THAT_CAN,
     ExportableDetector,
     export_onnx,
     export_program,
@@ -97,12 +101,87 @@ def test_sampling_matrix_is_roi_aligns(sampling_ratio: int) -> None:
     torch.testing.assert_close(sampling_matrix(low, high, 40, 14, sampling_ratio)[0], wanted, rtol=1e-5, atol=1e-6)
 
 
+class Fixed(torch.nn.Module):
+    """An RPN head with results of its own choice."""
+
+    def __init__(self, *results: torch.Tensor) -> None:
+        super().__init__()
+        self.results = results
+
+    def forward(self, features):
+        return tuple([result] for result in self.results)
+
+
+ROUNDING = 1e-7
+"""Between PyTorch's logits and ONNX's; closer neighbours may swap ranks, and suppression then keeps another."""
+
+
+def test_proposals_are_detectron2s_of_the_same_logits() -> None:
+    """So where proposals differ, rounding has decided: it moves detectron2's own as well."""
+    model = detector()
+    rpn, graph = model.proposal_generator, ExportableDetector(model)
+    anchors, rows, columns = graph.anchors.num_anchors[0], 12, 15
+    features = torch.zeros(1, 1, rows, columns)
+    logits = torch.randperm(anchors * rows * columns) * (ROUNDING / 4)
+    deltas = torch.randn(1, anchors * 4, rows, columns) * 0.1
+
+    def proposals(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        rpn.rpn_head = graph.rpn_head = Fixed(logits.view(1, anchors, rows, columns), deltas)
+        size = (rows * 16, columns * 16)
+        theirs = rpn(ImageList(features, [size]), {"res4": features})[0][0].proposal_boxes.tensor
+        ours = graph._propose(features, torch.tensor([[[*size[::-1], *size[::-1]]]]))[0]
+        assert 20 < len(theirs) <= len(ours) and not ours[len(theirs) :].any()
+        return ours[: len(theirs)], theirs
+
+    with torch.no_grad():
+        results = [proposals(logits), proposals(logits + (torch.rand(logits.shape) - 0.5) * (2 * ROUNDING))]
+    for ours, theirs in results:
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    (_, exact), (_, rounded) = results
+    assert not torch.equal(exact[: len(rounded)], rounded[: len(exact)])
+
+
+def test_detections_are_detectron2s_of_the_same_scores() -> None:
+    graph = ExportableDetector(detector())
+    size, regions, classes = (96, 120), 60, 3
+    corner = torch.rand(regions, classes, 2) * 50
+    boxes = torch.cat([corner, corner + 10 + torch.rand(regions, classes, 2) * 40], dim=2)
+    rest = torch.randperm(regions * classes).view(regions, classes) * (ROUNDING / 4)
+    scores = 0.2 + rest
+    (wanted,), _ = fast_rcnn_inference(
+        [boxes.flatten(1)], [F.pad(scores, (0, 1))], [size], graph.threshold, graph.nms, graph.detections
+    )
+    sizes = torch.tensor([size])
+    outputs = graph._select(scores[None], boxes[None], sizes, sizes)
+    found, count = [output[0, : len(wanted)] for output in outputs[:3]], int(outputs[3])
+    assert count == len(wanted) > 20
+    for ours, theirs in zip(found, (wanted.pred_boxes.tensor, wanted.scores, wanted.pred_classes), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+new_enough = pytest.mark.skipif(torch.__version__ < TORCH_THAT_CAN, reason=f"export needs torch {TORCH_THAT_CAN}")
+
+
+def test_a_torch_that_cannot_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args, **kwargs):
+        raise RuntimeError("Constraints violated (height, width)!")
+
+    monkeypatch.setattr(torch.export, "export", refuse)
+    monkeypatch.setattr(export, "TORCH_THAT_CAN", "99.0")
+    with pytest.raises(UserError, match=r"torch .* cannot export .* \(RuntimeError\); install torch 99.0 or later"):
+        export_program(detector())
+    monkeypatch.setattr(export, "TORCH_THAT_CAN", "2.0")
+    with pytest.raises(RuntimeError, match="Constraints violated"):
+        export_program(detector())
+
+
 @pytest.fixture(scope="module")
 def exported():
     model = detector()
     return model, export_program(model)
 
 
+@new_enough
 @pytest.mark.slow
 def test_program_takes_every_size_and_batch(exported) -> None:
     model, program = exported
@@ -114,6 +193,7 @@ def test_program_takes_every_size_and_batch(exported) -> None:
         assert_same(outputs, expected(model, pictures, originals))
 
 
+@new_enough
 @pytest.mark.slow
 def test_onnx_takes_every_size_and_batch(exported, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
@@ -130,6 +210,7 @@ def test_onnx_takes_every_size_and_batch(exported, tmp_path: Path) -> None:
         assert_same(outputs, expected(model, pictures, originals))
 
 
+@new_enough
 @pytest.mark.slow
 def test_command_checks_real_pictures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pictures = sorted((shared_data("coco_mini") / "val2017").glob("*.jpg"))[:3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,20 @@ def test_schedule_is_that_of_the_yaml_config() -> None:
         assert rate == pytest.approx(cfg.SOLVER.BASE_LR * factor)
     assert config.dataloader.train.dataset.names == cfg.DATASETS.TRAIN[0]
     assert list(config.dataloader.train.mapper.augmentations[0].short_edge_length) == list(cfg.INPUT.MIN_SIZE_TRAIN)
+
+
+def test_distributed_settings_suit_this_torch(tmp_path: Path) -> None:
+    """No name that it has deprecated, and running statistics are not sent around before every step."""
+    settings = dict(LazyConfig.load(config_path("lazy/coco_c4_1x.py")).train.ddp)
+    assert settings.pop("fp16_compression") is False  # detectron2's own
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model = torch.nn.parallel.DistributedDataParallel(torch.nn.BatchNorm1d(2), **settings)
+        assert not model.broadcast_buffers
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_every_lazy_config_loads() -> None:

@@ -1,6 +1,7 @@
 """Boxes that resizing loses, pictures to skip, and crowds: what reaches the model is finite and whole."""
 
 import resnext_det  # noqa: F401, I001 (first: it makes detectron2 importable)
+import numpy as np
 import pytest
 import torch
 from detectron2.data import MapDataset
@@ -8,7 +9,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from resnext_det.detection.mapper import CheckedDatasetMapper
+from resnext_det.detection.mapper import CheckedDatasetMapper, ResizeShortestEdge
 from resnext_det.errors import UserError
 
 
@@ -49,6 +50,34 @@ def test_case_31_broken_picture_is_skipped_and_counted_in_training_only(tmp_path
 def test_case_37_tiny_and_thin_pictures(tmp_path, width, height):
     data = mapper(is_train=False)(record(tmp_path / "a.png", [], width, height))
     assert min(data["image"].shape) > 0 and "instances" not in data
+
+
+@pytest.mark.parametrize("is_train", [True, False])
+def test_case_37_resizing_keeps_a_pixel_and_the_boxes(tmp_path, is_train):
+    resize = T.ResizeShortestEdge([20, 25], 100, "choice")
+    mapping = CheckedDatasetMapper(is_train, augmentations=[T.RandomFlip(1.0), resize], image_format="BGR")
+    wide = mapping(record(tmp_path / "a.png", [[1000, 0, 400, 2], [1000, 0, 400, 1]], 5000, 2))
+    assert wide["image"].shape == (3, 1, 100)
+    high = mapping(record(tmp_path / "b.png", [[0, 1000, 2, 400]], 2, 5000))
+    assert high["image"].shape == (3, 100, 1)
+    if is_train:
+        assert wide["instances"].gt_boxes.tensor.tolist() == [[72, 0, 80, 1]], "one of half a pixel is left out"
+        assert high["instances"].gt_boxes.tensor.tolist() == [[0, 20, 1, 28]]
+
+
+def test_resizing_is_otherwise_detectron2s():
+    stock = T.ResizeShortestEdge([20, 25, 30], 60, "choice", Image.BICUBIC)
+    ours = ResizeShortestEdge.instead_of(stock)
+    for width in (10, 55, 200):
+        picture = np.random.default_rng(width).integers(0, 255, (40, width, 3), dtype=np.uint8)
+        for number in range(3):
+            found = []
+            for resize in (stock, ours):
+                np.random.seed(number)
+                found.append(resize.get_transform(picture).apply_image(picture))
+            assert np.array_equal(*found)
+    flip = T.RandomFlip()
+    assert ResizeShortestEdge.instead_of(flip) is flip and ResizeShortestEdge.instead_of(ours) is ours
 
 
 def test_another_size_than_the_data_set_says_is_an_error(tmp_path):

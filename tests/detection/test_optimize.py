@@ -11,9 +11,9 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 
 from resnext_det import UserError, add_resnext_config, create_model
-from resnext_det.detection import optimize
 from resnext_det.detection.c4_head import ResNeXtC4ROIHeads
-from resnext_det.detection.optimize import for_inference, optimize_for_inference
+from resnext_det.detection.optimize import OpenVINOSplitRes5, for_inference, optimize_for_inference
+from resnext_det.inference import fused, precision
 
 
 def random_statistics(model):
@@ -51,13 +51,14 @@ def small_config():
 IMAGES = [{"image": torch.arange(3 * 96 * 128).view(3, 96, 128) * 37 % 255.0} for _ in range(2)]
 
 
+@pytest.mark.parametrize("backend", ["auto", "openvino"])
 @pytest.mark.parametrize("mask", [False, True])
 @torch.no_grad()
-def test_fp32_detections_do_not_move(mask):
+def test_fp32_detections_do_not_move(mask, backend):
     model = detector(mask)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     expected = model(IMAGES)
-    optimized = optimize_for_inference(model)
+    optimized = optimize_for_inference(model, "fp32", backend=backend)
     for _ in range(2):  # nothing that the first call leaves behind changes the second
         for result, reference in zip(optimized(IMAGES), expected, strict=True):
             result, reference = result["instances"], reference["instances"]
@@ -79,12 +80,32 @@ def test_bf16_features_move_by_its_precision(mask):
     assert len(optimized(IMAGES)[0]["instances"]) > 0
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("fp32", 1e-5), ("bf16", 0.05)])
+@pytest.mark.parametrize("mask", [False, True])
 @torch.no_grad()
-def test_classifier(dtype, tolerance):
+def test_int8_moves_by_its_precision(mask):
+    model = detector(mask)
+    optimized = optimize_for_inference(model, "int8", calibration=[IMAGES[:1], IMAGES[1:]])
+    image = model.preprocess_image(IMAGES)
+    maps, own = model.backbone(image.tensor), optimized.backbone(image.tensor)
+    assert 1e-4 < (own["res4"] - maps["res4"]).norm() / maps["res4"].norm() < 0.05  # 0 would be another precision
+    logits, own_logits = (m.proposal_generator.rpn_head([maps["res4"]])[0][0] for m in (model, optimized))
+    assert 1e-5 < (own_logits - logits).norm() / logits.norm() < 0.05
+    boxes = [proposals.proposal_boxes[:70] for proposals in model.proposal_generator(image, maps)[0]]
+    expected, regions = (m.roi_heads._shared_roi_transform([maps["res4"]], boxes) for m in (model, optimized))
+    assert regions.shape == expected.shape and len(regions) == 140  # three chunks, the last not full
+    assert 1e-4 < (regions - expected).norm() / expected.norm() < 0.05
+    assert len(optimized(IMAGES)[0]["instances"]) > 0
+
+
+@pytest.mark.parametrize(
+    "dtype, backend, tolerance",
+    [("fp32", "auto", 1e-5), ("bf16", "auto", 0.05), ("fp32", "openvino", 1e-5), ("int8", "auto", 0.1)],
+)
+@torch.no_grad()
+def test_classifier(dtype, backend, tolerance):
     model = random_statistics(create_model("resnext26_32x4d", num_classes=10))
     x = torch.randn(2, 3, 64, 64)
-    expected, optimized = model(x), optimize_for_inference(model, dtype)
+    expected, optimized = model(x), optimize_for_inference(model, dtype, backend=backend, calibration=[x])
     for size in (2, 1, 2):
         result = optimized(x[:size])
         assert (result - expected[:size]).norm() <= tolerance * expected[:size].norm()
@@ -93,7 +114,7 @@ def test_classifier(dtype, tolerance):
 @pytest.mark.parametrize("native", [True, False])
 @torch.no_grad()
 def test_auto_is_bf16_where_the_hardware_multiplies_it(native, monkeypatch, caplog):
-    monkeypatch.setattr(optimize, "multiplies_bf16", lambda device: native)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: native)
     caplog.set_level("INFO")
     result = optimize_for_inference(detector()).backbone(torch.randn(1, 3, 64, 64))["res4"]
     assert result.dtype == (torch.bfloat16 if native else torch.float32)
@@ -101,7 +122,7 @@ def test_auto_is_bf16_where_the_hardware_multiplies_it(native, monkeypatch, capl
 
 
 def test_bf16_warns_where_the_hardware_does_not_multiply_it(monkeypatch, caplog):
-    monkeypatch.setattr(optimize, "multiplies_bf16", lambda device: False)
+    monkeypatch.setattr(precision, "multiplies_bf16", lambda device: False)
     optimize_for_inference(torch.nn.Linear(1, 1), "bf16")
     assert "fp32 is faster" in caplog.text and caplog.records[0].levelname == "WARNING"
 
@@ -135,13 +156,15 @@ MODEL:
 """
 
 
-@pytest.mark.parametrize("dtype, tolerance", [("fp32", 1e-5), ("bf16", 0.1)])
+@pytest.mark.parametrize(
+    "dtype, backend, tolerance", [("fp32", "auto", 1e-5), ("bf16", "auto", 0.1), ("fp32", "openvino", 1e-5)]
+)
 @torch.no_grad()
-def test_a_trunk_under_others_parts_hands_them_float32(dtype, tolerance):
+def test_a_trunk_under_others_parts_hands_them_float32(dtype, backend, tolerance):
     cfg = small_config()
     cfg.merge_from_other_cfg(cfg.load_cfg(FPN))
     model = random_statistics(build_model(cfg))
-    optimized = optimize_for_inference(model, dtype)
+    optimized = optimize_for_inference(model, dtype, backend=backend)
     x = torch.randn(1, 3, 96, 128)
     expected = model.backbone(x)
     for name, value in optimized.backbone(x).items():
@@ -156,7 +179,7 @@ def test_norms_that_are_not_constant_stay():
     optimized = optimize_for_inference(model, "fp32")
     expected = model(IMAGES)[0]["instances"].scores
     torch.testing.assert_close(optimized(IMAGES)[0]["instances"].scores, expected, rtol=0, atol=1e-5)
-    assert not any(isinstance(m, optimize.FusedConv) for m in optimized.backbone.modules())
+    assert not any(isinstance(m, fused.FusedConv) for m in optimized.backbone.modules())
 
 
 def test_the_key_chooses_and_the_model_stays_as_it_is():
@@ -172,8 +195,15 @@ def test_the_key_chooses_and_the_model_stays_as_it_is():
     assert model.training and model.roi_heads.optimized is None
     assert all(p.requires_grad for p in model.roi_heads.parameters())
     assert isinstance(model.roi_heads, ResNeXtC4ROIHeads) and type(model.roi_heads.res5[0]).__name__ == "Bottleneck"
+    cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "int8"
+    asked = []
+    copy = for_inference(cfg, model, lambda: asked.append(1) or [IMAGES])
+    assert asked and isinstance(copy.roi_heads.optimized, OpenVINOSplitRes5)
+    cfg.MODEL.RESNEXT.INFERENCE_BACKEND = "tensorrt"
+    with pytest.raises(UserError, match="INFERENCE_BACKEND is 'tensorrt': choose from auto, torch, openvino"):
+        for_inference(cfg, model)
     cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "fp8"
-    with pytest.raises(UserError, match="INFERENCE_DTYPE is 'fp8': choose from auto, fp32, bf16, fp16, off"):
+    with pytest.raises(UserError, match="INFERENCE_DTYPE is 'fp8': choose from auto, fp32, bf16, fp16, int8, off"):
         for_inference(cfg, model)
 
 

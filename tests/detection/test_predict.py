@@ -85,6 +85,12 @@ def test_pictures_are_resized_in_order_and_given_back_in_their_own_pixels(detect
     assert changed[10, 40:70].any() and not changed[70:].any()
 
 
+@pytest.mark.parametrize("size", [(9000, 2), (2, 9000)])
+def test_case_37_a_picture_thinner_than_a_pixel_once_resized(detector, size):
+    (found,) = detector([np.full((*size, 3), 255, dtype=np.uint8)])
+    assert len(found) == 2 and np.isfinite(found.boxes).all()
+
+
 def test_exif_orientation_is_respected(tmp_path):
     image = Image.fromarray(picture())
     exif = image.getexif()
@@ -181,9 +187,10 @@ def test_command_line(tmp_path, monkeypatch):
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     Image.fromarray(picture()).save(tmp_path / "a.png")
 
-    def load(cfg, trust_pickle):
+    def load(cfg, trust_pickle, examples):
         assert cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "bf16" and not trust_pickle
         assert cfg.MODEL.WEIGHTS == "w.pth"
+        assert [example.shape for example in examples()] == [picture().shape]  # for int8
         detector = Predictor(WhiteRectangle(), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=1000)
         return detector, *module.categories_of(cfg)
 

@@ -12,6 +12,7 @@ import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
 
 # isort: split
 from detectron2.data.build import load_proposals_into_dataset
+from detectron2.structures import BoxMode
 
 from resnext_det import UserError
 from resnext_det.detection.dump_proposals import main as dump
@@ -72,6 +73,13 @@ def test_files_of_detectron_are_read(tmp_path):
     path.write_bytes(pickle.dumps(old, protocol=2))
     ids, _, logits = read_proposals(path)
     assert ids == [4] and logits[0].tolist() == [np.float32(0.1), np.float32(0.9)]
+
+
+def test_boxes_with_sizes_become_boxes_with_corners(tmp_path):
+    boxes = np.array([[1, 2, 3, 4], [5, 6, 7, 8]])
+    content = {"ids": [1], "boxes": [boxes], "objectness_logits": [np.zeros(2)], "bbox_mode": BoxMode.XYWH_ABS.value}
+    (tmp_path / "p.pkl").write_bytes(pickle.dumps(content, protocol=4))
+    assert read_proposals(tmp_path / "p.pkl")[1][0].tolist() == [[1, 2, 4, 6], [5, 6, 12, 14]]
 
 
 class Evil:

@@ -3,15 +3,70 @@
 from __future__ import annotations
 
 import json
+import resource
+import subprocess
+import sys
 
+import pytest
 import torch
+from tiny import TinyRun
+from told import Told, block, told_by_all
 
 import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
 
 # isort: split
+from resnext_det.detection.dump_proposals import _run as dump
 from resnext_det.detection.train import run
-from resnext_det.engine.checkpoint import read_run_checkpoint
+from resnext_det.engine.checkpoint import RunCheckpointer, read_run_checkpoint
 from resnext_det.engine.evaluations import read_evaluations
+from resnext_det.engine.launch import launch
+
+
+def write_in_vain(cfgs, folder):
+    told = Told()
+    RunCheckpointer.set_aside = lambda self: None  # it would move what blocks the last checkpoint
+    told("config", lambda: run(cfgs["config"], False, False))
+    told("early", lambda: run(cfgs["early"], False, False))
+    told("sound", lambda: run(cfgs["sound"], False, False))
+    told("proposals", lambda: dump(cfgs["sound"], cfgs["sound"].DATASETS.TEST, str(folder), False, False))
+    told.write(folder)
+
+
+@pytest.mark.slow
+def test_two_processes_are_told_what_the_first_cannot_write(tmp_path):
+    tiny_run = TinyRun(tmp_path)
+    more = ["SOLVER.MAX_ITER", 1, "TEST.REPORT", False]
+    early = ["SOLVER.MAX_ITER", 9, "TEST.REPORT", False, "TEST.EVAL_PERIOD", 1, "TEST.PATIENCE", 1]
+    early += ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0]
+    cfgs = {
+        "config": tiny_run.config(block(tmp_path, "config", "config.yaml"), *more),
+        "early": tiny_run.config(tmp_path / "early", *early),
+        "sound": tiny_run.config(tmp_path / "sound", *more),
+    }
+    block(tmp_path, "early", "model_final.pth")
+    block(f"{tiny_run.test}.pkl")
+    launch(write_in_vain, (cfgs, tmp_path), processes=2)
+    said = told_by_all(tmp_path)
+    assert said.keys() == {"config", "early", "proposals"}
+    assert all(text.startswith("UserError: ") for text in said.values())
+    assert "config.yaml: is a directory" in said["config"] and "model_final.pth" in said["early"]
+    assert f"{tiny_run.test}.pkl: is a directory" in said["proposals"]
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_both_processes_with_one_line(tiny_run):
+    """A limit on the size of files stands in for it: log and metrics are below, checkpoints are not."""
+    command = [sys.executable, "-m", "resnext_det.cli", "train", "--num-gpus", "2", "--config-file", str(tiny_run.file)]
+    command += tiny_run.options("full", "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.REPORT", False)
+    limit = (1 << 16, resource.RLIM_INFINITY)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )  # fmt: skip
+    assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line == done.stderr.splitlines()[-1] and "model_0000000.pth: cannot be written" in line
+    assert not list((tiny_run.folder / "full").glob("*.pth"))
 
 
 def test_a_run_stops_early_and_can_go_on(tiny_run):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
+
+import pytest
+import torch
 
 from resnext_det.engine.causes import cause_of
 from resnext_det.errors import RunFailed, UserError
@@ -18,3 +22,34 @@ def test_a_full_disk_is_the_users_to_mend_and_a_bug_stays_a_bug():
     assert isinstance(cause_of(OSError(errno.ENOSPC, "No space left on device")), UserError)
     bug = KeyError("x")
     assert cause_of(bug) is bug
+
+
+@pytest.mark.parametrize("name", ["file/below", "folder", "missing/file", "n" * 300])
+def test_a_place_that_cannot_be_written_is_the_users_to_mend(name, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught:
+        open(tmp_path / name, "w")
+    cause = cause_of(caught.value)
+    assert isinstance(cause, UserError) and str(cause).startswith(f"{tmp_path / name}: ")
+
+
+def test_of_two_paths_the_one_to_be_made_is_named(tmp_path):
+    (tmp_path / "part").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError) as caught:
+        os.replace(tmp_path / "part", tmp_path / "folder")
+    assert str(cause_of(caught.value)).startswith(f"{tmp_path / 'folder'}: is a directory; it is a folder")
+
+
+@pytest.mark.parametrize("size", [10**13, 10**17])
+def test_too_little_memory_is_told_without_a_traceback(size):
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(size)
+    cause = cause_of(caught.value)
+    assert isinstance(cause, UserError) and "out of memory" in str(cause) and "SOLVER.ACCUMULATE" in str(cause)
+
+
+def test_too_little_memory_on_a_gpu():
+    error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    assert isinstance(cause_of(error), UserError)

@@ -101,6 +101,15 @@ def test_nothing_readable_is_an_error_and_nothing_there_is_none(run, tmp_path):
     assert ToyRun(tmp_path / "empty").resume() is None
 
 
+def test_processes_that_see_other_checkpoints_stop(run, monkeypatch):
+    """As on machines that do not share the folder."""
+    monkeypatch.setattr(module.comm, "all_gather", lambda mine: [mine, 3])
+    with pytest.raises(UserError, match=r"different newest checkpoints \(iterations 5, 3\)"):
+        ToyRun(run).resume()
+    monkeypatch.setattr(module.comm, "all_gather", lambda mine: [mine, 5])
+    assert ToyRun(run).resume() == 5
+
+
 def test_weights_of_another_model_are_refused(run):
     class Other(torch.nn.Module):
         def __init__(self):

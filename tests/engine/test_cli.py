@@ -75,7 +75,7 @@ def test_contradicting_and_missing_flags():
 
 
 def test_a_replay_needs_no_config_of_its_own(tmp_path):
-    args = parse_training_arguments("", ["--replay", str(tmp_path)], replay=True)
+    args = parse_training_arguments("", ["--replay", str(tmp_path)])
     assert args.config_file == str(tmp_path / "config.yaml")
-    args = parse_training_arguments("", ["--replay", str(tmp_path / "process_1.json")], replay=True)
+    args = parse_training_arguments("", ["--replay", str(tmp_path / "process_1.json")])
     assert args.config_file == str(tmp_path / "config.yaml")

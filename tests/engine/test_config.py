@@ -31,6 +31,11 @@ def test_file_then_command_line(cfg, tmp_path):
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SEED) == (0.25, 7, 9)
 
 
+def test_whole_numbers_do_for_broken_ones(cfg, tmp_path):
+    load(cfg, tmp_path, "SOLVER: {BASE_LR: 1}\n", ["SOLVER.GAMMA", "2"])
+    assert [(type(v), v) for v in (cfg.SOLVER.BASE_LR, cfg.SOLVER.GAMMA)] == [(float, 1.0), (float, 2.0)]
+
+
 @pytest.mark.parametrize("where", ["file", "command line"])
 def test_case_42_a_mistyped_key_gets_the_nearest_name(cfg, tmp_path, where):
     with pytest.raises(UserError, match="unknown key SOLVER.BASE_RL; did you mean SOLVER.BASE_LR"):
@@ -93,6 +98,8 @@ def test_devices():
     assert resolve_device("auto") in ("cpu", "cuda") and resolve_device("cpu") == "cpu"
     with pytest.raises(UserError, match="not on this machine"):
         resolve_device("cuda:63")
+    with pytest.raises(UserError, match="MODEL.DEVICE meta"):
+        resolve_device("meta")
 
 
 def test_a_key_without_a_value_is_refused(cfg, tmp_path):

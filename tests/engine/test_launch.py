@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from detectron2.utils import comm
+from told import Told, block, told_by_all
 from toy import ToyRun, equal
 
 from resnext_det.engine import launch as module
+from resnext_det.engine.checkpoint import RunCheckpointer
+from resnext_det.engine.config import save_config
+from resnext_det.engine.evaluations import Evaluations
 from resnext_det.engine.launch import Place, _place_from_slurm, _place_from_torchrun, decided_by_main, launch
 from resnext_det.engine.signals import Stopped
+from resnext_det.engine.trainer import start_log, writers
 from resnext_det.errors import RunFailed, UserError
+from resnext_det.files import write_json
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"}
 SLURM = {
@@ -48,6 +58,20 @@ def test_slurm_mistakes():
         _place_from_slurm({**SLURM, "SLURM_NTASKS": "5"})
     with pytest.raises(UserError, match="set MASTER_ADDR"):
         _place_from_slurm({**SLURM, "SLURM_JOB_NODELIST": "node[1-2]", "PATH": ""})
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "x"), ("MASTER_PORT", "x"), ("WORLD_SIZE", None)])
+def test_torchrun_variables_that_are_no_numbers(name, value):
+    environment = {**TORCHRUN, "TORCHELASTIC_RUN_ID": "1", name: value}
+    with pytest.raises(UserError, match=f"environment variable {name} is"):
+        _place_from_torchrun({key: value for key, value in environment.items() if value is not None})
+
+
+def test_slurm_variables_that_are_no_numbers():
+    with pytest.raises(UserError, match="SLURM_NTASKS is 'x'"):
+        _place_from_slurm({"SLURM_NTASKS": "x"})
+    with pytest.raises(UserError, match="SLURM_LOCALID is not set"):
+        _place_from_slurm({key: value for key, value in SLURM.items() if key != "SLURM_LOCALID"})
 
 
 def test_a_compressed_node_list_is_read_by_slurms_own_tool(tmp_path, monkeypatch):
@@ -170,6 +194,73 @@ def test_what_the_main_process_decides_reaches_all_and_so_does_any_error(tmp_pat
     first, second = ((tmp_path / rank).read_text().splitlines() for rank in "01")
     assert first == ["UserError: bad file", "ZeroDivisionError: by 0", "0"]
     assert second == ["UserError: bad file", "RunFailed: process 0 of 2 failed: ZeroDivisionError: by 0", "0"]
+
+
+class Once(HookBase):
+    """Sends this process SIGTERM in its first step."""
+
+    def before_step(self):
+        if self.trainer.iter == 0 and comm.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def write_in_vain(folder):
+    """Everything that only the first process writes, where it cannot be written."""
+    told = Told()
+    (folder / "file").touch()
+    (folder / "aside").touch()
+
+    def training(name, *hooks, **options):
+        run = ToyRun(folder / name, **options)
+        run.trainer.register_hooks(hooks)
+        return lambda: run.train(2)
+
+    def evaluations(where, **choices):
+        return Evaluations(lambda done: {"AP": 1.0}, 1, where, **choices)
+
+    told("log", lambda: start_log(str(folder / "file" / "run")))
+    told("config", lambda: save_config(CfgNode(), block(folder, "run", "config.yaml")))
+    told("metrics", lambda: writers(str(block(folder, "run", "metrics.json")), 2))
+    RunCheckpointer.set_aside = lambda self: Path(self.save_dir, "aside").mkdir()
+    told("aside", training("aside"))
+    RunCheckpointer.set_aside = lambda self: None
+    block(folder, "periodic", "model_0000000.pth")
+    told("periodic", training("periodic", period=1))
+    block(folder, "final", "model_final.pth")
+    told("final", training("final"))
+    block(folder, "stopped", "model_0000000.pth")
+    told("stopped", training("stopped", Once()))
+    told("evaluated", training("evaluated", evaluations(block(folder, "evaluated", "evaluations.jsonl"))))
+    told("best", training("best", evaluations(folder / "best", save_best=lambda done: write_much(folder))))
+    (folder / "broken.jsonl").write_text("{")
+    broken = evaluations(folder)
+    broken.path = folder / "broken.jsonl"
+    told("broken", training("broken", broken))
+    told.write(folder)
+
+
+def write_much(folder):
+    """The system's limit on file sizes stands in for a full disk."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, old[1]))
+    try:
+        write_json(folder / "much.json", "x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.slow
+def test_what_only_the_first_process_writes_ends_both_when_it_cannot_be_written(tmp_path):
+    launch(write_in_vain, (tmp_path,), processes=2)
+    said = told_by_all(tmp_path)
+    for name, words in (
+        ("log", "file/run: not a directory"), ("config", "config.yaml: is a directory"),
+        ("metrics", "metrics.json: is a directory"), ("aside", "aside/aside: not a directory"),
+        ("periodic", "model_0000000.pth: cannot be written"), ("final", "model_final.pth: cannot be written"),
+        ("stopped", "model_0000000.pth: cannot be written"), ("evaluated", "evaluations.jsonl: is a directory"),
+        ("best", "File too large: '"), ("broken", "broken.jsonl: line 1"),
+    ):  # fmt: skip
+        assert said[name].startswith("UserError: ") and words in said[name], (name, said[name])
 
 
 def test_stopping_signals_are_passed_on_to_the_processes(monkeypatch):

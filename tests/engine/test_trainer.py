@@ -113,14 +113,29 @@ def test_a_run_may_go_on_in_another_precision(tmp_path):
 def test_a_dump_that_is_none_is_refused(tmp_path):
     with pytest.raises(UserError, match="holds no process"):
         read_dump(tmp_path)
-    (tmp_path / "process_0.json").write_text("{}")
-    with pytest.raises(UserError, match="not a dump"):
-        read_dump(tmp_path)
+    run = ToyRun(tmp_path / "run")
+    with pytest.raises(UserError):
+        run.train(1, poison={0: float("nan")})
+    facts = json.loads((tmp_path / "run" / "dump_0000000" / "process_0.json").read_text())
+    assert read_dump(tmp_path / "run" / "dump_0000000")["iteration"] == 0
+    wrong = [{}, [], 3, {**facts, "losses": 3}, {**facts, "losses": [3]}, {**facts, "iteration": "x"}]
+    for content in (*wrong, {key: value for key, value in facts.items() if key != "seed"}):
+        (tmp_path / "process_0.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="process_0.json: not a dump"):
+            read_dump(tmp_path)
+
+
+def test_the_message_names_the_first_pictures_and_counts_the_rest(tmp_path):
+    with pytest.raises(UserError) as caught:
+        ToyRun(tmp_path).train(1, batch_size=6, poison={0: float("nan")})
+    names = [sample["file_name"] for sample in ToyLoader(6).describe(0)]
+    assert f"pictures {', '.join(names[:4])} and 2 more;" in str(caught.value)
 
 
 def test_of_several_processes_the_dump_of_the_one_at_fault_is_read(tmp_path):
     for process, loss in enumerate((1.0, None, 3.0)):
-        facts = {"process": process, "iteration": 1, "batches": [], "losses": [{"a": loss}]}
+        facts = {"iteration": 1, "seed": 1, "process": process, "processes": 3, "accumulate": 1, "precision": "fp32"}
+        facts |= {"learning_rate": [], "batches": [], "losses": [{"a": loss}]}
         (tmp_path / f"process_{process}.json").write_text(json.dumps(facts))
     assert read_dump(tmp_path)["process"] == 1
     assert read_dump(tmp_path / "process_2.json")["process"] == 2

@@ -112,7 +112,7 @@ FILES: dict[str, tuple[str, Callable, str]] = {
     "torn legacy": (
         ".pth",
         lambda s, t: saved(s, _use_new_zipfile_serialization=False)[:-5000],
-        f"torn or not a PyTorch file (RuntimeError); {AGAIN}",
+        f"torn or not a PyTorch file…; {AGAIN}",
     ),
     "other zip": (
         ".pth",
@@ -154,8 +154,7 @@ FILES: dict[str, tuple[str, Callable, str]] = {
     "torn safetensors": (
         ".safetensors",
         lambda s, t: safetensors_of(s, t)[:-5000],
-        "torn or damaged .safetensors "
-        f"(Error while deserializing header: incomplete metadata, file not fully covered); {AGAIN}",
+        f"torn or damaged .safetensors (Error while deserializing header: …); {AGAIN}",
     ),
     "torn safetensors header": (
         ".safetensors",
@@ -281,7 +280,8 @@ def test_each_has_its_line(name: str, state, tmp_path: Path, capsys: pytest.Capt
     path = tmp_path / f"weights{ending}"
     path.write_bytes(make(state, tmp_path))
     line = line_of([str(path), str(tmp_path / "out.pth")], capsys)
-    assert line.startswith(f"error: {path}: ") and line.endswith(message), line
+    parts = message.split("…")  # what differs from one version of a library to the next
+    assert line.startswith(f"error: {path}: ") and parts[0] in line and line.endswith(parts[-1]), line
     assert not (tmp_path / "out.pth").exists()
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from ...engine.cli import at_least
 from ...errors import UserError
 from ...files import atomic_write
 from .folders import new_folder
@@ -40,7 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("full", help="the full ImageNet (22K), unpacked: one folder per class")
     parser.add_argument("imagenet", help="ImageNet-1K's training pictures: they serve its classes")
     parser.add_argument("--out", default="datasets/imagenet5k/train", help="new folder (%(default)s)")
-    parser.add_argument("--extra", type=int, default=4000, help="classes beside those of ImageNet-1K (%(default)s)")
+    parser.add_argument(
+        "--extra", type=at_least(0), default=4000, help="classes beside those of ImageNet-1K (%(default)s)"
+    )
     parser.add_argument("--classes", metavar="FILE", help="all class names, one a line, instead of the largest")
     args = parser.parse_args(argv)
     for folder in (args.full, args.imagenet):

@@ -33,12 +33,17 @@ def read_labels(path: str | os.PathLike) -> list[str]:
         return _read_devkit(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file or folder; give ImageNet's development kit or a file of WordNet ids")
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".csv":
-        rows = sorted((row["ImageId"], row["PredictionString"].split()[0]) for row in csv.DictReader(text.splitlines()))
-        labels = [label for _, label in rows]
-    else:
-        labels = text.split()
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".csv":
+            rows = csv.DictReader(text.splitlines())
+            labels = [label for _, label in sorted((r["ImageId"], r["PredictionString"].split()[0]) for r in rows)]
+        else:
+            labels = text.split()
+    except (UnicodeDecodeError, csv.Error, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: torn, or neither a list of WordNet ids nor Kaggle's table ({error})") from error
+    if not labels:
+        raise UserError(f"{path}: holds no labels")
     for number, label in enumerate(labels, 1):
         if not WORDNET.fullmatch(label):
             raise UserError(f"{path}: entry {number} is {label!r}, not a WordNet id such as n01440764")

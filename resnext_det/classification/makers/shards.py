@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...engine.cli import at_least
 from ...errors import UserError
 from ..data import ImageFolder
 from ..shards import index_shards
@@ -50,7 +51,10 @@ def read_class_list(path: str | os.PathLike) -> list[str]:
     """
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; it holds one class name a line")
-    names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; it holds one class name a line") from error
     if not names or len(set(names)) < len(names):
         raise UserError(f"{path}: {'names a class twice' if names else 'holds no class names'}")
     return names
@@ -61,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", nargs="?", help="pictures in one folder per class")
     parser.add_argument("out", nargs="?", help="new folder for the shards")
     parser.add_argument("--per-shard", type=int, default=5000, help="pictures in a shard (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the order (%(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the order (%(default)s)")
     parser.add_argument("--index", metavar="FOLDER", help="only write the index of the shards in FOLDER")
     parser.add_argument("--classes", metavar="FILE", help="with --index: class names, one a line, by class number")
     args = parser.parse_args(argv)

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import UserError
+from ..class_count import ClassCount
 from ..images import MAX_MEGAPIXELS
 from . import rules
 from .files import check_files
@@ -231,7 +232,7 @@ def inspect_document(
     json_file: str | Path,
     image_root: str | Path,
     *,
-    expected_num_classes: int | None = None,
+    model_classes: ClassCount | None = None,
     expected_categories: dict[int, str] | None = None,
     check_images: bool = True,
     decode: bool = True,
@@ -247,7 +248,7 @@ def inspect_document(
     """Everything that is to be found in a parsed document and its pictures. Raises nothing for what it finds.
 
     Args:
-        expected_num_classes: of the model, ``MODEL.ROI_HEADS.NUM_CLASSES``.
+        model_classes: how many the model has, where that is to be compared.
         expected_categories: {id: name} of the training set, for a set to evaluate on.
         check_images: open every picture; else only see that it is there.
         decode: decode it whole, which finds truncated files; else read its header.
@@ -292,7 +293,7 @@ def inspect_document(
             rows["categories"], set(np.unique(used).tolist()), findings, drop_unused_root
         )
     if checked.categories is not None:
-        _expected(checked.categories, expected_num_classes, expected_categories, findings)
+        _expected(checked.categories, model_classes, expected_categories, findings)
         if checked.images is not None and annotations is not None:
             checked.annotations = rules.check_annotations(annotations, checked.images, checked.categories, findings)
             if for_training and not checked.kept().any():
@@ -302,12 +303,12 @@ def inspect_document(
     return checked
 
 
-def _expected(categories, num_classes: int | None, expected: dict[int, str] | None, findings: Findings) -> None:
+def _expected(categories, model: ClassCount | None, expected: dict[int, str] | None, findings: Findings) -> None:
     found = len(categories.ids)
-    if num_classes is not None and found != num_classes:
+    if model is not None and found != model.number:
         findings.add(
-            "error", "num-classes", f"has {found} classes, the model {num_classes}",
-            f"set MODEL.ROI_HEADS.NUM_CLASSES {found}", field="categories",
+            "error", "num-classes", f"has {found} classes, the model {model.number}",
+            f"set {model.key} {found}", field="categories",
         )  # fmt: skip
     actual = dict(zip(categories.ids, categories.names, strict=True))
     if expected is not None and actual != expected:

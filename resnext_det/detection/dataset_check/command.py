@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from ...engine.cli import at_least
+from ..class_count import ClassCount
 from ..images import MAX_MEGAPIXELS, POLICIES
 from .check import inspect_coco, inspect_document, report, write_mended
 
@@ -23,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--follow-links", action="store_true", help="allow links that lead out of the folder")
     parser.add_argument("--drop-unused-root", action="store_true", help="leave out an unused supercategory")
     parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, help="larger pictures are errors")
-    parser.add_argument("--workers", type=int, help="threads that read pictures; default one per core")
-    parser.add_argument("--list", type=int, default=20, help="findings of a kind to list")
+    parser.add_argument("--workers", type=at_least(1), help="threads that read pictures; default one per core")
+    parser.add_argument("--list", type=at_least(0), default=20, help="findings of a kind to list")
     args = parser.parse_args(argv)
     options = {
         "policy": args.policy,
@@ -35,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "max_megapixels": args.max_megapixels,
         "workers": args.workers,
         "listed": args.list,
-        "expected_num_classes": args.num_classes,
+        "model_classes": None if args.num_classes is None else ClassCount(args.num_classes),
     }
     if args.like:
         like = inspect_coco(args.like, args.images, check_images=False).categories

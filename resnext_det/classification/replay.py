@@ -1,0 +1,29 @@
+"""``tools/pretrain.py --replay DUMP``: the step that ended a training, run again."""
+
+from __future__ import annotations
+
+from fvcore.common.config import CfgNode
+
+from ..engine.dump import load_weights, read_dump
+from ..engine.replay import replay_step
+from ..engine.trainer import start_log
+from .shards import open_pictures
+from .train import Plan, build_training_model, training_loader
+
+
+def replay(cfg: CfgNode, dump: str) -> dict[str, list]:
+    """:func:`replay_step` of ``dump``, with the weights and pictures that the step had.
+
+    Raises:
+        UserError: not a dump, or one of another model.
+    """
+    facts = read_dump(dump)
+    start_log(cfg.OUTPUT_DIR)
+    pictures = open_pictures(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
+    model = build_training_model(cfg, len(pictures.classes))
+    load_weights(model.classifier, facts["folder"])
+    batch_size = Plan.of(cfg, len(pictures), facts["processes"]).batch_size
+    place = {"rank": facts["process"], "world_size": facts["processes"]}
+    return replay_step(
+        facts, model, training_loader(cfg, pictures, batch_size, facts["seed"], facts["iteration"], **place)
+    )

@@ -1,0 +1,1 @@
+"""Make a trained network fast to run: for the classifier here, for the detector in ``detection/optimize.py``."""

@@ -1,0 +1,73 @@
+"""Parts that OpenVINO computes against the modules they were."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from resnext_det import UserError, create_model
+from resnext_det.inference.openvino import Part, compile_parts
+from resnext_det.inference.optimize import optimize_classifier
+
+
+class Two(nn.Module):
+    """Of two inputs, two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 6, 3, padding=1)
+
+    def forward(self, x, y):
+        return self.conv(x).relu(), x + y
+
+
+@torch.no_grad()
+def test_any_size_or_a_fixed_one_filled_up():
+    module = Two().eval()
+    free = Part(module, [torch.zeros(1, 4, 8, 8)] * 2, dynamic=(0, 2, 3))
+    fixed = Part(module, [torch.zeros(5, 4, 8, 8)] * 2)
+    compile_parts([free, fixed], "fp32", nn.Identity(), None)
+    for part, shapes in ((free, [(3, 4, 9, 7), (1, 4, 8, 8)]), (fixed, [(5, 4, 8, 8), (2, 4, 8, 8)])):
+        for shape in shapes:
+            x, y = torch.randn(shape), torch.randn(shape)
+            for result, expected in zip(part(x, y), module(x, y), strict=True):
+                torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_what_a_part_sees_is_a_sample_of_its_calls():
+    part = Part(Two().eval(), [torch.zeros(4, 4, 8, 8)] * 2, every=2, rows=3)
+    calls = [torch.randn(4, 4, 8, 8) for _ in range(5)]
+    for x in calls:
+        part(x, x)
+    assert len(part.seen) == 3 and all(
+        torch.equal(seen, x[::3]) for (seen, _), x in zip(part.seen, calls[::2], strict=True)
+    )
+
+
+@torch.no_grad()
+def test_int8_ranges_are_those_of_the_pictures_it_was_shown():
+    model = create_model("resnext14_8x4d", num_classes=10).eval()
+    x = torch.randn(2, 3, 64, 64)
+    expected = model(x)
+    near = optimize_classifier(model, "int8", calibration=[x])(x)
+    far = optimize_classifier(model, "int8", calibration=[x / 20])(x)  # everything beyond its ranges is cut off
+    near, far = ((y - expected).norm() / expected.norm() for y in (near, far))
+    assert near < 0.1 < 0.3 < far
+
+
+def test_int8_without_pictures():
+    with pytest.raises(UserError, match="give calibration pictures"):
+        optimize_classifier(create_model("resnext14_8x4d", num_classes=10), "int8")
+
+
+def test_nothing_is_reported_home():
+    code = (
+        "import sys; from resnext_det.inference.openvino import load; load('openvino'); load('nncf'); "
+        "assert sys.modules['openvino_telemetry'] is None"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
