@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -37,6 +37,9 @@ from .reproduce import PROTOCOLS, RESULTS, ROOT, SETTINGS_FILE, Command, Setting
 
 GRACE = 60.0
 """Seconds in which a training that was asked to stop finishes its step and saves."""
+
+KEEP = 30.0
+"""Seconds between two writings of the results while trainings run."""
 
 CURVE, LOG = 60, 15
 """Points of a curve and lines of a log that are kept."""
@@ -145,10 +148,11 @@ class Runner:
     Args:
         jobs: processes at once.
         ends: in seconds of :func:`time.monotonic`.
+        keep: called after each command and now and then, to write down what is there: the machine may go any moment.
     """
 
-    def __init__(self, jobs: int, ends: float) -> None:
-        self.jobs, self.ends, self.stopping = jobs, ends, False
+    def __init__(self, jobs: int, ends: float, keep: Callable[[], None] = lambda: None) -> None:
+        self.jobs, self.ends, self.keep, self.stopping = jobs, ends, keep, False
 
     def run(self, chains: Sequence[Chain]) -> bool:
         """Whether everything is finished; chains that failed say so."""
@@ -159,6 +163,7 @@ class Runner:
             return False
         waiting = deque(chain for chain in chains if chain.commands)
         running: list[Chain] = []
+        next_keep = time.monotonic() + KEEP
         with on_stopping_signals(self._stop):
             while waiting or running:
                 if not self.stopping and time.monotonic() > self.ends:
@@ -177,10 +182,14 @@ class Runner:
                         chain.failed = f"{chain.needs} is missing, its training has failed"
                     break
                 time.sleep(0.2)
-                for chain in [c for c in running if c.process.poll() is not None]:
+                ended = [c for c in running if c.process.poll() is not None]
+                for chain in ended:
                     running.remove(chain)
                     if self._ended(chain):
                         waiting.appendleft(chain)
+                if ended or time.monotonic() > next_keep:
+                    self.keep()
+                    next_keep = time.monotonic() + KEEP
         return all(not chain.commands for chain in chains)
 
     def _start(self, chain: Chain) -> None:
@@ -193,7 +202,7 @@ class Runner:
     def _ended(self, chain: Chain) -> bool:
         """Note how its process has ended; whether the chain goes on."""
         command, code = chain.commands[0], chain.process.returncode
-        if code == EXIT_STOPPED:  # somebody else's signal
+        if code in (EXIT_STOPPED, -signal.SIGTERM):  # somebody else's signal
             self.stopping = True
             return False
         if code:
@@ -230,15 +239,8 @@ def run_benchmark(step: Step, results: Path, device: str, quick: bool, minutes: 
         found = json.loads(file.read_text(encoding="utf-8"))
         if "ratios" in found and not found.get("left"):
             return True
-    line = [
-        sys.executable,
-        str(ROOT / "tools" / "benchmark.py"),
-        step.benchmark,
-        "--device",
-        device,
-        "--json",
-        str(file),
-    ]
+    tool = str(ROOT / "tools" / "benchmark.py")
+    line = [sys.executable, tool, step.benchmark, "--device", device, "--json", str(file)]
     line += [*(["--quick"] if quick else []), *map(str, step.arguments)]
     minutes = min(minutes, step.minutes)
     line += ["--minutes", f"{minutes:.2f}"] if math.isfinite(minutes) else []
@@ -246,6 +248,7 @@ def run_benchmark(step: Step, results: Path, device: str, quick: bool, minutes: 
     try:
         code = subprocess.run(line, timeout=60 * minutes + GRACE if math.isfinite(minutes) else None).returncode
     except subprocess.TimeoutExpired:
+        print(f"{step.name}: ended, the time is over; rows that were measured are kept", flush=True)
         return False
     if code:
         print(f"{step.name}: benchmark.py ended with code {code}, see above", flush=True)
@@ -298,7 +301,7 @@ def of_run(command: Command, detection: bool) -> dict:
     folder = command.folder
     done = command.finished()
     config = folder / "config.yaml"
-    log = folder / "log.txt"
+    metrics = [json.loads(line) for line in _lines(folder / "metrics.json")]
     points = [json.loads(line) for line in _lines(folder / "evaluations.jsonl")]
     values = json.loads((folder / RESULTS).read_text(encoding="utf-8")) if done else (points[-1] if points else {})
     return {
@@ -308,8 +311,9 @@ def of_run(command: Command, detection: bool) -> dict:
         "iteration": points[-1].get("iteration") if points else None,
         "epoch": points[-1].get("epoch") if points else None,
         "results": values.get("bbox", values) if detection else values,
-        "curve": points[:: max(-(-len(points) // CURVE), 1)],
-        "log": _lines(log)[-LOG:],
+        "curve": _thinned(points),
+        "training": _thinned([_short(line) for line in metrics if "total_loss" in line]),
+        "log": _lines(folder / "log.txt")[-LOG:],
         "config": config.read_text(encoding="utf-8") if config.is_file() else None,
     }
 
@@ -321,6 +325,17 @@ def _command_of(command: Command) -> str:
 
 def _name(step: Step, row: str, seed: int) -> str:
     return f"{step.name}, {row}, seed {seed}"
+
+
+def _thinned(points: Sequence[dict]) -> list[dict]:
+    """At most about :data:`CURVE` of them, the last one among them."""
+    return list(points[:: -max(-(-len(points) // CURVE), 1)])[::-1]
+
+
+def _short(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Of one line of ``metrics.json``: the iteration, its loss and error, the rate, seconds of a step."""
+    kept = ("iteration", "total_loss", "train/top1_error", "lr", "time")
+    return {key: metrics[key] for key in kept if key in metrics}
 
 
 def _lines(path: Path) -> list[str]:
@@ -377,8 +392,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = [step for step in steps if not args.only or step.name in args.only]
     output, results, folder = Path(args.output), Path(args.results), Path(args.study).parent
     results.mkdir(parents=True, exist_ok=True)
-    runner, done = Runner(args.jobs, ends), True
     chains: list[Chain] = []
+    runner, done = Runner(args.jobs, ends, lambda: collect(steps, chains, results)), True
     try:
         for step in chosen:
             if step.benchmark and not runner.stopping:

@@ -63,10 +63,10 @@ def watch_parts(model: nn.Module, setting: Setting, label: str) -> Callable[[], 
 
 @torch.no_grad()
 def c4_inference(setting: Setting) -> Result:
-    """One 480x640 picture, 1000 proposals, the whole model."""
+    """A 480x640 picture, or a batch of them, with 1000 proposals each: the whole model."""
     device, quick = setting.device, setting.quick
     stock, ours = detectors(device, quick)
-    inputs = picture(quick)
+    inputs = picture(quick) * max(1, setting.batch)
     fast = optimized_copies(ours, setting, inputs)
 
     models = {"stock fp32": stock, **{f"optimized {name}": model for name, model in fast.items()}}

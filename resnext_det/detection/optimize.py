@@ -21,7 +21,7 @@ from ..inference.precision import BACKENDS, CHOICES, Precision
 from .c4_head import ResNeXtC4ROIHeads, SplitRes5
 from .roi_align import SparseBins, pool
 
-REGIONS_AT_ONCE = 50
+REGIONS_AT_ONCE = 25
 """That OpenVINO computes: the usual numbers of proposals, 1000, 300 and 100, are multiples of it."""
 
 
@@ -191,8 +191,8 @@ class OpenVINOSplitRes5(FusedSplitRes5):
             torch.zeros(REGIONS_AT_ONCE, *(-(-n // stride) for n in bins), c)
             for stride, c in zip(self.strides, channels, strict=True)
         ]
-        # Of a thousand regions of a picture, twenty chunks, every fourth chunk shows five.
-        self.part = Part(_Regions(stage, mean=not heads.mask_on), example, every=4, rows=10)
+        # Of a thousand regions of a picture, forty chunks, every eighth chunk shows five.
+        self.part = Part(_Regions(stage, mean=not heads.mask_on), example, every=8, rows=5)
 
     def of_regions(self, maps: Sequence[Tensor], bins: Sequence[SparseBins]) -> Tensor:
         return self.part(pool(maps[0], bins[0]), pool(maps[1], bins[1]))[0]
