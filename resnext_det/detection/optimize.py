@@ -70,7 +70,7 @@ def optimize_for_inference(
             like those it is for, as in training.
 
     Raises:
-        UserError: unknown ``dtype`` or ``backend``, or int8 without what it needs.
+        UserError: unknown ``dtype`` or ``backend``, int8 without what it needs, or a model that is such a copy.
     """
     model, precision = prepared(model, dtype, compile, backend)
     device = device_of(model)
@@ -111,7 +111,7 @@ def _rpn_head(model: nn.Module) -> nn.Module | None:
     head = getattr(getattr(model, "proposal_generator", None), "rpn_head", None)
     parts = [getattr(head, name, None) for name in ("conv", "objectness_logits", "anchor_deltas")]
     plain = all(isinstance(part, nn.Conv2d) and getattr(part, "norm", None) is None for part in parts)
-    return head if plain else None
+    return head if plain and isinstance(getattr(head.conv, "activation", None), nn.ReLU | None) else None
 
 
 def _rpn_by_openvino(model: nn.Module) -> list[Part]:

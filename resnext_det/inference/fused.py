@@ -40,6 +40,7 @@ class FusedConv(nn.Module):
             and dtype != torch.float16
             and torch.backends.mkldnn.is_available()
             and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+            and (dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported())  # oneDNN refuses on AVX2
         )
         self._packed: dict[tuple[int, ...], Tensor] = {}
 
@@ -74,6 +75,9 @@ class FusedConv(nn.Module):
             y = (y if self.bias is None else y.add_(self.bias)).addmm_(x, self.weight)
         return (y.relu_() if self.relu else y).view(shape).permute(0, 3, 1, 2)
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_packed": {}}  # oneDNN's tensors cannot be copied
+
     def _weight_for(self, x: Tensor) -> Tensor:
         # oneDNN's layout depends on the sizes it is prepared for. Only a few sizes are kept: pictures vary.
         key = tuple(x.shape)
@@ -107,6 +111,7 @@ class FusedBottleneck(nn.Module):
         self.overwrite = overwrite
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.conv1.weight.dtype)  # also where it is its own shortcut
         y = self.conv2(self.conv1(x))
         if not self.residual:
             return self.conv3(y)

@@ -5,6 +5,7 @@ OpenVINO and NNCF, which quantises for it, are optional: ``pip install 'resnext-
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import sys
@@ -71,6 +72,9 @@ class Part:
         outputs = self.module(*inputs)
         return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
+    def __deepcopy__(self, memo: dict) -> Part:
+        return copy.copy(self)  # what OpenVINO has compiled cannot be copied, and nothing changes it
+
     @staticmethod
     def _filled_up(x: Tensor, number: int) -> Tensor:
         return x if len(x) == number else torch.cat([x, x.new_zeros(number - len(x), *x.shape[1:])])
@@ -80,12 +84,12 @@ class Part:
         """Hand the module over to OpenVINO.
 
         Args:
-            dtype: fp32, bf16, or int8, which needs to have seen inputs.
+            dtype: fp32, bf16, or int8; a part that has seen no inputs is not quantised.
         """
         openvino = load("openvino")
         shapes = [[-1 if i in self.dynamic else n for i, n in enumerate(x.shape)] for x in self.example]
         model = openvino.convert_model(self.module, example_input=self.example, input=shapes)
-        if dtype == "int8":
+        if dtype == "int8" and self.seen:
             # Examples are fewer at a time than calls of a fixed shape: NNCF sees them in a model of any batch.
             fixed = [x.shape for x in self.example]
             model.reshape({port: [-1, *port.partial_shape[1:]] for port in model.inputs})
@@ -129,8 +133,14 @@ def compile_parts(parts: Sequence[Part], dtype: str, model: nn.Module, calibrati
         for batch in calibration or ():
             model(batch)
             batches += 1
-        if not all(part.seen for part in parts):
+        if not any(part.seen for part in parts):
             raise UserError("dtype int8: give calibration pictures, a few dozen of those that the network is for")
+        if unseen := sum(not part.seen for part in parts):
+            logger.warning(
+                "int8: %d of %d parts had nothing to compute on the calibration pictures and are not quantised (the "
+                "regions' part of res5 where few regions on a large map make the plain order cheaper).",
+                *(unseen, len(parts)),
+            )
         logger.info("int8: measured ranges on %d batches in %.0f s.", batches, time.perf_counter() - start)
     start = time.perf_counter()
     for part in parts:

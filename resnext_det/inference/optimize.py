@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import UserError
 from ..kernels.layer import use_grouped_conv
 from ..resnext import Bottleneck, Stem, Trunk
 from .folding import folds
@@ -37,8 +38,11 @@ def optimize_classifier(
 def prepared(model: nn.Module, dtype: str, compile: bool, backend: str) -> tuple[nn.Module, Precision]:
     """A copy to rewrite, in evaluation mode and without gradients, and how it shall compute where it lies."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
+    if getattr(model, "for_inference", False):
+        raise UserError("the model is an optimised copy already: optimise the one that it was made from")
     precision = choose(dtype, device_of(model), backend, compile)
     model = copy.deepcopy(model).eval().requires_grad_(False)
+    model.for_inference = True
     if precision.openvino:
         use_grouped_conv(model, "torch")  # our kernel is none of OpenVINO's
     return model, precision

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from agreement import assert_same_detections
@@ -210,3 +215,62 @@ def test_the_key_chooses_and_the_model_stays_as_it_is():
 def test_unknown_dtype():
     with pytest.raises(UserError, match="fp32, bf16, fp16"):
         optimize_for_inference(torch.nn.Identity(), "fp8")
+
+
+@pytest.mark.parametrize("backend", ["torch", "openvino"])
+@torch.no_grad()
+def test_a_copy_can_be_copied_and_is_not_optimised_again(backend):
+    optimized = optimize_for_inference(detector(), "fp32", backend=backend)
+    expected = optimized(IMAGES)[0]["instances"]  # the first call lays weights out anew
+    assert torch.equal(copy.deepcopy(optimized)(IMAGES)[0]["instances"].scores, expected.scores)
+    with pytest.raises(UserError, match="is an optimised copy already"):
+        optimize_for_inference(optimized, "fp32")
+
+
+@torch.no_grad()
+def test_a_block_that_is_its_own_shortcut_takes_a_float_stem_in_bf16():
+    model = create_model("resnext11_2x4d_cifar", num_classes=5, stem_out_channels=16, res2_out_channels=16)
+    x = torch.randn(2, 3, 32, 32)
+    expected = random_statistics(model)(x)
+    assert (optimize_for_inference(model, "bf16")(x) - expected).norm() < 0.05 * expected.norm()
+
+
+def test_bf16_on_a_processor_that_onednn_refuses_it_on():
+    code = """if True:
+    import torch
+    from resnext_det import create_model
+    from resnext_det.inference.optimize import optimize_classifier
+    model, x = create_model("resnext14_8x4d", num_classes=5).eval(), torch.randn(2, 3, 64, 64)
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        raise SystemExit(77)
+    with torch.no_grad():
+        expected, result = model(x), optimize_classifier(model, "bf16")(x)
+    assert (result - expected).norm() < 0.05 * expected.norm()
+    """
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("this torch asks the processor itself, which has what oneDNN wants, or is no x86")
+    assert done.returncode == 0, done.stderr
+
+
+@torch.no_grad()
+def test_an_rpn_with_another_activation_keeps_it():
+    model = detector()
+    model.proposal_generator.rpn_head.conv.activation = torch.nn.LeakyReLU(0.5)
+    features = [torch.randn(1, model.proposal_generator.rpn_head.conv.in_channels, 8, 8)]
+    (expected,), _ = model.proposal_generator.rpn_head(features)
+    (result,), _ = optimize_for_inference(model, "fp32").proposal_generator.rpn_head(features)
+    torch.testing.assert_close(result, expected)
+
+
+@torch.no_grad()
+def test_int8_where_no_calibration_picture_reaches_the_regions_part(caplog):
+    model = detector()
+    model.proposal_generator.post_nms_topk = {True: 1, False: 1}  # on a map so large the plain order is cheaper
+    picture = [{"image": torch.arange(3 * 640 * 640).view(3, 640, 640) * 37 % 255.0}]
+    optimized = optimize_for_inference(model, "int8", calibration=[picture])
+    assert "1 of 3 parts had nothing to compute" in caplog.text
+    assert len(optimized(picture)) == 1
+    model.proposal_generator.post_nms_topk = optimized.proposal_generator.post_nms_topk = {True: 80, False: 80}
+    assert len(optimized(IMAGES)[0]["instances"]) > 0  # its regions in float
