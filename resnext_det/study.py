@@ -20,6 +20,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -28,7 +29,7 @@ from typing import IO
 import torch
 import yaml
 
-from .engine.cli import EXIT_STOPPED
+from .engine.cli import EXIT_STOPPED, at_least
 from .engine.signals import Stopped, on_stopping_signals
 from .errors import UserError, nearest
 from .files import atomic_write, write_json
@@ -164,13 +165,13 @@ class Runner:
         waiting = deque(chain for chain in chains if chain.commands)
         running: list[Chain] = []
         next_keep = time.monotonic() + KEEP
-        with on_stopping_signals(self._stop):
+        with on_stopping_signals(self._stop), ExitStack() as stack:
+            stack.callback(self._end, running)  # however it ends, no run outlives it
             while waiting or running:
                 if not self.stopping and time.monotonic() > self.ends:
                     self.stopping = True
                     print("the time is over: everything saves and stops", flush=True)
                 if self.stopping:
-                    self._end(running)
                     return False
                 ready = [c for c in waiting if c.needs is None or c.needs.is_file()]
                 for chain in ready[: max(self.jobs - len(running), 0)]:
@@ -233,7 +234,11 @@ def _popen(line: Sequence[str], output: IO[str]) -> subprocess.Popen:
 
 
 def run_benchmark(step: Step, results: Path, device: str, quick: bool, minutes: float) -> bool:
-    """Whether it is finished."""
+    """Whether it is finished.
+
+    Raises:
+        UserError: it failed.
+    """
     file = results / f"{step.name}.json"
     if file.is_file():
         found = json.loads(file.read_text(encoding="utf-8"))
@@ -251,8 +256,7 @@ def run_benchmark(step: Step, results: Path, device: str, quick: bool, minutes: 
         print(f"{step.name}: ended, the time is over; rows that were measured are kept", flush=True)
         return False
     if code:
-        print(f"{step.name}: benchmark.py ended with code {code}, see above", flush=True)
-        return False
+        raise UserError(f"{step.name}: benchmark.py ended with code {code}, see above")
     return not json.loads(file.read_text(encoding="utf-8")).get("left")
 
 
@@ -276,13 +280,16 @@ def read_runs(results: Path) -> dict[str, dict]:
 def collect(steps: Sequence[Step], chains: Sequence[Chain], results: Path) -> None:
     """Write ``runs.json`` (each run's command, config, curve, last lines and numbers) and ``tables.md``.
 
-    Runs that have left nothing here keep what the file has of them.
+    Runs that have left nothing here, or were finished by an earlier call, keep what the file has of them.
     """
     runs = read_runs(results)
     detection = {step.name: TABLES[step.table].detection for step in steps if step.table}
     for chain in chains:
+        known = runs.get(chain.name, {})
+        if chain.process is None and known.get("finished") and known.get("command") == _command_of(chain.last):
+            continue  # the file says on what machine
         found = of_run(chain.last, detection[chain.step])
-        if found["finished"] or found["iteration"] is not None and not runs.get(chain.name, {}).get("finished"):
+        if found["finished"] or found["iteration"] is not None and not known.get("finished"):
             runs[chain.name] = found
     write_json(results / "runs.json", runs)
     lines = []
@@ -301,8 +308,8 @@ def of_run(command: Command, detection: bool) -> dict:
     folder = command.folder
     done = command.finished()
     config = folder / "config.yaml"
-    metrics = [json.loads(line) for line in _lines(folder / "metrics.json")]
-    points = [json.loads(line) for line in _lines(folder / "evaluations.jsonl")]
+    metrics = _records(folder / "metrics.json")
+    points = _records(folder / "evaluations.jsonl")
     values = json.loads((folder / RESULTS).read_text(encoding="utf-8")) if done else (points[-1] if points else {})
     return {
         "command": _command_of(command),
@@ -342,6 +349,17 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
+def _records(path: Path) -> list[dict]:
+    """The objects of a file of one a line, but those that are being written now or were cut off when a run ended."""
+    records = []
+    for line in _lines(path):
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            continue
+    return [record for record in records if isinstance(record, dict)]
+
+
 def _table(numbers: Mapping[str, list[dict]], labels: Mapping[str, str], columns: Mapping[str, str]) -> list[str]:
     """Mean ± deviation of the finished runs of each row, or how far an unfinished one is."""
     lines = ["| | " + " | ".join(columns.values()) + " | runs |", "|---" * (len(columns) + 2) + "|"]
@@ -379,7 +397,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", default="output/study", metavar="FOLDER", help="of all runs (%(default)s)")
     parser.add_argument("--results", required=True, metavar="FOLDER", help="of what is kept: a few small files")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then, at a checkpoint; 1 more to save")
-    parser.add_argument("--jobs", type=int, default=1, help="trainings side by side on this machine")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="trainings side by side on this machine")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the benchmarks")
     parser.add_argument("--quick", action="store_true", help="the benchmarks on small problems, which measure nothing")
@@ -394,11 +412,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     results.mkdir(parents=True, exist_ok=True)
     chains: list[Chain] = []
     runner, done = Runner(args.jobs, ends, lambda: collect(steps, chains, results)), True
+    failed: list[str] = []
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped(f"stopped by a signal; the same command goes on, results so far in {results}")
+
     try:
-        for step in chosen:
-            if step.benchmark and not runner.stopping:
+        with on_stopping_signals(stop):  # which ends the benchmark as well
+            for step in (step for step in chosen if step.benchmark):
                 left = (ends - time.monotonic()) / 60
-                done &= left > 0 and run_benchmark(step, results, args.device, args.quick, left)
+                try:
+                    done &= left > 0 and run_benchmark(step, results, args.device, args.quick, left)
+                except UserError as error:
+                    failed.append(str(error))
+                    print(error, flush=True)
         for step in chosen:
             chains += chains_of(step, output, folder) if step.table else []
         drop_known(chains, read_runs(results))
@@ -406,7 +433,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     finally:
         collect(steps, chains, results)
     print((results / "tables.md").read_text(encoding="utf-8"))
-    if failed := [chain for chain in chains if chain.failed]:
-        raise UserError(f"{failed[0].name}: {failed[0].failed} ({len(failed)} such); the others went on")
+    failed += [f"{chain.name}: {chain.failed}" for chain in chains if chain.failed]
+    if failed:
+        raise UserError(f"{failed[0]} ({len(failed)} such); the others went on")
     if not done:
         raise Stopped(f"not everything is finished; the same command goes on, results so far in {results}")

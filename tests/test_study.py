@@ -113,6 +113,17 @@ class TestRunner:
         assert not Runner(1, float("inf")).run([one])
         assert one.process.returncode == 75
 
+    def test_no_run_outlives_an_error_of_the_study(self, tmp_path):
+        one = chain(tmp_path / "a", writes(tmp_path / "a", FOREVER.format(ready=str(tmp_path / "ready"))))
+        two = chain(tmp_path / "b", writes(tmp_path / "b"))
+
+        def full():
+            raise OSError("no space left")
+
+        with pytest.raises(OSError, match="no space left"):
+            Runner(2, float("inf"), full).run([one, two])
+        assert one.process.poll() is not None
+
 
 class TestFile:
     def test_the_studies_of_the_package_name_what_there_is(self, tmp_path):
@@ -165,6 +176,42 @@ def test_finished_elsewhere_is_not_run_again_unless_its_weights_are_wanted(tmp_p
     second.commands.clear()
     study.drop_known([first, second], {"a": {**known["a"], "command": "another"}})
     assert first.commands
+
+
+def test_what_an_earlier_call_has_finished_keeps_its_machine(tmp_path, monkeypatch):
+    step = study.Step("step", table=3, rows=["resnet50"])
+    one = chain(tmp_path / "a", "")
+    one.name = study._name(step, "resnet50", 0)
+    for name in ("made", "results.json", "metrics.json"):
+        (tmp_path / "a" / name).write_text('{"top1_error": 1.0}\n{"total_lo')  # its last line is being written
+    (tmp_path / "a" / "results.json").write_text('{"top1_error": 1.0}')
+    for machine in ("first", "second"):
+        monkeypatch.setattr(study, "_machine", lambda machine=machine: machine)
+        study.collect([step], [one], tmp_path)
+    run = study.read_runs(tmp_path)[one.name]
+    assert run["finished"] and run["machine"] == "first" and run["results"] == {"top1_error": 1.0}
+
+
+class TestBenchmark:
+    def study(self, tmp_path, monkeypatch, line: str) -> list[str]:
+        (tmp_path / "tools").mkdir()
+        (tmp_path / "tools" / "benchmark.py").write_text(line)
+        (tmp_path / "s.yaml").write_text("- {name: a, benchmark: c4-train}")
+        monkeypatch.setattr(study, "ROOT", tmp_path)
+        return [str(tmp_path / "s.yaml"), "--results", str(tmp_path / "results"), "--device", "cpu"]
+
+    def test_one_that_fails_is_a_failure_and_no_matter_of_time(self, tmp_path, monkeypatch):
+        with pytest.raises(UserError, match=r"a: benchmark.py ended with code 3, see above \(1 such\)"):
+            main(self.study(tmp_path, monkeypatch, "import sys; sys.exit(3)"))
+
+    def test_a_signal_ends_it_too(self, tmp_path, monkeypatch):
+        file = tmp_path / "pid"
+        line = f"import os, signal, time\nopen({str(file)!r}, 'w').write(str(os.getpid()))\n"
+        line += "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"
+        with pytest.raises(Stopped, match="the same command goes on"):
+            main(self.study(tmp_path, monkeypatch, line))
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(file.read_text()), 0)
 
 
 def test_thinned_curves_keep_their_end():
