@@ -30,7 +30,7 @@ def fastest(what: str, key: Hashable, ways: Mapping[str, Way], device: torch.dev
         ways: {name: function without arguments}; all give the same result and change nothing.
 
     Raises:
-        RuntimeError: all have failed.
+        RuntimeError: all have failed; of memory, torch's own error.
     """
     if len(ways) == 1:
         return next(iter(ways.values()))
@@ -47,7 +47,7 @@ def measure(ways: Mapping[str, Way], device: torch.device) -> dict[str, float]:
     """Median seconds of each way, run turn by turn after warming up.
 
     Raises:
-        RuntimeError: all have failed.
+        RuntimeError: all have failed; of memory, torch's own error.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(WARM_UPS + TURNS):
@@ -58,6 +58,8 @@ def measure(ways: Mapping[str, Way], device: torch.device) -> dict[str, float]:
                 logger.warning("%s: left out, it fails: %s", name, " ".join(f"{error}".split())[:300])
                 del seconds[name]
                 if not seconds:
+                    if isinstance(error, torch.cuda.OutOfMemoryError):  # callers know it, and take less
+                        raise
                     raise RuntimeError("every way to compute it has failed, see the log") from error
                 continue
             if turn >= WARM_UPS:

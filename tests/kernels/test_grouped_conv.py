@@ -159,6 +159,13 @@ class TestChoice:
         with pytest.raises(RuntimeError, match="every way"):
             choice.fastest("conv", 4, {"a": broken, "b": broken}, torch.device("cpu"))
 
+    def test_too_little_memory_is_said_as_torch_says_it(self):
+        def full():
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            choice.fastest("conv", 4, {"a": full, "b": full}, torch.device("cpu"))
+
     def test_a_single_way_is_not_measured(self):
         assert choice.fastest("conv", 5, {"only": lambda: "only"}, torch.device("cpu"))() == "only"
         assert choice.choices() == {}
