@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import reduce
+
 from detectron2.config import CfgNode as CN
 
 from ..engine.trainer import PRECISIONS
@@ -107,15 +109,24 @@ def check_config(cfg: CN) -> None:
     for key in ("EPOCHS", "IMS_PER_BATCH", "REFERENCE_BATCH", "ACCUMULATE", "CHECKPOINT_PERIOD", "KEEP_CHECKPOINTS"):
         if not cfg.SOLVER[key] > 0:
             raise UserError(f"SOLVER.{key} {cfg.SOLVER[key]}: must be above 0")
-    if cfg.DATALOADER.NUM_WORKERS < 0:
-        raise UserError(f"DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS}: must be 0 or above")
-    if cfg.SOLVER.MOMENTUM < 0 or cfg.SOLVER.WEIGHT_DECAY < 0:
-        raise UserError("SOLVER.MOMENTUM and SOLVER.WEIGHT_DECAY: must be 0 or above")
     if cfg.SOLVER.NESTEROV and not cfg.SOLVER.MOMENTUM:
         raise UserError("SOLVER.NESTEROV True: needs a SOLVER.MOMENTUM above 0")
-    for section, key in (("INPUT", "CROP_SIZE"), ("TEST", "SHORT_SIDE"), ("TEST", "BATCH_SIZE")):
-        if cfg[section][key] < 1:
-            raise UserError(f"{section}.{key} {cfg[section][key]}: must be at least 1")
+    smallest = {
+        "INPUT.CROP_SIZE": 1, "TEST.SHORT_SIDE": 1, "TEST.BATCH_SIZE": 1, "TEST.CROP_SIZE": 0,
+        "MODEL.STEM_OUT_CHANNELS": 1, "MODEL.RES2_OUT_CHANNELS": 1, "SOLVER.WARMUP_EPOCHS": 0, "INPUT.LIGHTING": 0,
+        "DATALOADER.NUM_WORKERS": 0, "DATALOADER.SHUFFLE_WINDOW": 0, "SOLVER.MOMENTUM": 0, "SOLVER.WEIGHT_DECAY": 0,
+    }  # fmt: skip
+    for key, least in smallest.items():
+        value = reduce(getattr, key.split("."), cfg)
+        if value < least:
+            raise UserError(f"{key} {value}: must be at least {least}")
+    if not (0 <= cfg.SOLVER.LABEL_SMOOTHING <= 1 and 0 <= cfg.INPUT.FLIP <= 1):
+        raise UserError("SOLVER.LABEL_SMOOTHING and INPUT.FLIP: must be in [0, 1]")
+    area = list(cfg.INPUT.AREA)
+    if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
+        raise UserError(f"INPUT.AREA {area}: give the smallest and the largest share of the picture, in (0, 1]")
+    if not all(size > 0 for size in cfg.TEST.DENSE_SIZES):
+        raise UserError(f"TEST.DENSE_SIZES {list(cfg.TEST.DENSE_SIZES)}: must be above 0")
     if not 0 <= cfg.INPUT.COLOR_JITTER < 1:
         raise UserError(f"INPUT.COLOR_JITTER {cfg.INPUT.COLOR_JITTER}: must be in [0, 1)")
     if not cfg.TEST.EVAL_PERIOD > 0:

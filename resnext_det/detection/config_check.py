@@ -52,7 +52,15 @@ def _check_values(cfg: CfgNode) -> None:
         "INPUT.MAX_SIZE_TRAIN": 1,
         "INPUT.MAX_SIZE_TEST": 1,
         "DATALOADER.NUM_WORKERS": 0,
+        "MODEL.RESNETS.NUM_GROUPS": 1,
+        "MODEL.RESNETS.WIDTH_PER_GROUP": 1,
+        "MODEL.RESNETS.STEM_OUT_CHANNELS": 1,
+        "MODEL.RESNETS.RES2_OUT_CHANNELS": 1,
         "MODEL.RPN.BATCH_SIZE_PER_IMAGE": 1,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN": 1,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": 1,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN": 1,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": 1,
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 1,
         "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION": 1,
     }
@@ -60,6 +68,14 @@ def _check_values(cfg: CfgNode) -> None:
         value = reduce(getattr, key.split("."), cfg)
         if value < least:
             raise UserError(f"{key} {value}: must be at least {least}")
+    choices = {
+        "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+    }
+    for key, known in choices.items():
+        value = reduce(getattr, key.split("."), cfg)
+        if value not in known:
+            raise UserError(f"{key} {value!r}: choose from {', '.join(known)}")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not sizes or min(sizes) < 0:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)}: give at least one size, in pixels")
@@ -110,6 +126,8 @@ def _check_anchors(cfg: CfgNode) -> None:
         value = cfg.MODEL.ANCHOR_GENERATOR[key]
         flat = not any(isinstance(level, list | tuple) for level in value)  # one level, which detectron2 takes as well
         levels = [list(value)] if flat else [list(level) for level in value]
+        if not all(level and min(level) > 0 for level in levels):
+            raise UserError(f"MODEL.ANCHOR_GENERATOR.{key} {levels}: give numbers above 0, such as {example}")
         if len(levels) not in (1, len(maps)):
             pyramid = ", as a feature pyramid (FPN) has" if len(maps) == 1 else ""
             raise UserError(

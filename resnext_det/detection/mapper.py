@@ -108,6 +108,9 @@ class CheckedDatasetMapper(DatasetMapper):
         if not self.is_train:
             dataset_dict.pop("annotations", None)
         elif "annotations" in dataset_dict:
+            objects = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
+            if self.use_instance_mask and any("segmentation" not in a for a in objects):
+                raise UserError(f"{path}: an object without segmentation, and MODEL.MASK_ON is True; set it to False")
             self._transform_annotations(dataset_dict, transforms, shape)
             dataset_dict["instances"] = self._large_enough(dataset_dict["instances"])
         return dataset_dict

@@ -97,6 +97,13 @@ def test_the_recipes_of_the_paper() -> None:
         ("TEST.AMONG", "val", "train, test"),
         ("DATALOADER.NUM_WORKERS", -1, "NUM_WORKERS -1"),
         ("SOLVER.MOMENTUM", -1.0, "SOLVER.MOMENTUM"),
+        ("INPUT.AREA", (0.9, 0.1), "INPUT.AREA"),
+        ("INPUT.AREA", (), "INPUT.AREA"),
+        ("INPUT.FLIP", -1.0, "INPUT.FLIP"),
+        ("SOLVER.LABEL_SMOOTHING", 2.0, "LABEL_SMOOTHING"),
+        ("TEST.DENSE_SIZES", (0,), "TEST.DENSE_SIZES"),
+        ("TEST.CROP_SIZE", -3, "TEST.CROP_SIZE -3"),
+        ("MODEL.STEM_OUT_CHANNELS", 0, "MODEL.STEM_OUT_CHANNELS 0"),
         ("TEST.BATCH_SIZE", 0, "TEST.BATCH_SIZE 0"),
     ],
 )

@@ -15,6 +15,7 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from PIL import Image
 
+from resnext_det.detection import checked_sets
 from resnext_det.detection.checked_sets import CheckOptions, check_sets, ground_truth
 from resnext_det.detection.class_count import ClassCount
 from resnext_det.detection.coco_evaluator import FastCOCOEvaluator
@@ -69,6 +70,18 @@ def test_a_clean_set_passes_as_it_is(made):
     assert DatasetCatalog.get(name) == before
     assert ground_truth(name) == str(json_file)
     assert MetadataCatalog.get(name).thing_classes == ["box", "disc"]
+
+
+def test_of_a_large_set_only_the_headers_are_read(made, monkeypatch, caplog):
+    name, _, image_root = made
+    picture = next(image_root.glob("*.png"))
+    picture.write_bytes(picture.read_bytes()[:200])  # the header is whole
+    with pytest.raises(UserError, match="cannot be decoded"):
+        check(train=[name])
+    monkeypatch.setattr(checked_sets, "DECODED_AT_MOST", 3)
+    with caplog.at_level(logging.INFO):
+        check(train=[name])
+    assert "4 pictures, reading their headers" in caplog.text
 
 
 def test_training_and_evaluation_see_the_mended_records(made):

@@ -88,6 +88,13 @@ def test_case_50_a_high_score_threshold_is_warned_about(caplog):
         (("MODEL.PIXEL_STD", [0.0, 0.0, 0.0]), "STD above 0"),
         (("MODEL.PIXEL_STD", ["a", "b", "c"]), "wrong type"),
         (("MODEL.RESNETS.NORM", "XX"), "MODEL.RESNETS.NORM 'XX'"),
+        (("MODEL.RESNETS.STEM_OUT_CHANNELS", -3), "STEM_OUT_CHANNELS -3"),
+        (("MODEL.RPN.PRE_NMS_TOPK_TRAIN", -1), "PRE_NMS_TOPK_TRAIN -1"),
+        (("INPUT.RANDOM_FLIP", "diagonal"), "none, horizontal, vertical"),
+        (("INPUT.MIN_SIZE_TRAIN_SAMPLING", "xx"), "choice, range"),
+        (("MODEL.ANCHOR_GENERATOR.SIZES", [[]]), "above 0"),
+        (("MODEL.ANCHOR_GENERATOR.SIZES", []), "above 0"),
+        (("MODEL.ANCHOR_GENERATOR.SIZES", [[0]]), "above 0"),
     ],
 )
 def test_other_contradictions(pairs, words):

@@ -1,6 +1,8 @@
 """Boxes that resizing loses, pictures to skip, and crowds: what reaches the model is finite and whole."""
 
 import resnext_det  # noqa: F401, I001 (first: it makes detectron2 importable)
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -78,6 +80,19 @@ def test_resizing_is_otherwise_detectron2s():
             assert np.array_equal(*found)
     flip = T.RandomFlip()
     assert ResizeShortestEdge.instead_of(flip) is flip and ResizeShortestEdge.instead_of(ours) is ours
+
+
+def test_masks_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(UserError, match="a.png: an object without segmentation, and MODEL.MASK_ON is True"):
+        mapper(use_instance_mask=True)(record(tmp_path / "a.png", [[1, 1, 9, 9]]))
+
+
+def test_a_record_stays_as_it_is(tmp_path):
+    """Data sets keep their records for the next epoch."""
+    given = record(tmp_path / "a.png", [[10, 10, 20, 20]])
+    kept = copy.deepcopy(given)
+    boxes = [mapper()(given)["instances"].gt_boxes.tensor.tolist() for _ in range(2)]
+    assert given == kept and boxes[0] == boxes[1] == [[5, 5, 15, 15]]
 
 
 def test_another_size_than_the_data_set_says_is_an_error(tmp_path):

@@ -8,7 +8,7 @@ from helpers import in_memory, randomise_norms
 from torch import nn
 
 from resnext_det import UserError, compat, create_model
-from resnext_det.weights import check_norm_statistics, load_strictly
+from resnext_det.weights import check_norm_statistics, load_strictly, loading
 
 needs_detectron2 = pytest.mark.skipif(compat.detectron2_folder() is None, reason="no detectron2")
 
@@ -192,3 +192,15 @@ def test_bad_variances_are_refused(value: float) -> None:
     model.res3[0].conv2.norm.running_var[3] = value
     with pytest.raises(UserError, match="res3.0.conv2.norm has"):
         check_norm_statistics(model)
+
+
+def test_keypoints_stand_in_the_second_dimension_of_their_layer():
+    """It is a transposed convolution (in, keypoints, 4, 4) with a bias (keypoints,)."""
+    layer = "roi_heads.keypoint_head.score_lowres"
+
+    def shapes(keypoints, channels=8):
+        return {f"{layer}.weight": torch.zeros(channels, keypoints, 4, 4), f"{layer}.bias": torch.zeros(keypoints)}
+
+    pairs = {name: name for name in shapes(1)}
+    assert loading._class_layers_of_another_size(shapes(17), shapes(4), pairs) == [layer]
+    assert loading._class_layers_of_another_size(shapes(17), shapes(17, channels=9), pairs) == []
