@@ -297,7 +297,8 @@ def collect(steps: Sequence[Step], chains: Sequence[Chain], results: Path) -> No
         table = TABLES[step.table]
         rows = step.rows or list(table.rows)
         numbers = {row: [runs.get(_name(step, row, seed), {}) for seed in step.seeds] for row in rows}
-        lines += [f"**{step.name}** (Table {step.table}: {table.title})", ""]
+        where = f"on {Path(step.data).name}, not the paper's data" if step.data else f"({table.title})"
+        lines += [f"**{step.name}**: lines of Table {step.table} {where}", ""]
         lines += [*_table(numbers, {row: table.rows[row].label for row in rows}, table.columns), ""]
     with atomic_write(results / "tables.md") as file:
         file.write("\n".join(lines))

@@ -104,7 +104,13 @@ def test_int8_moves_by_its_precision(mask):
 
 @pytest.mark.parametrize(
     "dtype, backend, tolerance",
-    [("fp32", "auto", 1e-5), ("bf16", "auto", 0.05), ("fp32", "openvino", 1e-5), ("int8", "auto", 0.1)],
+    [
+        ("fp32", "auto", 1e-5),
+        ("bf16", "auto", 0.05),
+        ("fp32", "openvino", 1e-5),
+        ("bf16", "openvino", 0.05),
+        ("int8", "auto", 0.1),
+    ],
 )
 @torch.no_grad()
 def test_classifier(dtype, backend, tolerance):
