@@ -247,7 +247,10 @@ def _worker(local_rank: int, places: list[Place], device: str, main: Callable, a
         if code is None:
             traceback.print_exc()
             sys.exit(EXIT_FAILED)
-        (Path(last_words) / str(local_rank)).write_text(str(error), encoding="utf-8")
+        try:
+            (Path(last_words) / str(local_rank)).write_text(str(error), encoding="utf-8")
+        except OSError:  # the same full disk, perhaps
+            print(error, file=sys.stderr, flush=True)
         sys.exit(code)
 
 

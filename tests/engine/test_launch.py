@@ -295,6 +295,16 @@ def test_the_cause_among_several_exit_codes(codes, kind, tmp_path):
     assert type(module._cause(codes, tmp_path)) is kind
 
 
+def test_last_words_that_cannot_be_written_do_not_change_the_code(tmp_path, monkeypatch, capsys):
+    def join(*arguments):
+        raise UserError("no space left; free some")
+
+    monkeypatch.setattr(module, "_join", join)
+    with pytest.raises(SystemExit) as end:
+        module._worker(0, [None], "cpu", print, (), str(tmp_path / "none"))
+    assert end.value.code == 2 and capsys.readouterr().err == "no space left; free some\n"
+
+
 class Slow:
     """A process that ends with ``code`` at a moment of a clock that only waiting moves."""
 
