@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterable
 
 import torch
@@ -16,6 +17,8 @@ from .folding import folds
 from .fused import FusedStem, fuse_stage
 from .openvino import Part, compile_parts
 from .precision import Precision, choose
+
+logger = logging.getLogger(__name__)
 
 
 def optimize_classifier(
@@ -70,6 +73,12 @@ def optimize_trunks(model: nn.Module, precision: Precision, half_from: nn.Module
             parts.append(_by_openvino(trunk))
         elif plain and folds(trunk):
             _fuse(trunk, precision)
+        elif precision.name != "fp32":
+            logger.warning(
+                "Inference in %s: a trunk stays in float32, as its norms are not constant (GN) or its blocks are not "
+                "grouped bottlenecks.",
+                precision.name,
+            )
         if precision.compile:
             trunk.forward = torch.compile(trunk.forward)
         if precision.dtype != torch.float32 and trunk is not half_from:

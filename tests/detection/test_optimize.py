@@ -185,12 +185,15 @@ def test_a_trunk_under_others_parts_hands_them_float32(dtype, backend, tolerance
 
 
 @torch.no_grad()
-def test_norms_that_are_not_constant_stay():
+def test_norms_that_are_not_constant_stay_and_half_precision_says_so(caplog):
     model = detector(norm="GN")
     optimized = optimize_for_inference(model, "fp32")
     expected = model(IMAGES)[0]["instances"].scores
     torch.testing.assert_close(optimized(IMAGES)[0]["instances"].scores, expected, rtol=0, atol=1e-5)
     assert not any(isinstance(m, fused.FusedConv) for m in optimized.backbone.modules())
+    assert not caplog.records
+    optimize_for_inference(model, "bf16")
+    assert "a trunk stays in float32" in caplog.text
 
 
 def test_the_key_chooses_and_the_model_stays_as_it_is():
