@@ -101,6 +101,8 @@ TRAIN = "train --config-file detection/coco/R_50_C4_1x.yaml"
         ("analyze resnext50_32x4d --size -7", "--size: -7"),
         ("analyze resnext50_32x4d --num-classes 0", "--num-classes: 0"),
         ("benchmark roi-align --quick --threads -1", "--threads: -1"), ("benchmark classify --device foo", "'foo'"),
+        ("benchmark c4-inference --quick --batch -1", "--batch: -1"),
+        ("study s.yaml --results x --jobs 0", "--jobs: 0"),
         (f"{TRAIN} OUTPUT_DIR IN/word", "word: file exists"),
         (f"{TRAIN} OUTPUT_DIR IN/word/x", "word/x: not a directory"),
         (f"{TRAIN} --num-gpus -1", "--num-gpus: -1"), (f"{TRAIN} --num-machines 0", "--num-machines: 0"),

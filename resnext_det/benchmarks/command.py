@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="wall",
         help="of CPUs; cpu, the processor's time, on shared machines",
     )
-    parser.add_argument("--batch", type=int, default=0, help="pictures at once in c4-inference, networks, grouped-conv")
+    parser.add_argument(
+        "--batch", type=at_least(0), default=0, help="pictures at once in c4-inference, networks, grouped-conv"
+    )
     parser.add_argument(
         "--minutes",
         type=float,
