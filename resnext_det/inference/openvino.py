@@ -6,11 +6,13 @@ OpenVINO and NNCF, which quantises for it, are optional: ``pip install 'resnext-
 from __future__ import annotations
 
 import copy
+import ctypes
 import importlib
 import logging
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -121,7 +123,33 @@ def _quantised(model, examples: Sequence[tuple[Tensor, ...]]):
     )
 
 
+class StackT(ctypes.Structure):
+    """C's ``stack_t``."""
+
+    _fields_ = [("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t)]
+
+
+@contextmanager
+def _signal_stack_kept() -> Iterator[None]:
+    """This thread's alternative signal stack is the same after the block.
+
+    OpenVINO's CPU plugin sets one of its own, and when several of its objects go in another order than they came,
+    it leaves one that is no longer mapped: the next signal, such as the one that asks a training to stop, would then
+    end the process with a segmentation fault.
+    """
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    before = StackT()
+    if libc is not None:
+        libc.sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        if libc is not None:
+            libc.sigaltstack(ctypes.byref(before), None)
+
+
 @torch.no_grad()
+@_signal_stack_kept()
 def compile_parts(parts: Sequence[Part], dtype: str, model: nn.Module, calibration: Iterable | None) -> None:
     """Compile every part; for int8 after ``model`` has run on the batches of ``calibration`` to show them examples.
 

@@ -71,3 +71,36 @@ def test_nothing_is_reported_home():
         "assert sys.modules['openvino_telemetry'] is None"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+SIGNALLED = """
+import ctypes, faulthandler, gc, os, signal, torch
+from torch import nn
+from resnext_det.inference.openvino import Part, StackT, compile_parts
+
+def stack():
+    found = StackT()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found.ss_sp
+
+faulthandler.enable()  # has a signal stack of its own, as pytest's has
+signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
+kept, before = [], stack()
+for dtype in ("int8", "fp32", "int8", "fp32"):
+    part = Part(nn.Conv2d(4, 4, 3), [torch.zeros(1, 4, 8, 8)])
+    part(torch.randn(1, 4, 8, 8))
+    compile_parts([part], dtype, nn.Identity(), [torch.zeros(1)])
+    kept.append(part)
+    assert stack() == before
+while kept:
+    kept.pop(0)
+    gc.collect()
+assert stack() == before
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's signal stack")
+def test_a_signal_is_heard_after_openvino_has_come_and_gone():
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True)
+    assert done.returncode == 0 and "heard" in done.stdout, (done.returncode, done.stderr[-500:])
