@@ -102,7 +102,7 @@ def _chunk_for_memory(heads: ResNeXtC4ROIHeads, dtype: torch.dtype, device: torc
     size = heads.pooler.level_poolers[0].output_size
     bins = size[0] * size[1] if isinstance(size, tuple) else size**2
     first = heads.res5[0]
-    values = 2 * bins * first.conv1.weight.shape[1] + bins * heads.res5[-1].conv3.weight.shape[1]
+    values = 2 * bins * _matrix(first.conv1).shape[1] + bins * heads.res5[-1].conv3.weight.shape[1]
     return int(min(max(free / 4 / (values * dtype.itemsize), 64), 1024))
 
 
