@@ -163,7 +163,7 @@ def in_a_network() -> None:
     run, kernels._run = kernels._run, lambda *a: (calls.append(a[0].shape), run(*a))[1]
     assert use_grouped_conv(model, "triton") == 4
     assert list(model.state_dict()) == list(plain.state_dict())
-    x = torch.randn(2, 3, 17, 20)
+    x = torch.randn(4, 3, 33, 36)  # large enough that no batch norm has only a few values, which enlarges rounding
     outputs = [m(x) for m in (plain, copy.deepcopy(model), model)]
     assert len(calls) == 8, "two networks of four grouped convolutions"
     for y in outputs[1:]:
@@ -171,8 +171,7 @@ def in_a_network() -> None:
     (outputs[0].square().sum()).backward()
     (outputs[2].square().sum()).backward()
     for (name, a), b in zip(plain.named_parameters(), model.parameters(), strict=True):
-        # In the norm, and coarsely: batch norm over two values and rectifiers at zero enlarge rounding.
-        assert (b.grad - a.grad).norm() <= 1e-2 * a.grad.norm() + 1e-6, name
+        torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-3 * a.grad.abs().max().item(), msg=name)
     for (name, a), b in zip(plain.named_buffers(), model.buffers(), strict=True):
         torch.testing.assert_close(b, a, msg=name)
     with torch.autocast("cpu", torch.float16):
