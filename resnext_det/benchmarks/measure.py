@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..kernels.choice import once
 
 Result = dict[str, dict]
 Row = dict[str, "float | str"]
@@ -100,12 +101,7 @@ def timed(functions: dict[str, Callable[[], object]], setting: Setting, turns: i
     for turn in range((1 if setting.quick else setting.turns or turns) + 1):
         for name, function in functions.items():
             if setting.device == "cuda":
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                function()
-                end.record()
-                end.synchronize()
-                passed = start.elapsed_time(end) / 1000
+                passed = once(function, torch.device("cuda"))
             else:
                 begin = setting.now()
                 function()
