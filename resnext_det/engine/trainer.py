@@ -352,11 +352,26 @@ class _Writers(hooks.PeriodicWriter):
             logger.warning("the last measurements are not written: %s", error)
 
 
+_handlers: list[tuple[logging.Logger, logging.Handler]] = []  # of the run that this process logs for
+
+
 def start_log(folder: str) -> None:
-    """Log to the terminal and to ``folder/log.txt``; other processes than the first only to their own files."""
+    """Log to the terminal and to ``folder/log.txt``; other processes than the first only to their own files.
+
+    What an earlier run in this process has opened is closed: every line stands once, in the file of its own run.
+    """
     decided_by_main(lambda: os.makedirs(folder, exist_ok=True))
+    while _handlers:
+        owner, handler = _handlers.pop()
+        owner.removeHandler(handler)
+        if isinstance(handler, logging.FileHandler):
+            handler.close()
     for name, short in (("resnext_det", "resnext_det"), ("detectron2", "d2"), ("fvcore", "fvcore")):
-        setup_logger(folder, distributed_rank=comm.get_rank(), name=name, abbrev_name=short)
+        owner = logging.getLogger(name)
+        before = list(owner.handlers)
+        # Unwrapped: its cache would open nothing for a folder that was logged to before.
+        inspect.unwrap(setup_logger)(folder, distributed_rank=comm.get_rank(), name=name, abbrev_name=short)
+        _handlers.extend((owner, handler) for handler in owner.handlers if handler not in before)
 
 
 def choose_seed(seed: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 
@@ -13,7 +14,7 @@ from toy import ToyLoader, ToyRun, equal
 
 from resnext_det.engine.dump import read_dump
 from resnext_det.engine.signals import Stopped
-from resnext_det.engine.trainer import LOSS_LIMIT, Trainer, choose_seed
+from resnext_det.engine.trainer import LOSS_LIMIT, Trainer, choose_seed, start_log
 from resnext_det.errors import UserError
 
 
@@ -174,3 +175,15 @@ def test_what_was_measured_before_a_failure_is_written_down(tmp_path):
     assert any(line["iteration"] <= 3 and "loss_a" in line for line in lines)
     log = (tmp_path / "log.txt").read_text()
     assert "the loss is not finite" in log and "Traceback" not in log
+
+
+def test_a_second_run_in_one_process_logs_every_line_once(tmp_path, capsys):
+    logger = logging.getLogger("resnext_det")
+    before = list(logger.handlers)
+    for run in ("first", "second", "first"):
+        start_log(str(tmp_path / run))
+        logger.warning("a line of the %s", run)
+    assert capsys.readouterr().out.count("a line of the") == 3
+    assert (tmp_path / "first" / "log.txt").read_text().count("a line of the first") == 2
+    assert "first" not in (tmp_path / "second" / "log.txt").read_text()
+    assert len(logger.handlers) <= len(before) + 2
