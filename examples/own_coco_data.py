@@ -14,7 +14,9 @@ from pathlib import Path
 import yaml
 
 import resnext_det
-from resnext_det.detection import dataset_check, predict, train
+from resnext_det.annotations import check as dataset_check
+from resnext_det.detection import predictor as predict
+from resnext_det.detection import train
 
 
 def main():

@@ -9,7 +9,7 @@ log says which of its parts came from it and which start anew.
 import argparse
 from pathlib import Path
 
-from resnext_det.classification import command as pretrain
+from resnext_det.commands import pretrain
 from resnext_det.detection import train
 
 NAME, DEPTH, GROUPS, WIDTH = "resnext26_8x4d", "26", "8", "4"

@@ -1,6 +1,10 @@
-"""ResNeXt for detection: the paper's networks, their pretraining, and C4 Faster R-CNN as a detectron2 plug-in."""
+"""ResNeXt for detection: the paper's networks, their pretraining, and C4 Faster R-CNN as a detectron2 plug-in.
 
-import warnings
+Nothing heavy is imported until it is used. The backbones and the C4 head are registered as soon as both this package
+and ``detectron2.modeling`` are imported, in either order.
+"""
+
+from importlib import import_module
 
 from . import compat
 from .config_files import config_path
@@ -10,17 +14,20 @@ from .variants import list_models
 __version__ = "0.1.0"
 __all__ = ["UserError", "config_path", "create_model", "list_models"]
 
-# Models and weights work without detectron2; with it, importing this package is all that registration takes.
-# A library that is broken is named instead of raised, so that `python -m resnext_det` can tell what mends it.
-try:
-    from .resnext import create_model
+_HOME = {"create_model": "resnext_det.resnext", "add_resnext_config": "resnext_det.detection"}
 
-    if compat.prepare():
-        from .detection import add_resnext_config
+if compat.register():
+    __all__ += ["add_resnext_config"]
 
-        __all__ += ["add_resnext_config"]
-except Exception as error:
-    warnings.warn(
-        f"resnext_det is incomplete ({type(error).__name__}: {error}): `python -m resnext_det` tells what mends it",
-        stacklevel=2,
-    )
+
+def __getattr__(name: str):
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    try:  # a room of the package, such as resnext_det.weights
+        return import_module(f"{__name__}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"{__name__}.{name}":
+            raise
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""``python -m resnext_det``: what is installed here, and what would mend it; ``--self-test`` tries it."""
+"""``python -m resnext_det``: what is installed here, and what would fix it; ``--self-test`` tries it."""
 
-from .doctor import main
-from .engine.cli import run
+from .cli import main
 
-run(main)
+if __name__ == "__main__":
+    main("doctor")

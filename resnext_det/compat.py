@@ -1,7 +1,8 @@
 """The one door to detectron2: finds it, and mends the places where newer libraries have left release 0.6 behind.
 
-Call :func:`prepare` before importing any ``detectron2.*`` submodule; ``import resnext_det`` does. Where detectron2 is
-whole and recent it changes nothing. What it mends:
+``import resnext_det`` calls :func:`register`, which imports nothing: when detectron2 is imported, :func:`prepare` goes
+before its submodules, and our registrations behind its own. Where detectron2 is whole and recent nothing is changed.
+What is fixed:
 
 * ``PIL.Image.LINEAR``, ``numpy.int``, ``numpy.float`` and ``numpy.bool``: names that 0.6 uses and newer releases of
   Pillow and numpy removed. Restored only when the installed detectron2 still mentions them.
@@ -14,6 +15,7 @@ Differences between detectron2's 0.6 and its main branch belong here and nowhere
 
 from __future__ import annotations
 
+import importlib.abc
 import importlib.util
 import random
 import sys
@@ -53,11 +55,59 @@ def prepare() -> bool:
     folder = detectron2_folder()
     if folder is None:
         return False
-    _quiet_known_warnings()
     _restore_names(folder)
     if not has_cpp_extension():
         _stand_in_for_cpp_extension()
     return True
+
+
+def register() -> bool:
+    """Have :func:`prepare` called when detectron2 is imported, and our parts registered behind ``detectron2.modeling``.
+
+    Returns:
+        Whether detectron2 is installed.
+    """
+    _quiet_known_warnings()
+    if detectron2_folder() is None:
+        return False
+    if {"detectron2", "detectron2.modeling"} & sys.modules.keys():
+        prepare()
+    if "detectron2.modeling" in sys.modules:
+        _register_parts()
+    elif not any(isinstance(finder, _BesideDetectron2) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BesideDetectron2())
+    return True
+
+
+class _BesideDetectron2(importlib.abc.MetaPathFinder):
+    """Lets Python's own finders find detectron2, and adds what comes before and behind its import."""
+
+    def find_spec(self, fullname, path=None, target=None):
+        behind = {"detectron2": prepare, "detectron2.modeling": _register_parts}.get(fullname)
+        if behind is None:
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+        spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: types.ModuleType) -> None:
+                load(module)
+                behind()
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one loader
+        return spec
+
+
+def _register_parts() -> None:
+    """A library that is broken is named instead of raised: detectron2 may well work without us."""
+    try:
+        importlib.import_module("resnext_det.detection")
+    except Exception as error:
+        warnings.warn(
+            f"resnext_det is incomplete ({type(error).__name__}: {error}): `python -m resnext_det` says what fixes it",
+            stacklevel=2,
+        )
 
 
 def _quiet_known_warnings() -> None:

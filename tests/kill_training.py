@@ -23,11 +23,11 @@ import torch
 import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
 
 # isort: split
+from resnext_det.detection.config import setup
 from resnext_det.detection.train import run as train
-from resnext_det.detection.train import setup
 from resnext_det.engine import checkpoint
 from resnext_det.engine.trainer import Trainer
-from resnext_det.made_data import detection_config
+from resnext_det.makers.synthetic import detection_config
 
 ITERATIONS = 24
 KILLS_PER_RUN = 8

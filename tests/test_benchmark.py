@@ -14,8 +14,8 @@ from common import ROOT
 
 from resnext_det import UserError, create_model
 from resnext_det.benchmarks import grouped_conv, networks
-from resnext_det.benchmarks.command import BENCHMARKS, main
 from resnext_det.benchmarks.measure import Rows, Setting
+from resnext_det.commands.benchmark import BENCHMARKS, main
 from resnext_det.resnext import ConvNorm
 
 

@@ -8,7 +8,7 @@ import pytest
 
 import resnext_det
 from resnext_det.config_files import find_config, list_configs
-from resnext_det.detection.train import setup
+from resnext_det.detection.config import setup
 from resnext_det.errors import UserError
 
 NAME = "detection/coco/X_50_32x4d_C4_1x.yaml"

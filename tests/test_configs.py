@@ -16,7 +16,7 @@ from detectron2.modeling import build_model
 
 from resnext_det import add_resnext_config
 from resnext_det.detection.backbone import ResNeXtBackbone
-from resnext_det.detection.train import setup
+from resnext_det.detection.config import setup
 from resnext_det.variants import Variant, blocks_per_stage
 
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs" / "detection").rglob("*.yaml"))

@@ -14,15 +14,15 @@ import torch
 import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
 
 # isort: split
-from resnext_det.classification.command import main as pretrain
 from resnext_det.classification.config import get_config
 from resnext_det.classification.replay import replay as replay_classifier
+from resnext_det.commands.pretrain import main as pretrain
+from resnext_det.commands.train import main as train_detector
+from resnext_det.detection.config import setup
 from resnext_det.detection.replay import replay
-from resnext_det.detection.train import main as train_detector
-from resnext_det.detection.train import setup
 from resnext_det.engine.config import load_config
 from resnext_det.errors import UserError
-from resnext_det.made_data import classification_config, detection_config
+from resnext_det.makers.synthetic import classification_config, detection_config
 
 
 def in_a_fork(function: Callable, *args: object) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 import resnext_det
 from resnext_det.config_files import list_configs
-from resnext_det.doctor import INSTALL_DETECTRON2
+from resnext_det.doctor.examination import INSTALL_DETECTRON2
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements" / "linux-x86_64.txt"
@@ -62,7 +62,7 @@ def test_wheel_works_without_the_clone(wheel: zipfile.ZipFile, tmp_path: Path) -
     """Unpacked somewhere else: a config is found by its name and merged with its base."""
     wheel.extractall(tmp_path / "site")
     code = (
-        "import resnext_det; from resnext_det.detection.train import setup\n"
+        "import resnext_det; from resnext_det.detection.config import setup\n"
         "cfg = setup('detection/coco/X_50_32x4d_C4_1x.yaml', ['MODEL.DEVICE', 'cpu'])\n"
         "print(resnext_det.config_path('configs/cifar/resnext29_8x64d_cifar.yaml'), cfg.MODEL.RESNETS.NUM_GROUPS)"
     )

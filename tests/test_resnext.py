@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor
 
 from resnext_det import create_model
-from resnext_det.analysis import analyze, totals
+from resnext_det.paper.analysis import analyze, totals
 
 PARAMETERS = {
     "resnet50": 25_557_032,

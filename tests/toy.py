@@ -13,8 +13,10 @@ import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
 
 # isort: split
 from resnext_det.engine.checkpoint import RunCheckpointer
+from resnext_det.engine.hooks import standard_hooks
+from resnext_det.engine.processes import wrap_distributed
 from resnext_det.engine.sampler import TrainingBatches
-from resnext_det.engine.trainer import Trainer, standard_hooks, weak, wrap_distributed
+from resnext_det.engine.trainer import Trainer, weak
 
 
 class ToyModel(nn.Module):

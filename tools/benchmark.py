@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Measure this package against its peers: tools/benchmark.py c4-inference --json out.json"""
 
-from resnext_det.benchmarks.command import main
-from resnext_det.engine.cli import run
+from resnext_det.cli import main
 
 if __name__ == "__main__":
-    run(main)
+    main("benchmark")

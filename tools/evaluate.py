@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """COCO metrics of a result file: tools/evaluate.py --gt instances_val.json --dt detections.json"""
 
-from resnext_det.engine.cli import run
-from resnext_det.reporting.command import main
+from resnext_det.cli import main
 
 if __name__ == "__main__":
-    run(main)
+    main("evaluate")

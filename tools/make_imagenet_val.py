@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Sort ImageNet's validation pictures: tools/make_imagenet_val.py unpacked/ ILSVRC2012_devkit_t12/"""
 
-from resnext_det.classification.makers.imagenet_val import main
-from resnext_det.engine.cli import run
+from resnext_det.cli import main
 
 if __name__ == "__main__":
-    run(main)
+    main("make-imagenet-val")

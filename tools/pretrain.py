@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Train a classifier of the family, or evaluate one: tools/pretrain.py --config-file FILE [KEY VALUE ...]"""
 
-from resnext_det.classification.command import main
-from resnext_det.engine.cli import run
+from resnext_det.cli import main
 
 if __name__ == "__main__":
-    run(main)
+    main("pretrain")

@@ -1,7 +1,7 @@
+#!/usr/bin/env python
 """Pretrain, fine-tune, evaluate and draw on handwritten digits: tools/quickstart.py"""
 
-from resnext_det.engine.cli import run
-from resnext_det.quickstart import main
+from resnext_det.cli import main
 
 if __name__ == "__main__":
-    run(main)
+    main("quickstart")

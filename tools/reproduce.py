@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """A table of the paper, run and printed beside the published numbers: tools/reproduce.py --table 8 --run"""
 
-from resnext_det.engine.cli import run
-from resnext_det.reproduce import main
+from resnext_det.cli import main
 
 if __name__ == "__main__":
-    run(main)
+    main("reproduce")

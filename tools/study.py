@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Benchmarks and tables in a row, in stretches: tools/study.py configs/reproduce/one_gpu.yaml --minutes 9 ..."""
 
-from resnext_det.engine.cli import run
-from resnext_det.study import main
+from resnext_det.cli import main
 
 if __name__ == "__main__":
-    run(main)
+    main("study")

@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Train and evaluate a detector: tools/train_net.py --config-file FILE [--num-gpus N] [KEY VALUE ...]"""
 
-from resnext_det.detection.train import main
-from resnext_det.engine.cli import run
+from resnext_det.cli import main
 
 if __name__ == "__main__":
-    run(main)
+    main("train")

@@ -17,7 +17,7 @@ from detectron2.solver import WarmupParamScheduler
 from detectron2.solver.build import get_default_optimizer_params
 from fvcore.common.param_scheduler import MultiStepParamScheduler
 
-from resnext_det.engine.trainer import own_buffers
+from resnext_det.engine.processes import own_buffers
 
 from .faster_rcnn_c4 import model
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..coco import Detections
-from ..coco_eval import evaluate_detections
+from ..annotations.coco import Detections
+from ..annotations.evaluation import evaluate_detections
 
 
 def made_up_set(images: int, detections: int, classes: int, seed: int) -> tuple[dict, Detections]:
@@ -43,7 +43,7 @@ def made_up_set(images: int, detections: int, classes: int, seed: int) -> tuple[
 
 
 def benchmark_evaluate(device: str = "cpu", quick: bool = False) -> dict[str, dict]:
-    """Evaluate the same files by :func:`~resnext_det.coco_eval.evaluate_detections` and by pycocotools.
+    """Evaluate the same files by :func:`~resnext_det.annotations.evaluation.evaluate_detections` and by pycocotools.
 
     5,000 images, 475,000 detections, 80 classes; each side in a process of its own (``quick``: a hundredth, in this
     one), from the files on the disk to the numbers.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fvcore.common.config import CfgNode
 
 from ..engine.dump import load_weights, read_dump
+from ..engine.logs import start_log
 from ..engine.replay import replay_step
-from ..engine.trainer import start_log
 from .shards import open_pictures
 from .train import Plan, build_training_model, training_loader
 

@@ -27,23 +27,14 @@ from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
 from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
 from ..engine.evaluations import Evaluations
-from ..engine.launch import decided_by_main
+from ..engine.hooks import settings_of, settle, standard_hooks, writers
+from ..engine.logs import start_log
+from ..engine.processes import decided_by_main, wrap_distributed
 from ..engine.sampler import seed_everything
-from ..engine.trainer import (
-    PRECISIONS,
-    Trainer,
-    choose_seed,
-    settings_of,
-    settle,
-    standard_hooks,
-    start_log,
-    weak,
-    wrap_distributed,
-    writers,
-)
+from ..engine.trainer import PRECISIONS, Trainer, choose_seed, weak
 from ..errors import UserError
 from ..files import write_json
-from ..inference.optimize import optimize_classifier
+from ..inference.trunks import optimize_classifier
 from ..kernels.layer import use_grouped_conv
 from ..resnext import Classifier, create_model
 from ..weights import read_checkpoint

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from detectron2.config import CfgNode
 
+from ..annotations.check.inspection import ClassCount
+
 WITHOUT_CLASSES = ("ProposalNetwork", "SemanticSegmentor")
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    number: int
-    key: str = "MODEL.ROI_HEADS.NUM_CLASSES"
 
 
 def class_count_from_config(cfg: CfgNode) -> ClassCount | None:

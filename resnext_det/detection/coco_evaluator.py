@@ -22,13 +22,13 @@ from detectron2.utils.logger import create_small_table
 from pycocotools import mask as mask_tools
 from pycocotools.coco import COCO
 
-from ..coco import Detections, GroundTruth, listed, read_ground_truth
-from ..coco_eval import SCORE_THRESHOLD, Evaluation, evaluate, log_reasons
-from ..engine.launch import decided_by_main
+from ..annotations.coco import Detections, GroundTruth, listed, read_ground_truth
+from ..annotations.evaluation import SCORE_THRESHOLD, Evaluation, evaluate, log_reasons
+from ..engine.processes import decided_by_main
 from ..errors import UserError
 from ..reporting.report import write_report
-from .checked_sets import ground_truth
-from .proposals import write_proposals
+from .data.checked_sets import ground_truth
+from .data.proposals import write_proposals
 
 logger = logging.getLogger(__name__)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from detectron2.config import CfgNode
+from collections.abc import Sequence
 
-from .images import MAX_MEGAPIXELS
+from detectron2.config import CfgNode, get_cfg
+
+from ..engine.config import load_config
+from ..images import MAX_MEGAPIXELS
 
 
 def add_resnext_config(cfg: CfgNode) -> None:
@@ -69,3 +72,12 @@ def add_resnext_config(cfg: CfgNode) -> None:
         cfg.MODEL.RESNEXT.INFERENCE_BACKEND = "auto"
         # The grouped 3x3 convolutions: torch, triton for our kernel on a GPU, or auto for what measures fastest there.
         cfg.MODEL.RESNEXT.GROUPED_CONV = "torch"
+
+
+def setup(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
+    """The frozen config of a file and ``KEY VALUE`` pairs over it."""
+    cfg = get_cfg()
+    add_resnext_config(cfg)
+    load_config(cfg, config_file, opts)
+    cfg.freeze()
+    return cfg

@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import get_norm
 from detectron2.utils import comm
 
-from ..coco_eval import SCORE_THRESHOLD
+from ..annotations.evaluation import SCORE_THRESHOLD
 from ..errors import UserError
 from .solver import check_solver
 

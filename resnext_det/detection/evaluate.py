@@ -17,13 +17,13 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from ..engine.launch import decided_by_main
+from ..engine.processes import decided_by_main
 from ..engine.sampler import seed_everything
 from ..errors import UserError
 from ..files import write_json
 from .class_count import class_count_from_config
 from .coco_evaluator import FastCOCOEvaluator
-from .data import calibration_inputs, load_dicts, mapper_from_config, one_by_one, test_loader_from_config
+from .data.loaders import calibration_inputs, load_dicts, mapper_from_config, one_by_one, test_loader_from_config
 from .optimize import for_inference
 
 logger = logging.getLogger(__name__)

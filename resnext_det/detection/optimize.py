@@ -16,8 +16,8 @@ from ..errors import UserError
 from ..inference.folding import fold_norm, folds
 from ..inference.fused import FusedConv, fuse_stage
 from ..inference.openvino import Part, compile_parts
-from ..inference.optimize import device_of, optimize_trunks, prepared
 from ..inference.precision import BACKENDS, CHOICES, Precision
+from ..inference.trunks import device_of, optimize_trunks, prepared
 from .c4_head import ResNeXtC4ROIHeads, SplitRes5
 from .roi_align import SparseBins, pool
 

@@ -6,10 +6,10 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from ..engine.dump import load_weights, read_dump
+from ..engine.logs import start_log
 from ..engine.replay import replay_step
-from ..engine.trainer import start_log
-from .checked_sets import check_sets_from_config
-from .data import known_sets, register_sets, train_loader_from_config
+from .data.checked_sets import check_sets_from_config
+from .data.loaders import known_sets, register_sets, train_loader_from_config
 
 
 def replay(cfg: CfgNode, dump: str) -> dict[str, list]:

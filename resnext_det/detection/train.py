@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
@@ -16,50 +15,23 @@ from torch import nn
 
 from ..engine.averaging import WeightAverage, average_of
 from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
-from ..engine.cli import parse_training_arguments
-from ..engine.config import load_config, save_config
+from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
 from ..engine.evaluations import EarlyStop, Evaluations
-from ..engine.launch import decided_by_main, start_training
+from ..engine.hooks import settings_of, settle, standard_hooks, writers
+from ..engine.logs import start_log
+from ..engine.processes import decided_by_main, wrap_distributed
 from ..engine.sampler import seed_everything
-from ..engine.trainer import (
-    Trainer,
-    choose_seed,
-    settings_of,
-    settle,
-    standard_hooks,
-    start_log,
-    weak,
-    wrap_distributed,
-    writers,
-)
+from ..engine.trainer import Trainer, choose_seed, weak
 from ..errors import UserError
-from .checked_sets import check_sets_from_config
-from .config import add_resnext_config
 from .config_check import check_config
-from .data import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
+from .data.checked_sets import check_sets_from_config
+from .data.loaders import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
 from .evaluate import evaluate_model, validation_loss
 from .initial_weights import apply_preset, architecture, check_against_config, load_initial_weights
-from .replay import replay
 from .solver import precision_of, resolve_schedule
 
 logger = logging.getLogger(__name__)
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point: parse the flags, read the config, run in as many processes as asked for."""
-    args = parse_training_arguments("Train and evaluate a detector.", argv)
-    cfg = setup(args.config_file, args.opts)
-    start_training(args, cfg, run, replay)
-
-
-def setup(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """The frozen config of a file and ``KEY VALUE`` pairs over it."""
-    cfg = get_cfg()
-    add_resnext_config(cfg)
-    load_config(cfg, config_file, opts)
-    cfg.freeze()
-    return cfg
 
 
 def run(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool = False) -> dict[str, dict]:

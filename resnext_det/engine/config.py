@@ -17,7 +17,7 @@ from fvcore.common.config import BASE_KEY
 from ..config_files import find_config, list_configs
 from ..errors import UserError, nearest
 from ..files import atomic_write
-from .launch import decided_by_main
+from .processes import decided_by_main
 
 CONFIG_FILE = "config.yaml"
 

@@ -16,7 +16,7 @@ from detectron2.utils import comm
 
 from ..errors import UserError
 from ..files import atomic_write, finite
-from .launch import decided_by_main
+from .processes import decided_by_main
 
 logger = logging.getLogger(__name__)
 

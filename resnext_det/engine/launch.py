@@ -21,19 +21,17 @@ from datetime import timedelta
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from detectron2.utils import comm
 from fvcore.common.config import CfgNode
 
 from .. import compat
 from ..errors import RunFailed, UserError
 from .causes import cause_of
-from .cli import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, exit_code
 from .determinism import make_deterministic
+from .exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, exit_code
 from .signals import Stopped, on_stopping_signals
 
 TIMEOUT = timedelta(minutes=30)
@@ -41,7 +39,6 @@ GRACE = 10.0
 """Seconds that processes get to end by themselves once one has failed, and again after SIGTERM."""
 LEAVING = 600.0
 """Seconds that processes get once one has left with :data:`EXIT_STOPPED`: the others are saving, or only slow."""
-Decision = TypeVar("Decision")
 
 
 @dataclass(frozen=True)
@@ -206,37 +203,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def decided_by_main(decide: Callable[[], Decision]) -> Decision:
-    """Call ``decide`` in the main process only, and give its result (which is pickled) to all; the others wait.
-
-    Raises:
-        UserError: in every process, when ``decide`` raises it.
-        RunFailed: in the others, when ``decide`` raises anything else, which the main process passes on as it is.
-    """
-    if comm.get_world_size() == 1:
-        return decide()
-    box: list = [None, None, None]  # the decision, and what went wrong: its kind and text, since not all can be pickled
-    failure: Exception | None = None
-    if comm.is_main_process():
-        try:
-            box[0] = decide()
-        except Exception as error:
-            cause, failure = cause_of(error), error
-            if isinstance(cause, UserError):
-                box[1:] = UserError, str(cause)
-            elif isinstance(cause, RunFailed):
-                box[1:] = RunFailed, str(cause)
-            else:
-                box[1:] = RunFailed, f"process 0 of {comm.get_world_size()} failed: {type(error).__name__}: {error}"
-    dist.broadcast_object_list(box, src=0)
-    if failure is not None:
-        raise failure
-    decided, kind, text = box
-    if kind is not None:
-        raise kind(text)
-    return decided
 
 
 def _worker(local_rank: int, places: list[Place], device: str, main: Callable, args: tuple, last_words: str) -> None:

@@ -15,11 +15,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
-from ..coco import Detections, GroundTruth
-from ..coco_eval import Evaluation
+from ..annotations.coco import Detections, GroundTruth
+from ..annotations.error_kinds import KINDS, ErrorKinds, error_kinds
+from ..annotations.evaluation import Evaluation
 from ..files import atomic_write
 from .boxes import draw_boxes
-from .error_kinds import KINDS, ErrorKinds, error_kinds
 
 SCORE_THRESHOLD = 0.5
 """Detections that the error kinds and the pictures show."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from ..coco import Detections, GroundTruth
+from ..annotations.coco import Detections, GroundTruth
 from .boxes import class_colour, draw_boxes
 
 GAP = 6  # pixels between pictures

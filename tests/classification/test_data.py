@@ -12,8 +12,8 @@ from PIL import Image
 
 from resnext_det import UserError
 from resnext_det.classification.augmentation import ImageNetTraining
-from resnext_det.classification.command import main
 from resnext_det.classification.data import ImageFolder
+from resnext_det.commands.pretrain import main
 
 
 def made(root: Path, *names: str) -> Path:

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from resnext_det import create_model
-from resnext_det.classification.command import main
 from resnext_det.classification.config import get_config
 from resnext_det.classification.initial_weights import metadata
-from resnext_det.engine import cli
+from resnext_det.commands.pretrain import main
+from resnext_det.engine import exits as cli
 from resnext_det.weights import save_checkpoint
 
 CHANNELS = {"stem_out_channels": 8, "res2_out_channels": 16}

@@ -17,8 +17,9 @@ from PIL import Image
 from resnext_det import UserError
 from resnext_det.classification import shards as module
 from resnext_det.classification.data import ImageFolder, TrainingLoader, evaluation_loader
-from resnext_det.classification.makers.shards import main, write_shards
 from resnext_det.classification.shards import ShardedPictures, index_shards, open_pictures
+from resnext_det.commands.make_shards import main
+from resnext_det.makers.shards import write_shards
 
 COUNT = 26  # no multiple of batches, processes or shards
 

@@ -21,16 +21,16 @@ from torch import nn
 from resnext_det import UserError, create_model
 from resnext_det.classification import train as train_module
 from resnext_det.classification.augmentation import SAME_COLORS, Normalize
-from resnext_det.classification.command import main
 from resnext_det.classification.config import get_config
 from resnext_det.classification.data import ImageFolder
-from resnext_det.classification.makers.shards import write_shards
 from resnext_det.classification.train import Plan, TrainingModel, build_classifier, build_scheduler, train
+from resnext_det.commands.pretrain import main
 from resnext_det.engine.config import load_config
 from resnext_det.engine.evaluations import read_evaluations, write_evaluations
 from resnext_det.engine.launch import launch
 from resnext_det.engine.signals import Stopped
 from resnext_det.engine.trainer import Trainer
+from resnext_det.makers.shards import write_shards
 
 ROOT = Path(__file__).resolve().parents[2]
 

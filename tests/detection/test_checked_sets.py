@@ -15,16 +15,16 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from PIL import Image
 
-from resnext_det.detection import checked_sets
-from resnext_det.detection.checked_sets import CheckOptions, check_sets, ground_truth
-from resnext_det.detection.class_count import ClassCount
+from resnext_det.annotations.check.inspection import ClassCount
+from resnext_det.commands.train import main
 from resnext_det.detection.coco_evaluator import FastCOCOEvaluator
-from resnext_det.detection.data import test_loader_from_config as loader_from_config
-from resnext_det.detection.data import train_loader_from_config
-from resnext_det.detection.train import main, setup
+from resnext_det.detection.config import setup
+from resnext_det.detection.data import checked_sets, train_loader_from_config
+from resnext_det.detection.data.checked_sets import CheckOptions, check_sets, ground_truth
+from resnext_det.detection.data.loaders import test_loader_from_config as loader_from_config
 from resnext_det.engine.launch import launch
 from resnext_det.errors import UserError
-from resnext_det.made_data import detection_config, draw_detection_set
+from resnext_det.makers.synthetic import detection_config, draw_detection_set
 
 
 @pytest.fixture
@@ -227,8 +227,8 @@ def test_loaders_read_pictures_as_the_check_does(tmp_path):
     exif[0x0112] = 6
     Image.new("RGB", (64, 48)).save(image_root / "0004.png", exif=exif)
     cfg = setup(str(config))
-    from resnext_det.detection.checked_sets import check_sets_from_config
-    from resnext_det.detection.data import register_sets
+    from resnext_det.detection.data.checked_sets import check_sets_from_config
+    from resnext_det.detection.data.loaders import register_sets
 
     register_sets(cfg.DATASETS.REGISTER)
     check_sets_from_config(cfg, training=True)

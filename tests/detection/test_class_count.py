@@ -6,13 +6,14 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data.datasets import register_coco_instances
 
-from resnext_det.detection.checked_sets import check_sets_from_config
-from resnext_det.detection.class_count import ClassCount, class_count_from_config
+from resnext_det.annotations.check.inspection import ClassCount
+from resnext_det.detection.class_count import class_count_from_config
 from resnext_det.detection.config import add_resnext_config
-from resnext_det.detection.data import train_dicts_from_config
-from resnext_det.detection.predict import categories_of
+from resnext_det.detection.data.checked_sets import check_sets_from_config
+from resnext_det.detection.data.loaders import train_dicts_from_config
+from resnext_det.detection.predictor import categories_of
 from resnext_det.errors import UserError
-from resnext_det.made_data import draw_detection_set
+from resnext_det.makers.synthetic import draw_detection_set
 
 
 @pytest.mark.parametrize(

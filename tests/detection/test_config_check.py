@@ -6,11 +6,13 @@ import logging
 
 import pytest
 
+from resnext_det.commands.train import main
 from resnext_det.config_files import config_path
 from resnext_det.detection import config_check
+from resnext_det.detection.config import setup
 from resnext_det.detection.config_check import check_config
-from resnext_det.detection.train import main, run, setup
-from resnext_det.engine.cli import run as command
+from resnext_det.detection.train import run
+from resnext_det.engine.exits import run as command
 from resnext_det.errors import UserError
 
 C4 = config_path("detection/Base-RCNN-C4.yaml")

@@ -19,15 +19,12 @@ from detectron2.structures import Boxes
 from tiny import write_set
 
 from resnext_det import UserError
-from resnext_det.detection import data, evaluate
-from resnext_det.detection.evaluate import (
-    evaluate_model,
-    training_losses,
-    validation_loss,
-    with_test_time_augmentation,
-)
+from resnext_det.commands.train import main
+from resnext_det.detection import evaluate
+from resnext_det.detection.data import loaders as data
+from resnext_det.detection.evaluate import evaluate_model, training_losses, validation_loss, with_test_time_augmentation
 from resnext_det.detection.optimize import for_inference
-from resnext_det.detection.train import load_to_evaluate, main, run
+from resnext_det.detection.train import load_to_evaluate, run
 from resnext_det.engine.evaluations import read_evaluations
 
 TRAINED = ("SOLVER.MAX_ITER", 60, "SOLVER.BASE_LR", 0.02, "TEST.REPORT", False)

@@ -15,8 +15,10 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import ImageList
 
 from resnext_det import UserError
-from resnext_det.detection import export, export_command
-from resnext_det.detection.export import (
+from resnext_det.detection.config import setup
+from resnext_det.detection.export import comparison as export_command
+from resnext_det.detection.export import graph as export
+from resnext_det.detection.export.graph import (
     TORCH_THAT_CAN,
     ExportableDetector,
     export_onnx,
@@ -25,7 +27,6 @@ from resnext_det.detection.export import (
 )
 from resnext_det.detection.optimize import optimize_for_inference
 from resnext_det.detection.roi_align import axis_weights
-from resnext_det.detection.train import setup
 from resnext_det.weights import save_checkpoint
 
 CONFIG = "detection/coco/X_50_32x4d_C4_1x.yaml"

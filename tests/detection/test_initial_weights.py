@@ -17,12 +17,12 @@ from tiny import TinyRun
 from torch import Tensor, nn
 
 from resnext_det import UserError, create_model
-from resnext_det.detection import predict
+from resnext_det.commands import predict
+from resnext_det.commands.convert import main as convert_weights
+from resnext_det.commands.train import main
 from resnext_det.detection.initial_weights import apply_preset, load_initial_weights
-from resnext_det.detection.train import main
-from resnext_det.engine import cli
+from resnext_det.engine import exits as cli
 from resnext_det.weights import load_strictly, read_checkpoint, save_checkpoint
-from resnext_det.weights.command import main as convert_weights
 from resnext_det.weights.metadata import DETECTRON2_KEYS, IMAGENET_RGB, MSRA
 from resnext_det.weights.naming import from_native
 

@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 from resnext_det import config_path
 from resnext_det.config_files import list_configs
 from resnext_det.detection import ResNeXtBackbone
-from resnext_det.detection.train import setup
+from resnext_det.detection.config import setup
 
 MODELS = ["lazy/faster_rcnn_c4.py", "lazy/retinanet_fpn.py"]
 

@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from resnext_det.detection.mapper import CheckedDatasetMapper, ResizeShortestEdge
+from resnext_det.detection.data.mapper import CheckedDatasetMapper, ResizeShortestEdge
 from resnext_det.errors import UserError
 
 

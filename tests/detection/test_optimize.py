@@ -248,7 +248,7 @@ def test_bf16_on_a_processor_that_onednn_refuses_it_on():
     code = """if True:
     import torch
     from resnext_det import create_model
-    from resnext_det.inference.optimize import optimize_classifier
+    from resnext_det.inference.trunks import optimize_classifier
     model, x = create_model("resnext14_8x4d", num_classes=5).eval(), torch.randn(2, 3, 64, 64)
     if torch.ops.mkldnn._is_mkldnn_bf16_supported():
         raise SystemExit(77)

@@ -17,9 +17,10 @@ from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 
 from resnext_det import UserError
-from resnext_det.detection import predict as module
+from resnext_det.commands import predict as command
+from resnext_det.detection import predictor as module
 from resnext_det.detection.config import add_resnext_config
-from resnext_det.detection.predict import Predictor, Writer, find_inputs, predict, read_picture
+from resnext_det.detection.predictor import Predictor, Writer, find_inputs, predict, read_picture
 
 
 class WhiteRectangle(torch.nn.Module):
@@ -159,11 +160,11 @@ def test_a_video_in_and_out(detector, tmp_path, name, code):
 
 
 def test_settings_are_told_from_inputs():
-    assert module._settings(["a.jpg", "MODEL.WEIGHTS", "w.pth"], ["SEED", "1"]) == (
+    assert command._settings(["a.jpg", "MODEL.WEIGHTS", "w.pth"], ["SEED", "1"]) == (
         ["a.jpg"],
         ["MODEL.WEIGHTS", "w.pth", "SEED", "1"],
     )
-    assert module._settings(["a.jpg", "b.MODEL"], []) == (["a.jpg", "b.MODEL"], [])
+    assert command._settings(["a.jpg", "b.MODEL"], []) == (["a.jpg", "b.MODEL"], [])
 
 
 def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path):
@@ -194,7 +195,7 @@ def test_command_line(tmp_path, monkeypatch):
         detector = Predictor(WhiteRectangle(), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=1000)
         return detector, *module.categories_of(cfg)
 
-    monkeypatch.setattr(module, "load_predictor", load)
+    monkeypatch.setattr(command, "load_predictor", load)
     files = [
         "--config-file",
         tmp_path / "config.yaml",
@@ -208,8 +209,8 @@ def test_command_line(tmp_path, monkeypatch):
     register = [["set", str(tmp_path / "truth.json"), "."]]
     settings = ["MODEL.WEIGHTS", "w.pth", "DATASETS.TEST", "('set',)", "DATASETS.REGISTER", register]
     settings += ["MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.DEVICE", "cpu"]
-    module.main([str(part) for part in files + settings])
+    command.main([str(part) for part in files + settings])
     content = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert content["annotations"][0]["category_id"] == 4 and content["categories"][1]["name"] == "n4"
     with pytest.raises(UserError, match="no such file"):
-        module.main([str(part) for part in files[:-1] + ["missing.png"] + settings])
+        command.main([str(part) for part in files[:-1] + ["missing.png"] + settings])

@@ -15,8 +15,8 @@ from detectron2.data.build import load_proposals_into_dataset
 from detectron2.structures import BoxMode
 
 from resnext_det import UserError
-from resnext_det.detection.dump_proposals import main as dump
-from resnext_det.detection.proposals import attach_proposals, read_proposals, write_proposals
+from resnext_det.commands.proposals import main as dump
+from resnext_det.detection.data.proposals import attach_proposals, read_proposals, write_proposals
 from resnext_det.detection.train import run
 
 RPN = ["MODEL.META_ARCHITECTURE", "ProposalNetwork", "TEST.BEST_METRIC", "AR@1000", "TEST.REPORT", False]

@@ -14,7 +14,7 @@ import torch
 from common import ROOT, shared_data
 
 from resnext_det import UserError, create_model
-from resnext_det.detection.train import main
+from resnext_det.commands.train import main
 
 X_50 = "configs/detection/coco/X_50_32x4d_C4_1x.yaml"  # relative to the root, as a user writes it
 

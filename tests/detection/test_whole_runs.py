@@ -15,7 +15,7 @@ from told import Told, block, told_by_all
 import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
 
 # isort: split
-from resnext_det.detection.dump_proposals import _run as dump
+from resnext_det.commands.proposals import _run as dump
 from resnext_det.detection.train import run
 from resnext_det.engine.checkpoint import RunCheckpointer, read_run_checkpoint
 from resnext_det.engine.evaluations import read_evaluations

@@ -76,6 +76,6 @@ class TinyRun:
         return [str(v) for v in (*pairs, "OUTPUT_DIR", self.folder / output, *more)]
 
     def config(self, output: str, *more: object):
-        from resnext_det.detection.train import setup
+        from resnext_det.detection.config import setup
 
         return setup(str(self.file), self.options(output, *more))

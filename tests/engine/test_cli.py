@@ -8,10 +8,11 @@ import sys
 import pytest
 from common import ROOT
 
-from resnext_det.detection.images import BrokenImage
-from resnext_det.engine.cli import parse_training_arguments, run
+from resnext_det.commands.arguments import parse_training_arguments
+from resnext_det.engine.exits import run
 from resnext_det.engine.signals import Stopped
 from resnext_det.errors import RunFailed, UserError
+from resnext_det.images import BrokenImage
 
 
 def ended(error, capsys) -> tuple[object, str]:
@@ -51,7 +52,9 @@ def test_a_bug_keeps_its_traceback(capsys):
 
 
 def test_a_reader_that_leaves_is_no_error():
-    program = "from resnext_det.engine.cli import run\nrun(lambda: [print('x' * 99, flush=True) for _ in range(9999)])"
+    program = (
+        "from resnext_det.engine.exits import run\nrun(lambda: [print('x' * 99, flush=True) for _ in range(9999)])"
+    )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", f'"{sys.executable}" -c "$1" | head -1', "bash", program],

@@ -20,9 +20,11 @@ from resnext_det.engine import launch as module
 from resnext_det.engine.checkpoint import RunCheckpointer
 from resnext_det.engine.config import save_config
 from resnext_det.engine.evaluations import Evaluations
-from resnext_det.engine.launch import Place, _place_from_slurm, _place_from_torchrun, decided_by_main, launch
+from resnext_det.engine.hooks import writers
+from resnext_det.engine.launch import Place, _place_from_slurm, _place_from_torchrun, launch
+from resnext_det.engine.logs import start_log
+from resnext_det.engine.processes import decided_by_main
 from resnext_det.engine.signals import Stopped
-from resnext_det.engine.trainer import start_log, writers
 from resnext_det.errors import RunFailed, UserError
 from resnext_det.files import write_json
 

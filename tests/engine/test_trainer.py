@@ -13,8 +13,9 @@ from detectron2.engine import HookBase
 from toy import ToyLoader, ToyRun, equal
 
 from resnext_det.engine.dump import read_dump
+from resnext_det.engine.logs import start_log
 from resnext_det.engine.signals import Stopped
-from resnext_det.engine.trainer import LOSS_LIMIT, Trainer, choose_seed, start_log
+from resnext_det.engine.trainer import LOSS_LIMIT, Trainer, choose_seed
 from resnext_det.errors import UserError
 
 
@@ -164,7 +165,8 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on_as_if_uninterrupted(t
 
 
 def test_what_was_measured_before_a_failure_is_written_down(tmp_path):
-    from resnext_det.engine.trainer import start_log, writers
+    from resnext_det.engine.hooks import writers
+    from resnext_det.engine.logs import start_log
 
     start_log(str(tmp_path))
     run = ToyRun(tmp_path)

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnext_det.coco import Detections, read_ground_truth
-from resnext_det.detection.dataset_check import inspect_coco, report
-from resnext_det.detection.images import POLICIES, read_header, read_image
-from resnext_det.detection.mapper import CheckedDatasetMapper
+from resnext_det.annotations.check import inspect_coco, report
+from resnext_det.annotations.coco import Detections, read_ground_truth
+from resnext_det.detection.data.mapper import CheckedDatasetMapper
 from resnext_det.errors import UserError
+from resnext_det.images import POLICIES, read_header, read_image
 
 DOCUMENT = {
     "images": [{"id": i, "file_name": f"{i}.png", "width": 8, "height": 6} for i in (1, 2)],

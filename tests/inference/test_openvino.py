@@ -11,7 +11,7 @@ from torch import nn
 
 from resnext_det import UserError, create_model
 from resnext_det.inference.openvino import Part, compile_parts
-from resnext_det.inference.optimize import optimize_classifier
+from resnext_det.inference.trunks import optimize_classifier
 
 
 class Two(nn.Module):

@@ -10,10 +10,10 @@ from common import ROOT
 from PIL import Image
 
 from resnext_det import UserError
+from resnext_det.commands.curves import main
 from resnext_det.reporting.curves import (
     _running_mean,
     curves_figure,
-    main,
     read_metrics,
     read_runs,
     read_sizes,
@@ -207,8 +207,8 @@ def python(*arguments):
 def test_tool_draws_without_detectron2_and_without_pyplot(tmp_path):
     run, out = detector(tmp_path / "run"), tmp_path / "curves.png"
     code = (
-        "import sys; sys.path.insert(0, 'tools'); sys.modules['detectron2'] = sys.modules['matplotlib.pyplot'] = None\n"
-        f"import plot_curves; plot_curves.main([{str(run)!r}, '--out', {str(out)!r}])"
+        "import sys; sys.modules['detectron2'] = sys.modules['matplotlib.pyplot'] = None\n"
+        f"from resnext_det.commands import curves; curves.main([{str(run)!r}, '--out', {str(out)!r}])"
     )
     done = python("-c", code)
     assert done.returncode == 0, done.stderr

@@ -13,8 +13,8 @@ import pytest
 from common import ROOT
 from PIL import Image
 
-from resnext_det.coco import Detections, read_ground_truth
-from resnext_det.coco_eval import evaluate
+from resnext_det.annotations.coco import Detections, read_ground_truth
+from resnext_det.annotations.evaluation import evaluate
 from resnext_det.reporting.report import write_report
 
 

@@ -21,9 +21,9 @@ from helpers import randomise_norms
 from torch import nn
 
 from resnext_det import UserError, create_model
-from resnext_det.engine import cli
+from resnext_det.commands.convert import main
+from resnext_det.engine import exits as cli
 from resnext_det.weights import read_checkpoint, save_checkpoint
-from resnext_det.weights.command import main
 from resnext_det.weights.naming import from_native
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,0 +1,1 @@
+"""Annotations: records, readers, the check, COCO's evaluation, kinds of error. numpy only, no torch, no detectron2."""

@@ -1,0 +1,26 @@
+"""Data sets in COCO's format, checked before anything is trained on them: findings, counts, and a mended copy."""
+
+from .findings import Finding, Findings
+from .inspection import (
+    CheckedDataset,
+    check_coco,
+    inspect_coco,
+    inspect_document,
+    load_checked,
+    read_json,
+    report,
+    write_mended,
+)
+
+__all__ = [
+    "CheckedDataset",
+    "Finding",
+    "Findings",
+    "check_coco",
+    "inspect_coco",
+    "inspect_document",
+    "load_checked",
+    "read_json",
+    "report",
+    "write_mended",
+]

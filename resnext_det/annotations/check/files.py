@@ -1,0 +1,203 @@
+"""The pictures behind ``images``: inside the folder, there, whole, and of the size that the document says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+from tqdm import tqdm
+
+from ... import images as pictures
+from ...errors import UserError
+from ...images import BrokenImage, Picture
+from .findings import Findings, shorten, some
+from .rules import Images
+
+
+def check_files(
+    table: Images,
+    root: Path,
+    findings: Findings,
+    *,
+    check_images: bool,
+    decode: bool,
+    policy: str,
+    max_megapixels: float,
+    follow_links: bool,
+    workers: int,
+) -> None:
+    """Marks in ``table`` what cannot be used and fills in the sizes that the document leaves out.
+
+    Without ``check_images`` only existence is looked at, and the headers of the pictures without a size.
+    """
+    pictures.check_policy(policy)
+    if not root.is_dir():
+        findings.add("error", "no-image-folder", "no such folder", "give the pictures' folder", file=str(root))
+        table.keep[:] = False
+        return
+    present = _present(table, root, findings, follow_links)
+    table.keep &= present
+    unsized = (table.widths == 0) | (table.heights == 0)
+    wanted = np.flatnonzero(present & (check_images | unsized))
+    results: list[Picture | UserError] = []
+    with pictures.quiet_pillow():
+        paths = [root / table.file_names[i] for i in wanted]
+        look = _looker(decode and check_images, max_megapixels)
+        with ThreadPoolExecutor(workers) as pool:
+            results = list(tqdm(pool.map(look, paths), total=len(paths), desc="pictures", disable=None))
+    for i, path, result in zip(wanted.tolist(), paths, results, strict=True):
+        _judge(table, i, path, result, findings, policy, max_megapixels)
+
+
+def _looker(decode: bool, max_megapixels: float) -> Callable[[Path], Picture | UserError]:
+    def look(path: Path) -> Picture | UserError:
+        try:
+            with pictures.open_image(path, max_megapixels) as image:
+                picture = pictures.describe(image)
+            if decode:
+                pictures.decode(path, max_megapixels)
+            return picture
+        except UserError as error:
+            return error
+
+    return look
+
+
+def _judge(table: Images, i: int, path: Path, result: Picture | UserError, findings, policy, max_megapixels) -> None:
+    row, image_id = int(table.rows[i]), int(table.ids[i])
+    here = {"field": f"images[{row}]", "id": image_id}
+    if isinstance(result, BrokenImage):
+        severity, does = "error", "replace it, or use the policy skip or load"
+        if policy == "load":
+            result, salvaged = _salvage(path, result, max_megapixels)
+            if salvaged:
+                findings.add(
+                    "warning", "broken-image-loaded", f"{path} is broken; the rest is used", "replace it", **here
+                )
+        if isinstance(result, BrokenImage):
+            if policy != "error":
+                severity, does = "warning", "the picture and its annotations are left out"
+            findings.add(severity, "broken-image", str(result), does, **here)
+            table.keep[i] = False
+            return
+    if isinstance(result, UserError):
+        findings.add("error", "unusable-image", str(result), "or remove it from the file", **here)
+        table.keep[i] = False
+        return
+    if result.mode.startswith("I"):
+        findings.add("note", "16-bit", f"{path} has 16 bits; the high byte is used", "nothing to do", **here)
+    if result.frames > 1:
+        findings.add(
+            "note", "several-frames", f"{path} has {result.frames} frames; the first is used", "nothing to do", **here
+        )
+    given = (int(table.widths[i]), int(table.heights[i]))
+    actual = (result.width, result.height)
+    if 0 in given:
+        table.widths[i], table.heights[i] = actual
+        return
+    if given == actual:
+        return
+    # The size stays as it was given: whether the boxes fit the picture is for people to say, so --fix must not hide it.
+    if result.turned and given == actual[::-1]:
+        why = (
+            f"{given[0]}x{given[1]} is the size before the EXIF orientation {result.orientation}; upright {path} is "
+            f"{actual[0]}x{actual[1]}"
+        )
+        fix = "annotate the upright picture, or store it upright without the EXIF tag"
+    else:
+        why = f"size {given[0]}x{given[1]} is not that of {path}, {actual[0]}x{actual[1]}"
+        fix = "correct width and height, and the boxes if the picture was resized"
+    findings.add("error", "image-size", why, fix, **here)
+
+
+def _salvage(path: Path, error: BrokenImage, max_megapixels: float) -> tuple[Picture | BrokenImage, bool]:
+    """What policy "load" makes of a broken file; one at a time, since Pillow's switch for it is global."""
+    try:
+        pictures.decode(path, max_megapixels, truncated=True)
+        return pictures.read_header(path, max_megapixels=max_megapixels), True
+    except UserError:
+        return error, False
+
+
+def _present(table: Images, root: Path, findings: Findings, follow_links: bool) -> np.ndarray:
+    """Which pictures are files inside ``root``; one listing per folder instead of a look at every file."""
+    listings: dict[str, dict[str, bool]] = {}
+    real_root = os.path.realpath(root)
+    missing: list[tuple[int, str]] = []
+    present = np.zeros(len(table.ids), dtype=bool)
+    for i, name in enumerate(table.file_names):
+        here = {"field": f"images[{int(table.rows[i])}].file_name", "id": int(table.ids[i])}
+        parts = name.replace("\\", "/").split("/")
+        if ".." in parts or name.startswith(("/", "\\")) or PureWindowsPath(name).drive:
+            findings.add(
+                "error",
+                "path-outside",
+                f"{shorten(name)} leads out of {root}",
+                "write a path below the image folder",
+                **here,
+            )
+            continue
+        folder, _, file = name.rpartition("/")
+        if folder not in listings:
+            listings[folder] = _listing(root, folder, real_root, follow_links)
+        inside = listings[folder].get(file)
+        if inside:
+            present[i] = True
+        elif inside is None:
+            missing.append((i, name))
+        else:
+            findings.add(
+                "error", "path-outside", f"{shorten(name)} is a link out of {root}",
+                "copy the picture into the folder, or allow links with --follow-links (in training "
+                "DATASETS.FOLLOW_LINKS True)",
+                **here,
+            )  # fmt: skip
+    if missing and len(missing) == len(table.ids) > 1:
+        names = [name for _, name in missing]
+        findings.add(
+            "error", "missing-image", f"none of the {len(names)} pictures is in {root}: {some(names, 3)}",
+            "correct the image folder", field="images[].file_name", count=len(names),
+        )  # fmt: skip
+    else:
+        findings.add_each(
+            "error",
+            "missing-image",
+            range(len(missing)),
+            lambda k: {
+                "message": f"{shorten(missing[k][1])} is not in {root}{_hint(missing[k][1], listings)}",
+                "fix": "add the picture or remove its entry",
+                "field": f"images[{int(table.rows[missing[k][0]])}].file_name",
+                "id": int(table.ids[missing[k][0]]),
+            },
+        )
+    return present
+
+
+def _listing(root: Path, folder: str, real_root: str, follow_links: bool) -> dict[str, bool]:
+    """{name: whether it lies in the folder for real} of everything in ``root/folder``."""
+    path = os.path.join(root, folder)
+    try:
+        inside = follow_links or _within(os.path.realpath(path), real_root)
+        with os.scandir(path) as entries:
+            return {
+                entry.name: inside
+                and (follow_links or not entry.is_symlink() or _within(os.path.realpath(entry.path), real_root))
+                for entry in entries
+            }
+    except (OSError, ValueError):
+        return {}
+
+
+def _within(path: str, real_root: str) -> bool:
+    return path == real_root or path.startswith(real_root.rstrip(os.sep) + os.sep)
+
+
+def _hint(name: str, listings: dict[str, dict[str, bool]]) -> str:
+    folder, _, file = name.rpartition("/")
+    for other in listings.get(folder, {}):
+        if other.casefold() == file.casefold():
+            return f" (there is {shorten(other)})"
+    return " (write / instead of \\)" if "\\" in name else ""

@@ -1,0 +1,1 @@
+"""One command, one file: ``main(argv)``, and the only place with argparse."""

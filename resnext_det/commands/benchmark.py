@@ -1,0 +1,112 @@
+"""The command ``tools/benchmark.py``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ..benchmarks.c4 import c4_inference, c4_memory, c4_train
+from ..benchmarks.classify import classify
+from ..benchmarks.evaluate import benchmark_evaluate
+from ..benchmarks.grouped_conv import grouped_conv
+from ..benchmarks.input import input_pipeline
+from ..benchmarks.measure import Result, Row, Setting, machine, report
+from ..benchmarks.networks import networks
+from ..benchmarks.roi_align import roi_align
+from ..errors import UserError
+from ..files import write_json
+from .arguments import at_least
+
+BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
+    "c4-inference": c4_inference,
+    "c4-train": c4_train,
+    "c4-memory": c4_memory,
+    "classify": classify,
+    "networks": networks,
+    "roi-align": roi_align,
+    "grouped-conv": grouped_conv,
+    "input": input_pipeline,
+    "coco-evaluation": lambda setting: benchmark_evaluate(setting.device, setting.quick),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print ratios, agreement and seconds, and write them where ``--json`` says."""
+    parser = argparse.ArgumentParser(description="Measure this package against its peers on this machine.")
+    parser.add_argument("what", choices=list(BENCHMARKS))
+    parser.add_argument("--json", metavar="FILE", help="write ratios, agreement, seconds and machine there")
+    parser.add_argument("--threads", type=at_least(0), default=0, help="CPU threads; 0 takes all cores")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--quick", action="store_true", help="a small problem: checks that it runs, measures nothing")
+    parser.add_argument("--turns", type=at_least(0), default=0, help="measured turns; 0 is each benchmark's own number")
+    parser.add_argument("--regions", type=at_least(1), default=512, help="of each picture in c4-train and c4-memory")
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="of CPUs; cpu, the processor's time, on shared machines",
+    )
+    parser.add_argument(
+        "--batch", type=at_least(0), default=0, help="pictures at once in c4-inference, networks, grouped-conv"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="begin no row of networks or grouped-conv later; the same command goes on with the others",
+    )
+    args = parser.parse_args(argv)
+    begin = time.monotonic()
+    description = machine(args.threads, args.device)
+    command = " ".join(["tools/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
+    rows_of = {key: value for key, value in vars(args).items() if key not in ("json", "minutes")}
+    facts = {**description, "clock": args.clock, "command": command, "settings": rows_of}
+
+    def keep(rows: dict[str, Row]) -> None:
+        if args.json:
+            write_json(args.json, {"rows": rows, "machine": facts})
+
+    setting = Setting(
+        args.device,
+        args.quick,
+        args.clock,
+        args.turns,
+        args.regions,
+        args.batch,
+        begin + 60 * args.minutes,
+        _known(args.json, facts) if args.json else {},
+        keep,
+    )
+    result = {**BENCHMARKS[args.what](setting), "machine": facts}
+    print(report(args.what, result))
+    if args.json:
+        write_json(args.json, result)
+
+
+def _known(file: str, machine: Mapping[str, object]) -> dict[str, Row]:
+    """The rows that an earlier call of the same command has measured on the same hardware and versions.
+
+    Raises:
+        UserError: the file is of another machine or command, whose rows would be lost.
+    """
+    if not Path(file).is_file():
+        return {}
+    try:
+        earlier = json.loads(Path(file).read_text(encoding="utf-8"))
+        rows, of = earlier.get("rows"), earlier["machine"]
+    except (ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"--json {file}: not a benchmark's results; name another file") from error
+    if not rows:
+        return {}
+    for key in ("processor", "gpu", "torch", "settings"):
+        if of.get(key) != machine[key]:
+            raise UserError(
+                f"--json {file}: its rows were measured with other {key} ({of.get(key)}; here {machine[key]}); "
+                "name another file or remove it"
+            )
+    return rows

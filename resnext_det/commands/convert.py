@@ -1,0 +1,31 @@
+"""The command ``tools/convert_weights.py``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from ..weights.conversion import convert, summary
+from ..weights.naming import TARGETS
+from .arguments import TRUST_PICKLE
+
+DESCRIPTION = """Convert a file of weights.
+
+IN is a .pth, .pkl or .safetensors file of torchvision, timm, pretrainedmodels, detectron2 or this package, or
+torchvision://NAME, timm://NAME. OUT ends in .pth or .safetensors. What IN is gets detected and printed.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Convert, and print what the file is and what was left out."""
+    parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", metavar="IN")
+    parser.add_argument("target", metavar="OUT")
+    parser.add_argument("--to", choices=TARGETS, default="native", help="whose names OUT has (default: native)")
+    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
+    args = parser.parse_args(argv)
+    checkpoint, dropped = convert(args.source, args.target, args.to, trust_pickle=args.trust_pickle)
+    print(summary(checkpoint))
+    if dropped:
+        print("left out: " + ", ".join(f"{part} {count}" for part, count in dropped.items()))
+    print(f"wrote {args.target}")

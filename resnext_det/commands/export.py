@@ -1,0 +1,69 @@
+"""``resnext-det export``: write the graphs of a detector, run them on images, compare with PyTorch."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from detectron2.modeling import build_model
+
+from ..detection.config import setup
+from ..detection.export.comparison import FORMATS, check, runner, table
+from ..detection.export.graph import INPUTS, OUTPUTS, export_onnx, export_program
+from ..detection.initial_weights import apply_preset, load_initial_weights
+from ..detection.predictor import categories_of, find_inputs
+from ..errors import UserError
+from ..files import write_json
+from .arguments import TRUST_PICKLE, at_least
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Export a detector with its weights; with ``--check`` also compare it on pictures."""
+    parser = argparse.ArgumentParser(description="Export a C4 detector as ONNX and torch.export, and check it.")
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML: a path, or a name in this package")
+    parser.add_argument("--output", default="output/export", metavar="FOLDER", help="where the files go")
+    parser.add_argument("--format", choices=(*FORMATS, "all"), default="all")
+    parser.add_argument("--check", action="append", default=[], metavar="PATH", help="picture, folder or pattern")
+    parser.add_argument("--pictures", type=at_least(1), default=20, help="at most so many of them")
+    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")  # onnxscript tells of each of its steps
+    logger.setLevel(logging.INFO)
+    cfg = setup(args.config_file, args.opts)
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, MODEL.WEIGHTS FILE")
+    cfg = apply_preset(cfg, trust_pickle=args.trust_pickle)
+    pictures = find_inputs(args.check)[: args.pictures]
+    model = build_model(cfg)
+    found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
+    folder = Path(args.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / name for kind, name in FORMATS.items() if args.format in (kind, "all")]
+    program = export_program(model.eval())
+    agreement = {}
+    for file in files:
+        if file.suffix == ".onnx":
+            export_onnx(program, file)
+        else:
+            torch.export.save(program, str(file))
+        logger.info("wrote %s", file)
+        if pictures:
+            agreement[file.name] = check(cfg, model, runner(file), pictures)
+            print(table(agreement[file.name]))
+    category_ids, class_names = categories_of(cfg, found.get("class_names", ()))
+    about = {
+        "inputs": INPUTS, "outputs": OUTPUTS, "channel_order": cfg.INPUT.FORMAT, "min_size": cfg.INPUT.MIN_SIZE_TEST,
+        "max_size": cfg.INPUT.MAX_SIZE_TEST, "class_names": class_names, "category_ids": category_ids,
+        "agreement": {name: [asdict(o) for o in outcomes] for name, outcomes in agreement.items()},
+    }  # fmt: skip
+    write_json(folder / "detector.json", about)
+    wrong = [f"{name}: {Path(o.picture).name}" for name, outs in agreement.items() for o in outs if o.unmatched]
+    if wrong:
+        raise UserError(f"export: {len(wrong)} pictures differ from PyTorch, such as {wrong[0]}; see detector.json")

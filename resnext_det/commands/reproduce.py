@@ -1,0 +1,65 @@
+"""``resnext-det reproduce``: the paper's tables, its numbers beside ours."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from ..errors import UserError, nearest
+from ..paper.reproduce import PROTOCOLS, Settings, options_of_file, plan, table_text
+from ..paper.tables import TABLES
+from .arguments import at_least
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of ``tools/reproduce.py``."""
+    parser = argparse.ArgumentParser(
+        description="Run a table of the paper, or print what is there of it beside the paper's numbers."
+    )
+    parser.add_argument("--table", type=int, required=True, choices=list(TABLES))
+    parser.add_argument("--run", action="store_true", help="train what is missing; without it nothing is run")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands that are missing, run nothing")
+    parser.add_argument("--rows", nargs="+", metavar="NAME", help="only these lines, such as R50 X50")
+    parser.add_argument("--seeds", nargs="+", type=at_least(0), default=[0], metavar="N", help="runs of each line")
+    parser.add_argument("--output", default="output/reproduce", metavar="FOLDER", help="of all runs (%(default)s)")
+    parser.add_argument("--data", metavar="FOLDER", help="a set of your own in place of the paper's")
+    parser.add_argument("--settings", metavar="FILE", help="YAML with settings for every run")
+    parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="options",
+                        help="a setting for every run, may be repeated")  # fmt: skip
+    parser.add_argument("--width", type=Fraction, default=Fraction(1), help="factor of all channels, such as 1/4")
+    parser.add_argument("--weights", nargs=2, action="append", default=[], metavar=("ROW", "FILE"),
+                        help="Table 8: pretrained weights of a line, in place of the published ones")  # fmt: skip
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper",
+                        help="Table 8: RPN and Fast R-CNN apart, as in the paper, or joint training")  # fmt: skip
+    parser.add_argument("--num-gpus", type=at_least(0), default=1, help="processes of each run")
+    args = parser.parse_args(argv)
+    if not args.width > 0:
+        raise UserError(f"--width {args.width}: must be above 0")
+    settings = Settings(
+        Path(args.output),
+        Path(args.data) if args.data else None,
+        (*options_of_file(args.settings), *(part for pair in args.options for part in pair)),
+        args.width,
+        dict(args.weights),
+        args.protocol,
+        args.num_gpus,
+    )
+    known = TABLES[args.table].rows
+    rows = args.rows or list(known)
+    for name in rows:
+        if name not in known:
+            raise UserError(f"--rows {name}: not in table {args.table}{nearest(name, known)}; {', '.join(known)}")
+    if args.run or args.dry_run:
+        for seed in args.seeds:
+            for name in rows:
+                for command in plan(args.table, name, seed, settings):
+                    if command.finished():
+                        continue
+                    if args.dry_run:
+                        print(shlex.join(command.line()))
+                    else:
+                        command.run()
+    print(table_text(args.table, rows, args.seeds, settings))

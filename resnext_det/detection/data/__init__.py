@@ -1,0 +1,1 @@
+"""From DATASETS keys to batches."""

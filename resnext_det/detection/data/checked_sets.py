@@ -1,0 +1,199 @@
+"""The dataset check in front of training and evaluation: each COCO-format set is checked once and read as mended.
+
+The main process checks while the others wait; the records, or the error, then go to all of them. From then on
+detectron2's DatasetCatalog gives the mended records, and :func:`ground_truth` gives the evaluator the same ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ...annotations.check import CheckedDataset, inspect_document, read_json
+from ...annotations.check.inspection import ClassCount
+from ...engine.processes import decided_by_main
+from ...errors import UserError, nearest
+from ...images import MAX_MEGAPIXELS, check_policy
+from ..class_count import class_count_from_config
+
+logger = logging.getLogger(__name__)
+
+LEVELS = ("auto", "full", "headers", "json", "off")
+"""How much of a set is checked: every pixel, every picture's header, only the JSON and that the files are there."""
+
+DECODED_AT_MOST = 20_000
+"""Pictures that the level "auto" decodes; of larger sets it reads the headers."""
+
+_ground_truths: dict[str, dict] = {}  # documents that the check has changed, of sets to evaluate on
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """How the sets of a run are checked.
+
+    Attributes:
+        level: one of :data:`LEVELS`.
+        broken_images: for pictures that cannot be decoded whole, see :data:`resnext_det.images.POLICIES`.
+        max_megapixels: larger pictures are errors.
+        follow_links: allow symbolic links that lead out of the image folder.
+        drop_unused_root: leave out a supercategory that stands among the categories without annotations.
+        masks, keypoints: keep these annotations.
+    """
+
+    level: str = "auto"
+    broken_images: str = "error"
+    max_megapixels: float = MAX_MEGAPIXELS
+    follow_links: bool = False
+    drop_unused_root: bool = False
+    masks: bool = False
+    keypoints: bool = False
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise UserError(
+                f"DATASETS.CHECK {self.level!r}: choose from {', '.join(LEVELS)}{nearest(self.level, LEVELS)}"
+            )
+        check_policy(self.broken_images)
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What the main process tells the others; ``records`` are dataset dicts, pickled to a tenth of their size."""
+
+    records: bytes
+    metadata: dict
+
+
+def check_sets_from_config(cfg: CfgNode, *, training: bool) -> None:
+    """:func:`check_sets` as DATASETS says."""
+    check_sets(
+        cfg.DATASETS.TRAIN if training else (),
+        cfg.DATASETS.TEST,
+        classes=class_count_from_config(cfg),
+        options=CheckOptions(
+            level=cfg.DATASETS.CHECK,
+            broken_images=cfg.DATASETS.BROKEN_IMAGES,
+            max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS,
+            follow_links=cfg.DATASETS.FOLLOW_LINKS,
+            drop_unused_root=cfg.DATASETS.DROP_UNUSED_ROOT,
+            masks=cfg.MODEL.MASK_ON,
+            keypoints=cfg.MODEL.KEYPOINT_ON,
+        ),
+    )
+
+
+def check_sets(train: Sequence[str], test: Sequence[str], *, classes: ClassCount | None, options: CheckOptions) -> None:
+    """Check every COCO-format set among ``train`` and ``test`` (registered names), and register what was mended.
+
+    Sets of other formats are left alone, and all are with the level "off".
+
+    Raises:
+        UserError: in every process, the first error of the first set that has one.
+    """
+    categories: dict[int, str] | None = None
+    for name in dict.fromkeys((*train, *test)):
+        metadata = MetadataCatalog.get(name)
+        _ground_truths.pop(name, None)
+        if metadata.get("evaluator_type") != "coco" or metadata.get("json_file") is None:
+            continue
+        if options.level == "off":
+            logger.warning("%s: not checked, since DATASETS.CHECK is off", name)
+            continue
+
+        def check(name: str = name, categories: dict[int, str] | None = categories) -> _Result:
+            return _check(name, name in train, name in test, classes, categories, options)
+
+        result = decided_by_main(check)
+        if any(metadata.get(key) not in (None, value) for key, value in result.metadata.items()):
+            raise UserError(
+                f"{metadata.json_file}: its classes are not those registered for the set {name}; register it under "
+                "another name with DATASETS.REGISTER"
+            )
+        metadata.set(**result.metadata)
+        DatasetCatalog.remove(name)
+        DatasetCatalog.register(name, lambda records=result.records: pickle.loads(records))
+        if categories is None:
+            ids = result.metadata["thing_dataset_id_to_contiguous_id"]
+            categories = dict(zip(ids, result.metadata["thing_classes"], strict=True))
+
+
+def ground_truth(name: str) -> str | Mapping | None:
+    """What to evaluate the set ``name`` against: its JSON file, or the document as mended where the check changed it.
+
+    None for a set that has no JSON file. Only the main process knows of mended documents.
+    """
+    return _ground_truths.get(name) or MetadataCatalog.get(name).get("json_file")
+
+
+def _check(
+    name: str,
+    for_training: bool,
+    for_evaluation: bool,
+    classes: ClassCount | None,
+    categories: dict[int, str] | None,
+    options: CheckOptions,
+) -> _Result:
+    start = time.perf_counter()
+    metadata = MetadataCatalog.get(name)
+    json_file, image_root = metadata.json_file, metadata.image_root
+    document = read_json(json_file, hint=_where_sets_go(name))
+    pictures = len(document["images"]) if isinstance(document.get("images"), list) else 0
+    level = options.level
+    if level == "auto":
+        level = "full" if pictures <= DECODED_AT_MOST else "headers"
+    if not for_training and options.broken_images == "skip":  # an evaluation sees every picture that its set lists
+        options = replace(options, broken_images="error")
+    logger.info("checking %s: %d pictures, %s", name, pictures, _DOES[level])
+    checked = inspect_document(
+        document,
+        json_file,
+        image_root,
+        model_classes=classes,
+        expected_categories=categories,
+        check_images=level in ("full", "headers"),
+        decode=level == "full",
+        policy=options.broken_images,
+        max_megapixels=options.max_megapixels,
+        follow_links=options.follow_links,
+        drop_unused_root=options.drop_unused_root,
+        for_training=for_training,
+    )
+    checked.raise_errors()
+    for finding in checked.findings.of("warning"):
+        logger.warning("%s", finding)
+    logger.info("checked %s in %.1f s: %s", name, time.perf_counter() - start, _counts(checked))
+    if for_evaluation:
+        mended = checked.mended()
+        if mended != document:
+            _ground_truths[name] = mended
+            logger.info("%s: evaluation uses the records as mended; tools/check_dataset.py --fix writes them", name)
+    records = pickle.dumps(checked.dataset_dicts(masks=options.masks, keypoints=options.keypoints))
+    return _Result(records, checked.metadata())
+
+
+_DOES = {
+    "full": "decoding every one (DATASETS.CHECK headers is faster)",
+    "headers": "reading their headers (DATASETS.CHECK full finds truncated files too)",
+    "json": "seeing only that the files are there (DATASETS.CHECK headers compares their sizes too)",
+}
+
+
+def _where_sets_go(name: str) -> str:
+    return (
+        f"wanted by the set {name}; datasets/README.md shows what goes where, and the environment variable "
+        "DETECTRON2_DATASETS names the folder"
+    )
+
+
+def _counts(checked: CheckedDataset) -> str:
+    used = f"{int(checked.images.keep.sum())} of {len(checked.document['images'])} pictures"
+    if checked.annotations is not None:
+        kept = checked.kept()
+        used += f", {int(kept.sum())} of {len(kept)} annotations"
+    return f"{used} used; {checked.warnings} records with warnings"

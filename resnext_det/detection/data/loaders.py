@@ -1,0 +1,294 @@
+"""From DATASETS keys to batches: the user's own COCO-format sets, training in a resumable order, and test loaders."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+from detectron2.data import (
+    DatasetCatalog,
+    DatasetFromList,
+    MetadataCatalog,
+    build_detection_test_loader,
+    get_detection_dataset_dicts,
+)
+from detectron2.data.datasets import register_coco_instances
+from detectron2.utils import comm
+from torch.utils.data import DataLoader
+
+from ...annotations.check import read_json
+from ...annotations.check.inspection import ClassCount
+from ...engine.sampler import SeededDataset, TrainingBatches
+from ...engine.signals import outlive_stopping_signals
+from ...errors import UserError, nearest
+from ..class_count import class_count_from_config
+from .mapper import CheckedDatasetMapper
+from .proposals import attach_proposals
+
+logger = logging.getLogger(__name__)
+
+
+def register_sets(entries: Sequence[Sequence[str]]) -> None:
+    """Register COCO-format sets from DATASETS.REGISTER, a list of ``[name, json_file, image_root]``.
+
+    Raises:
+        UserError: an entry of another form, a name that is taken, a file or folder that is not there.
+    """
+    for entry in entries:
+        if not isinstance(entry, list | tuple) or len(entry) != 3 or not all(isinstance(part, str) for part in entry):
+            raise UserError(f"DATASETS.REGISTER: {entry!r} is not [name, json_file, image_root]")
+        name, json_file, image_root = entry
+        if not os.path.isfile(json_file):
+            raise UserError(f"DATASETS.REGISTER {name}: json_file {json_file}: no such file")
+        if not os.path.isdir(image_root):
+            raise UserError(f"DATASETS.REGISTER {name}: image_root {image_root}: no such folder")
+        if name in DatasetCatalog.list():
+            old = MetadataCatalog.get(name)
+            if (old.get("json_file"), old.get("image_root")) == (json_file, image_root):
+                continue
+            raise UserError(f"DATASETS.REGISTER {name}: the name is taken by another set; choose another")
+        register_coco_instances(name, {}, json_file, image_root)
+
+
+def known_sets(names: Sequence[str], key: str) -> None:
+    """Check that every name in DATASETS.TRAIN or TEST is registered.
+
+    Raises:
+        UserError: one is not, or there is none.
+    """
+    if not names:
+        raise UserError(f"DATASETS.{key} is empty: name at least one set")
+    for name in names:
+        if name not in DatasetCatalog.list():
+            raise UserError(
+                f"DATASETS.{key}: {name!r} is not registered{nearest(name, DatasetCatalog.list())}; "
+                "register a set of your own with DATASETS.REGISTER: [[name, json_file, image_root]]"
+            )
+
+
+def load_dicts(
+    names: Sequence[str],
+    *,
+    classes: ClassCount | None,
+    filter_empty: bool,
+    min_keypoints: int = 0,
+    proposal_files: Sequence[str] | None = None,
+) -> list[dict]:
+    """detectron2 dataset dicts of several sets, with every mistake that can be seen without the pictures named.
+
+    Args:
+        names: registered sets.
+        classes: of the model, as many as the data has; None for a model without.
+        filter_empty: leave out pictures without an annotation that is not a crowd.
+        min_keypoints: leave out pictures with fewer visible keypoints.
+        proposal_files: precomputed proposals, one file for each set.
+
+    Raises:
+        UserError: missing file, another number of classes, nothing left.
+    """
+
+    def load(chosen: Sequence[str]) -> list[dict]:
+        return get_detection_dataset_dicts(list(chosen), filter_empty=filter_empty, min_keypoints=min_keypoints)
+
+    if proposal_files is not None and len(proposal_files) != len(names):
+        raise UserError(
+            f"DATASETS.PROPOSAL_FILES_TRAIN and _TEST: {len(proposal_files)} files for {len(names)} sets "
+            f"({', '.join(names)}); give one for each, tools/dump_proposals.py writes them"
+        )
+    try:
+        if proposal_files is None:
+            dicts = load(names)
+        else:  # set by set: image ids of two sets may be the same
+            dicts = [
+                d for n, file in zip(names, proposal_files, strict=True) for d in attach_proposals(load([n]), file)
+            ]
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.filename}: no such file, wanted by the set {', '.join(names)}; datasets/README.md shows what goes "
+            "where, and the environment variable DETECTRON2_DATASETS names the folder"
+        ) from error
+    except AssertionError as error:  # detectron2 asserts that something is left
+        raise UserError(f"set {', '.join(names)}: {error}") from error
+    for name in names:
+        found = MetadataCatalog.get(name).get("thing_classes")
+        if classes is not None and found is not None and len(found) != classes.number:
+            raise UserError(
+                f"{classes.key} is {classes.number}, and the set {name} has {len(found)} classes "
+                f"({', '.join(found[:5])}{', ...' if len(found) > 5 else ''}): set it to {len(found)}"
+            )
+    return dicts
+
+
+class TrainingLoader:
+    """Endless batches for one process, in an order that ``seed`` decides and that resumes at ``start_batch``.
+
+    Args:
+        dicts: of :func:`load_dicts`.
+        mapper: dataset dict -> what the model takes (image (3, H, W), instances), or None to leave the picture out.
+        total_batch_size: pictures per step over all processes.
+        group_by_orientation: keep portrait and landscape pictures in separate batches, which saves padding.
+        rank, world_size: this process among those of the run.
+        sets: names of the sets that ``dicts`` are from, for :meth:`describe`.
+
+    Raises:
+        UserError: the batch cannot be shared evenly.
+    """
+
+    def __init__(
+        self,
+        dicts: list[dict],
+        mapper: Callable[[dict], dict | None],
+        *,
+        total_batch_size: int,
+        seed: int,
+        start_batch: int = 0,
+        group_by_orientation: bool = True,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        sets: Sequence[str] = (),
+    ) -> None:
+        if total_batch_size < 1 or total_batch_size % world_size:
+            raise UserError(
+                f"SOLVER.IMS_PER_BATCH is {total_batch_size}: {world_size} processes cannot share it evenly"
+            )
+        self.dicts, self.start_batch, self.num_workers = DatasetFromList(dicts, copy=False), start_batch, num_workers
+        self.dataset, self.sets = SeededDataset(self.dicts, mapper, seed), tuple(sets)
+        self._order = {"batch_size": total_batch_size // world_size, "seed": seed}
+        self._order |= {"rank": rank, "world_size": world_size}
+        orientation = [int(d["width"] > d["height"]) for d in dicts]
+        if group_by_orientation and total_batch_size > world_size and len(set(orientation)) > 1:
+            self._order["groups"] = orientation
+
+    def _batches(self, start: int) -> TrainingBatches:
+        return TrainingBatches(len(self.dicts), start_batch=start, **self._order)
+
+    def __iter__(self) -> Iterator[list[dict]]:
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=self._batches(self.start_batch),
+                num_workers=self.num_workers,
+                collate_fn=list,
+                persistent_workers=self.num_workers > 0,
+                worker_init_fn=outlive_stopping_signals,
+            )
+        )
+
+    def describe(self, batch: int) -> list[dict]:
+        """What is in batch number ``batch`` of the run: place in the order, file, image id, annotation ids."""
+        places = next(iter(self._batches(batch)))
+        samples = [{"position": position, "index": index, **self.dicts[index]} for position, index in places]
+        ids = annotation_ids(self.sets, {sample["file_name"] for sample in samples})
+        return [
+            {key: sample.get(key) for key in ("position", "index", "file_name", "image_id")}
+            | {"annotation_ids": ids.get(sample["file_name"])}
+            for sample in samples
+        ]
+
+
+def annotation_ids(sets: Sequence[str], files: Collection[str]) -> dict[str, list]:
+    """{picture: ids of its annotations} from the JSON files of ``sets``, as far as these can be read."""
+    found: dict[str, list] = {}
+    for name in sets:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("json_file") is None:
+            continue
+        try:
+            document = read_json(metadata.json_file)
+            paths = {i["id"]: os.path.join(metadata.image_root, i["file_name"]) for i in document["images"]}
+            found |= {path: [] for path in paths.values() if path in files}
+            for annotation in document.get("annotations", ()):
+                if paths.get(annotation["image_id"]) in files:
+                    found[paths[annotation["image_id"]]].append(annotation.get("id"))
+        except (UserError, KeyError, TypeError) as error:
+            logger.warning("%s: no annotation ids: %s", name, error)
+    return found
+
+
+def train_dicts_from_config(cfg) -> list[dict]:
+    """The dataset dicts of DATASETS.TRAIN, with their proposals where MODEL.LOAD_PROPOSALS asks for them."""
+    return load_dicts(
+        cfg.DATASETS.TRAIN,
+        classes=class_count_from_config(cfg),
+        filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
+        min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
+        proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+    )
+
+
+def train_loader_from_config(
+    cfg,
+    seed: int,
+    start_iteration: int = 0,
+    dicts: list[dict] | None = None,
+    *,
+    rank: int | None = None,
+    world_size: int | None = None,
+) -> TrainingLoader:
+    """:class:`TrainingLoader` as DATASETS, DATALOADER, INPUT and SOLVER say.
+
+    Args:
+        start_iteration: optimiser steps already made, each of SOLVER.ACCUMULATE batches.
+        dicts: of :func:`train_dicts_from_config`, where they are there already.
+        rank, world_size: of another process than this one, to look at what it reads.
+    """
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN}: only TrainingSampler can resume at the very "
+            "next batch, and it is the one used here"
+        )
+    return TrainingLoader(
+        train_dicts_from_config(cfg) if dicts is None else dicts,
+        mapper_from_config(cfg, is_train=True),
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE,
+        seed=seed,
+        start_batch=start_iteration * cfg.SOLVER.ACCUMULATE,
+        group_by_orientation=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        rank=comm.get_rank() if rank is None else rank,
+        world_size=comm.get_world_size() if world_size is None else world_size,
+        sets=cfg.DATASETS.TRAIN,
+    )
+
+
+def test_loader_from_config(cfg, name: str) -> Iterable[list[dict]]:
+    """The pictures of the set ``name``, one by one, read by the same rules as in training."""
+    files = None
+    if cfg.MODEL.LOAD_PROPOSALS:
+        known = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
+        files = [known[name]] if name in known else []
+    dicts = load_dicts([name], classes=class_count_from_config(cfg), filter_empty=False, proposal_files=files)
+    return one_by_one(cfg, dicts, mapper_from_config(cfg, is_train=False))
+
+
+def calibration_inputs(cfg, number: int = 16) -> Iterator[list[dict]]:
+    """About ``number`` pictures spread over DATASETS.TRAIN, as testing sees them: on these int8 measures its ranges.
+
+    The same in every process, so that all of them judge with the same network.
+    """
+    dicts = train_dicts_from_config(cfg)
+    mapper = mapper_from_config(cfg, is_train=False)
+    for chosen in dicts[:: max(1, len(dicts) // number)]:
+        picture = mapper(chosen)
+        if picture is not None:
+            yield [picture]
+
+
+def one_by_one(cfg, dicts: list[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:
+    """detectron2's test loader, whose workers live on while a signal stops the run."""
+    loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    loader.worker_init_fn = outlive_stopping_signals
+    return loader
+
+
+def mapper_from_config(cfg, *, is_train: bool, **instead) -> CheckedDatasetMapper:
+    """The mapper as INPUT and DATASETS say; ``instead`` holds arguments that stand in for those of the config."""
+    return CheckedDatasetMapper(
+        cfg,
+        is_train=is_train,
+        max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS,
+        broken_images=cfg.DATASETS.BROKEN_IMAGES,
+        **instead,
+    )

@@ -1,0 +1,131 @@
+"""From a dataset dict to the model's input: detectron2's DatasetMapper with pictures read by :mod:`.images`."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import multiprocessing
+
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+
+from ...compat import mend_resampling
+from ...errors import UserError
+from ...images import MAX_MEGAPIXELS, check_policy, read_header, read_image
+
+logger = logging.getLogger(__name__)
+
+mend_resampling()
+
+
+class ResizeShortestEdge(T.ResizeShortestEdge):
+    """detectron2's, which leaves no pixel of a picture some 2000 times as wide as high; this one keeps at least one."""
+
+    def get_transform(self, image: np.ndarray) -> T.Transform:
+        transform = super().get_transform(image)
+        if isinstance(transform, T.ResizeTransform):
+            transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+        return transform
+
+    @classmethod
+    def instead_of(cls, augmentation: T.Augmentation | T.Transform) -> T.Augmentation | T.Transform:
+        """The same resizing as a ``T.ResizeShortestEdge``, and anything else as it is."""
+        if type(augmentation) is not T.ResizeShortestEdge:
+            return augmentation
+        style = "range" if augmentation.is_range else "choice"
+        return cls(augmentation.short_edge_length, augmentation.max_size, style, augmentation.interp)
+
+
+class CheckedDatasetMapper(DatasetMapper):
+    """Reads, augments and turns into tensors; a picture to skip becomes None, which detectron2's loader replaces.
+
+    Args:
+        is_train: with annotations and skipping; without, pictures only, and a broken one is always an error, since an
+            evaluation must see every picture that its data set lists.
+        augmentations, image_format, other_arguments: detectron2's.
+        max_megapixels, broken_images: see :func:`read_image`; ``broken_images`` is its policy.
+        min_box_size: boxes with a side shorter than this after resizing and cropping, in pixels, are left out.
+
+    ``CheckedDatasetMapper(cfg, is_train)`` reads detectron2's keys; the arguments above may follow by name.
+
+    Attributes:
+        skipped: pictures skipped so far in all worker processes, a shared ``multiprocessing.Value``.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        is_train: bool,
+        *,
+        augmentations: list,
+        image_format: str,
+        max_megapixels: float = MAX_MEGAPIXELS,
+        broken_images: str = "error",
+        min_box_size: float = 1.0,
+        **other_arguments,
+    ) -> None:
+        check_policy(broken_images)
+        augmentations = [ResizeShortestEdge.instead_of(augmentation) for augmentation in augmentations]
+        super().__init__(is_train, augmentations=augmentations, image_format=image_format, **other_arguments)
+        self.max_megapixels = max_megapixels
+        self.broken_images = broken_images
+        self.min_box_size = min_box_size
+        self.skipped = multiprocessing.Value("q", 0)
+
+    def __call__(self, dataset_dict: dict) -> dict | None:
+        """The dict with ``image``, uint8 (3, H, W), and in training ``instances``; None to skip.
+
+        Raises:
+            UserError: an unusable picture, or one of another size than the dataset dict says.
+        """
+        dataset_dict = copy.deepcopy(dataset_dict)
+        path = dataset_dict["file_name"]
+        policy = "error" if self.broken_images == "skip" and not self.is_train else self.broken_images
+        image = read_image(path, self.image_format, max_megapixels=self.max_megapixels, policy=policy)
+        if image is None:
+            if not self.is_train:
+                raise UserError(f"{path}: nothing of it can be decoded; remove it from the data set to evaluate on")
+            with self.skipped.get_lock():
+                self.skipped.value += 1
+                logger.warning("%s: cannot be decoded, skipped (%d so far)", path, self.skipped.value)
+            return None
+        try:
+            utils.check_image_size(dataset_dict, image)
+        except utils.SizeMismatchError:
+            raise self._size_error(dataset_dict, image) from None
+
+        aug_input = T.AugInput(image)
+        transforms = self.augmentations(aug_input)
+        shape = aug_input.image.shape[:2]
+        dataset_dict["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(dataset_dict, shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            dataset_dict.pop("annotations", None)
+        elif "annotations" in dataset_dict:
+            objects = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
+            if self.use_instance_mask and any("segmentation" not in a for a in objects):
+                raise UserError(f"{path}: an object without segmentation, and MODEL.MASK_ON is True; set it to False")
+            self._transform_annotations(dataset_dict, transforms, shape)
+            dataset_dict["instances"] = self._large_enough(dataset_dict["instances"])
+        return dataset_dict
+
+    def _large_enough(self, instances: Instances) -> Instances:
+        boxes = instances.gt_boxes
+        sides = boxes.tensor[:, 2:] - boxes.tensor[:, :2]
+        return instances[boxes.nonempty() & (sides >= self.min_box_size).all(dim=1)]
+
+    def _size_error(self, dataset_dict: dict, image: np.ndarray) -> UserError:
+        path = dataset_dict["file_name"]
+        height, width = image.shape[:2]
+        header = read_header(path, max_megapixels=self.max_megapixels)
+        turned = f" after its EXIF orientation {header.orientation}" if header.orientation > 1 else ""
+        return UserError(
+            f"{path}: is {width}x{height}{turned}, but its data set says width {dataset_dict.get('width')}, height "
+            f"{dataset_dict.get('height')}; correct them, tools/check_dataset.py lists all such pictures"
+        )

@@ -1,0 +1,1 @@
+"""A detector as a graph that runs without detectron2."""

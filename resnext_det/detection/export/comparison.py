@@ -1,0 +1,134 @@
+"""The command ``tools/export.py``: write the graphs, run them on pictures, compare with PyTorch."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ...errors import UserError
+from ..data.mapper import ResizeShortestEdge
+from ..predictor import read_picture
+from .graph import INPUTS, OUTPUTS
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {"onnx": "detector.onnx", "torch": "detector.pt2"}
+Run = Callable[[np.ndarray, tuple[int, int]], list[np.ndarray]]
+"""Picture (3, H, W) float32 as the detector takes it, (height, width) of the original -> boxes, scores, classes."""
+
+
+@dataclass
+class Agreement:
+    """An exported detector against the model itself on one picture.
+
+    Attributes:
+        picture: its file.
+        size: (height, width) that the graph saw.
+        detections, exported: how many each found.
+        box: largest difference of a coordinate, in pixels of the original picture.
+        score: largest difference of a score.
+        unmatched: detections of either that the other has not, scores within 1e-3 of the threshold aside.
+    """
+
+    picture: str
+    size: tuple[int, int]
+    detections: int
+    exported: int
+    box: float
+    score: float
+    unmatched: int
+
+
+def runner(path: Path) -> Run:
+    """Runs an exported file; no detectron2 in it."""
+    if path.suffix == ".onnx":
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError("running ONNX files needs onnxruntime: pip install 'resnext-det[export]'") from error
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+        def call(*inputs: np.ndarray) -> list[np.ndarray]:
+            return session.run(list(OUTPUTS), dict(zip(INPUTS, inputs, strict=True)))
+    else:
+        program = torch.export.load(str(path)).module()
+
+        def call(*inputs: np.ndarray) -> list[np.ndarray]:
+            with torch.no_grad():
+                return [output.numpy() for output in program(*map(torch.from_numpy, inputs))]
+
+    def run(picture: np.ndarray, original: tuple[int, int]) -> list[np.ndarray]:
+        sizes = np.array([picture.shape[1:]], dtype=np.int64), np.array([original], dtype=np.int64)
+        boxes, scores, classes, count = call(picture[None], *sizes)
+        return [part[0, : int(count[0])] for part in (boxes, scores, classes)]
+
+    return run
+
+
+def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray], threshold: float) -> tuple[float, float, int]:
+    """(largest difference of a coordinate, of a score, number without a partner) of (boxes, scores, classes) each.
+
+    Partners are the nearest boxes of the same class, less than two pixels apart: ranks may swap where scores tie.
+    """
+    (boxes, scores, classes), (own_boxes, own_scores, own_classes) = expected, found
+    box = score = 0.0
+    unmatched, free = 0, np.ones(len(own_boxes), dtype=bool)
+    for i in range(len(boxes)):
+        distance = np.abs(own_boxes - boxes[i]).max(axis=1, initial=0)
+        distance[~free | (own_classes != classes[i])] = math.inf
+        if len(distance) and distance.min() < 2:
+            partner = int(distance.argmin())
+            free[partner] = False
+            box, score = max(box, float(distance[partner])), max(score, abs(float(scores[i] - own_scores[partner])))
+        else:
+            unmatched += bool(scores[i] > threshold + 1e-3)
+    return box, score, unmatched + int((own_scores[free] > threshold + 1e-3).sum())
+
+
+@torch.no_grad()
+def check(cfg, model: nn.Module, run: Run, pictures: Sequence[Path]) -> list[Agreement]:
+    """Run both on every picture, resized as in testing."""
+    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    outcomes = []
+    for path in pictures:
+        pixels = read_picture(path)
+        ordered = pixels[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
+        image = resize.get_transform(ordered).apply_image(ordered).transpose(2, 0, 1)
+        image = np.ascontiguousarray(image, dtype=np.float32)
+        height, width = pixels.shape[:2]
+        found = run(image, (height, width))
+        model.eval()
+        (output,) = model([{"image": torch.from_numpy(image), "height": height, "width": width}])
+        instances = output["instances"].to("cpu")
+        expected = [part.numpy() for part in (instances.pred_boxes.tensor, instances.scores, instances.pred_classes)]
+        box, score, unmatched = compare(expected, found, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST)
+        counts = len(expected[0]), len(found[0])
+        outcomes.append(Agreement(str(path), image.shape[1:], *counts, box, score, unmatched))
+    return outcomes
+
+
+def table(outcomes: Sequence[Agreement]) -> str:
+    """One line a picture, and the largest differences."""
+    lines = [
+        f"{'picture':30} {'size':>11} {'PyTorch':>8} {'exported':>9} {'box, px':>9} {'score':>9} {'unmatched':>10}"
+    ]
+    for o in outcomes:
+        size = f"{o.size[0]}x{o.size[1]}"
+        lines.append(
+            f"{Path(o.picture).name[-30:]:30} {size:>11} {o.detections:8} {o.exported:9} {o.box:9.1e} {o.score:9.1e} "
+            f"{o.unmatched:7}"
+        )
+    worst = max((o.box for o in outcomes), default=0), max((o.score for o in outcomes), default=0)
+    detections, unmatched = sum(o.detections for o in outcomes), sum(o.unmatched for o in outcomes)
+    lines.append(
+        f"{len(outcomes)} pictures, {detections} detections, {unmatched} differ; boxes within {worst[0]:.1e} pixels, "
+        f"scores within {worst[1]:.1e}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,303 @@
+"""The whole C4 detector as one graph: torch.export and ONNX, with any picture size and batch size.
+
+The graph is ordinary operators, NMS included. RoIAlign is two matrix products a region (see
+:mod:`resnext_det.detection.roi_align`), so no runtime needs an operator of its own for it. The number of proposals and
+of detections is fixed and padded, so every shape but the picture's is known beforehand.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from detectron2.modeling import GeneralizedRCNN
+from torch import Tensor, nn
+
+from ...errors import UserError
+from ...inference.folding import fold_norm
+from ...resnext import ConvNorm
+from ..c4_head import ResNeXtC4ROIHeads
+
+INPUTS = ("images", "sizes", "original_sizes")
+OUTPUTS = ("boxes", "scores", "classes", "count")
+TORCH_THAT_CAN = "2.14"
+"""torch.export of earlier releases ties the sizes of a picture down (2.4, 2.6 and 2.9 were tried)."""
+NOTHING = -1e4
+"""Score of padding; lower than any logit, and finite in every precision."""
+
+
+class ExportableDetector(nn.Module):
+    """A C4 detector from tensors to tensors.
+
+    Args:
+        model: GeneralizedRCNN with a trunk of grouped bottlenecks and :class:`ResNeXtC4ROIHeads`; stays as it is.
+        regions_at_once: of one picture that go through res5 together; bounds the memory.
+
+    Raises:
+        UserError: another kind of detector.
+    """
+
+    def __init__(self, model: nn.Module, regions_at_once: int = 250) -> None:
+        super().__init__()
+        _check_kind(model)
+        model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.register_buffer("pixel_mean", model.pixel_mean)
+        self.register_buffer("pixel_std", model.pixel_std)
+        self.backbone = fold_norms(model.backbone)
+        rpn, heads = model.proposal_generator, model.roi_heads
+        self.rpn_head, self.anchors, self.rpn_boxes = rpn.rpn_head, rpn.anchor_generator, rpn.box2box_transform
+        self.feature = heads.in_features[0]
+        self.before_nms, self.proposals = rpn.pre_nms_topk[False], rpn.post_nms_topk[False]
+        self.rpn_nms = rpn.nms_thresh
+        self.min_side = rpn.min_box_size
+        self.res5 = fold_norms(heads.res5)
+        align = heads.pooler.level_poolers[0]
+        self.bins, self.scale, self.sampling = align.output_size, align.spatial_scale, align.sampling_ratio
+        predictor = heads.box_predictor
+        self.cls_score, self.bbox_pred, self.boxes = (
+            predictor.cls_score,
+            predictor.bbox_pred,
+            predictor.box2box_transform,
+        )
+        self.threshold, self.nms = predictor.test_score_thresh, predictor.test_nms_thresh
+        self.detections = predictor.test_topk_per_image
+        self.num_classes = heads.num_classes
+        self.regions_at_once = regions_at_once
+
+    def forward(self, images: Tensor, sizes: Tensor, original_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Detect in a batch of pictures.
+
+        Args:
+            images: (N, 3, H, W) float, 0 to 255, in the model's colour order, resized as for testing; smaller pictures
+                of a batch are padded to the right and below with anything.
+            sizes: (N, 2) int64, height and width of each picture in ``images``.
+            original_sizes: (N, 2) int64, height and width that boxes shall refer to.
+
+        Returns:
+            boxes (N, D, 4) x1, y1, x2, y2 in pixels of the original picture, scores (N, D), classes (N, D) int64, best
+            first; count (N,) int64: how many of the D are detections. The rest are zeros, class -1.
+        """
+        height, width = images.shape[2:]
+        x = (images - self.pixel_mean) / self.pixel_std
+        inside_y = torch.arange(height, device=x.device)[None, :, None] < sizes[:, 0, None, None]
+        inside_x = torch.arange(width, device=x.device)[None, None, :] < sizes[:, 1, None, None]
+        features = self.backbone(x * (inside_y & inside_x)[:, None])[self.feature]
+        limits = sizes.flip(1).repeat(1, 2)[:, None].to(x.dtype)  # (N, 1, 4): width, height, width, height
+        regions = self._propose(features, limits)
+        scores, boxes = self._classify(features, regions, limits)
+        return self._select(scores, boxes, sizes, original_sizes)
+
+    def _propose(self, features: Tensor, limits: Tensor) -> Tensor:
+        """(N, proposals, 4): the best boxes of the RPN; all zero behind the last one."""
+        (logits,), (deltas,) = self.rpn_head([features])
+        number, anchors_a_cell, rows, columns = logits.shape
+        logits = logits.permute(0, 2, 3, 1).flatten(1)
+        deltas = deltas.view(number, anchors_a_cell, 4, rows, columns).permute(0, 3, 4, 1, 2).flatten(1, 3)
+        anchors = self.anchors([features])[0].tensor
+        # Padded, so that there are always enough to choose from and the number chosen is no function of the size.
+        logits = F.pad(logits, (0, self.before_nms), value=NOTHING)
+        deltas = F.pad(deltas, (0, 0, 0, self.before_nms))
+        anchors = F.pad(anchors, (0, 0, 0, self.before_nms))
+        logits, order = logits.topk(self.before_nms, dim=1)
+        deltas = deltas.gather(1, order[:, :, None].expand(-1, -1, 4))
+        boxes = self.rpn_boxes.apply_deltas(deltas.flatten(0, 1), anchors[order.flatten()]).view_as(deltas)
+        boxes = _clip(boxes, limits)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        real = (logits > NOTHING) & (sides > self.min_side).all(2)
+        kept = _nms_in_groups(boxes, logits, _picture_of(boxes), real, self.rpn_nms)
+        logits, order = torch.where(kept, logits, NOTHING).topk(self.proposals, dim=1)
+        boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
+        return torch.where((logits > NOTHING)[:, :, None], boxes, 0.0)
+
+    def _classify(self, features: Tensor, regions: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities (N, proposals, classes), 0 for padding, and boxes (N, proposals, classes, 4)."""
+        first = self.res5[0]
+        # A 1x1 convolution without bias commutes with RoIAlign, so it runs once on the map (see c4_head).
+        maps = [F.conv2d(features, conv.weight) for conv in (first.conv1, first.shortcut)]
+        parts = regions.split(self.regions_at_once, dim=1)
+        vectors = torch.cat([self._describe(maps, part) for part in parts], dim=1).flatten(0, 1)
+        probabilities = self.cls_score(vectors).softmax(dim=1)[:, :-1]
+        boxes = self.boxes.apply_deltas(self.bbox_pred(vectors), regions.flatten(0, 1)).unflatten(1, (-1, 4))
+        boxes = boxes.expand(-1, self.num_classes, -1)  # a class-agnostic predictor has one box for all
+        shape = (-1, regions.shape[1])
+        real = (regions[:, :, 2] > regions[:, :, 0])[:, :, None]
+        return probabilities.unflatten(0, shape) * real, _clip(boxes.unflatten(0, shape), limits[:, None])
+
+    def _describe(self, maps: list[Tensor], regions: Tensor) -> Tensor:
+        """(N, R, 4) -> (N, R, C): RoIAlign and the rest of res5, averaged over the region."""
+        first = self.res5[0]
+        x1, y1, x2, y2 = (regions * self.scale - 0.5).unbind(2)
+        height, width = maps[0].shape[2:]
+        rows = sampling_matrix(y1, y2, height, self.bins[0], self.sampling)
+        columns = sampling_matrix(x1, x2, width, self.bins[1], self.sampling)
+
+        def pooled(on_map: Tensor, conv: nn.Conv2d) -> Tensor:
+            step = conv.stride[0]  # a 1x1 convolution of stride 2 reads the even bins only
+            return _pool(on_map, rows[:, :, ::step], columns[:, :, ::step]) + conv.bias[:, None, None]
+
+        y = first.conv3(F.relu(first.conv2(F.relu(pooled(maps[0], first.conv1)))))
+        y = F.relu(y + pooled(maps[1], first.shortcut))
+        for block in self.res5[1:]:
+            y = block(y)
+        return y.mean(dim=(2, 3)).unflatten(0, (-1, regions.shape[1]))
+
+    def _select(self, scores: Tensor, boxes: Tensor, sizes: Tensor, original_sizes: Tensor):
+        """Threshold, NMS in each class, the best of each picture, in pixels of the original."""
+        classes = torch.arange(self.num_classes, device=scores.device).expand_as(scores).flatten(1)
+        scores, boxes = scores.flatten(1), boxes.flatten(1, 2)
+        group = _picture_of(boxes) * self.num_classes + classes
+        kept = _nms_in_groups(boxes, scores, group, scores > self.threshold, self.nms)
+        scores, order = torch.where(kept, scores, 0.0).topk(self.detections, dim=1)
+        boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
+        scale = (original_sizes / sizes).to(boxes.dtype).flip(1).repeat(1, 2)[:, None]
+        boxes = _clip(boxes * scale, original_sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype))
+        there = (scores > 0) & (boxes[..., 2:] > boxes[..., :2]).all(2)
+        # A box that rounding has emptied leaves; the others close ranks.
+        scores, ranks = torch.where(there, scores, 0.0).topk(self.detections, dim=1)
+        there = scores > 0
+        boxes = boxes.gather(1, ranks[:, :, None].expand(-1, -1, 4)) * there[:, :, None]
+        classes = torch.where(there, classes.gather(1, order).gather(1, ranks), -1)
+        return boxes, scores, classes, there.sum(1)
+
+
+def _check_kind(model: nn.Module) -> None:
+    heads = getattr(model, "roi_heads", None)
+    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, ResNeXtC4ROIHeads) or not heads.fast:
+        raise UserError("export: only Faster R-CNN with ResNeXtC4ROIHeads on its fast path is known")
+    if heads.mask_on:
+        raise UserError("export: masks are not exported; set MODEL.MASK_ON False")
+    if heads.optimized is not None:
+        raise UserError("export: give the detector itself, not one that optimize_for_inference has rewritten")
+
+
+def fold_norms(module: nn.Module) -> nn.Module:
+    """Replace every convolution and its constant norm by one convolution with bias; the results are the same."""
+    for name, child in module.named_children():
+        if isinstance(child, ConvNorm):
+            folded = fold_norm(child)
+            if folded is None:
+                raise UserError(f"export: the norm of {name} depends on the batch; only batch norms can be exported")
+            conv = nn.Conv2d(
+                child.in_channels, child.out_channels, child.kernel_size, child.stride, child.padding, child.dilation,
+                child.groups,
+            )  # fmt: skip
+            conv.weight, conv.bias = (nn.Parameter(tensor.detach(), requires_grad=False) for tensor in folded)
+            setattr(module, name, conv)
+        else:
+            fold_norms(child)
+    return module
+
+
+def sampling_matrix(low: Tensor, high: Tensor, size: int, bins: int, sampling_ratio: int) -> Tensor:
+    """RoIAlign's interpolation matrix along one axis, (N, R, bins, size), without a loop over the data.
+
+    Equal to :func:`~resnext_det.detection.roi_align.axis_weights` for boxes inside the picture.
+
+    Args:
+        low, high: (N, R) bounds in map pixels, the half pixel already subtracted.
+        size: of the map along this axis; may be symbolic.
+    """
+    step = (high - low) / bins
+    if sampling_ratio > 0:
+        samples, most = torch.full_like(step, sampling_ratio), sampling_ratio
+    else:
+        # A box inside the picture is at most `size` pixels long: that bounds the samples of a bin.
+        samples, most = step.ceil(), size // bins + 2
+    like = {"dtype": low.dtype, "device": low.device}
+    begin = low[..., None] + torch.arange(bins, **like) * step[..., None]
+    sample = torch.arange(most, **like)
+    offset = (sample + 0.5) * step[..., None] / samples.clamp(min=1)[..., None]  # (N, R, most)
+    position = begin[..., :, None] + offset[..., None, :]  # (N, R, bins, most)
+    counted = (sample < samples[..., None])[..., None, :] & (position >= -1) & (position <= size)
+    weight = counted / samples.clamp(min=1)[..., None, None]
+    position = position.clamp(min=0).clamp(max=size - 1)
+    distance = (position[..., None] - torch.arange(size, **like)).abs()
+    return ((1 - distance).clamp(min=0) * weight[..., None]).sum(dim=-2)
+
+
+def _pool(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """(N, C, H, W), (N, R, bins, H), (N, R, bins', W) -> (N * R, C, bins, bins')."""
+    # torch.export cannot see through reshapes that split a product of the picture's size: none is made here.
+    lines = rows.flatten(1, 2)[:, None] @ maps  # (N, C, R * bins, W)
+    lines = lines.unflatten(2, rows.shape[1:3]).transpose(1, 2).flatten(2, 3)  # (N, R, C * bins, W)
+    pooled = lines @ columns.transpose(2, 3)
+    return pooled.unflatten(2, (maps.shape[1], rows.shape[2])).flatten(0, 1)
+
+
+def _clip(boxes: Tensor, limits: Tensor) -> Tensor:
+    return torch.minimum(boxes.clamp(min=0), limits)
+
+
+def _picture_of(boxes: Tensor) -> Tensor:
+    """(N, K, 4) -> (N, K) index of the picture."""
+    return torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(-1, boxes.shape[1])
+
+
+def _nms_in_groups(boxes: Tensor, scores: Tensor, group: Tensor, among: Tensor, threshold: float) -> Tensor:
+    """Mask of what non-maximum suppression keeps, among the boxes of the same group; all (N, K) but boxes (N, K, 4)."""
+    chosen = among.flatten().nonzero()[:, 0]
+    some = boxes.flatten(0, 1)[chosen]
+    # Groups are moved apart so far that they cannot overlap, as torchvision's batched_nms does.
+    apart = boxes.max() + 1
+    some = some + (group.flatten()[chosen].to(boxes.dtype) * apart)[:, None]
+    kept = chosen[torchvision.ops.nms(some, scores.flatten()[chosen], threshold)]
+    mask = torch.zeros_like(among.flatten())
+    return mask.index_fill(0, kept, True).view_as(among)
+
+
+def example_inputs(device: str | torch.device = "cpu", number: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+    """What the graph is traced with; its sizes do not stay in it."""
+    sizes = torch.tensor([[160, 192]] * number, device=device)
+    return torch.rand(number, 3, 160, 192, device=device) * 255, sizes, sizes * 2
+
+
+def export_program(model: nn.Module) -> torch.export.ExportedProgram:
+    """The detector as ``torch.export.ExportedProgram`` with :data:`INPUTS` and :data:`OUTPUTS`.
+
+    ``torch.export.save`` writes it; ``torch.export.load(file).module()`` runs without this package and detectron2.
+
+    Raises:
+        UserError: another kind of detector, or a torch that cannot.
+    """
+    detector = ExportableDetector(model)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    height, width = torch.export.Dim("height", min=32, max=4096), torch.export.Dim("width", min=32, max=4096)
+    shapes = {"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}, "original_sizes": {0: batch}}
+    try:
+        with torch.no_grad():
+            return torch.export.export(
+                detector, example_inputs(detector.pixel_mean.device), dynamic_shapes=shapes, strict=False
+            )
+    except Exception as error:  # what it raises differs from release to release
+        if torch.__version__ < TORCH_THAT_CAN:
+            raise UserError(
+                f"export: torch {torch.__version__} cannot export a detector for every size of picture "
+                f"({type(error).__name__}); install torch {TORCH_THAT_CAN} or later"
+            ) from error
+        raise
+
+
+def export_onnx(program: torch.export.ExportedProgram, path: str | os.PathLike) -> None:
+    """Write the program as ONNX: standard operators of opset 18 and later.
+
+    Raises:
+        UserError: the packages it takes are missing.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"ONNX export needs {error.name}: pip install 'resnext-det[export]'") from error
+    torch.onnx.export(
+        program,
+        (),
+        os.fspath(path),
+        dynamo=True,
+        input_names=INPUTS,
+        output_names=OUTPUTS,
+        external_data=False,
+        verbose=False,
+    )

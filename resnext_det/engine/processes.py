@@ -1,0 +1,66 @@
+"""What the processes of a run decide and compute together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+from detectron2.utils import comm
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import RunFailed, UserError
+from .causes import cause_of
+
+Decision = TypeVar("Decision")
+
+
+def decided_by_main(decide: Callable[[], Decision]) -> Decision:
+    """Call ``decide`` in the main process only, and give its result (which is pickled) to all; the others wait.
+
+    Raises:
+        UserError: in every process, when ``decide`` raises it.
+        RunFailed: in the others, when ``decide`` raises anything else, which the main process passes on as it is.
+    """
+    if comm.get_world_size() == 1:
+        return decide()
+    box: list = [None, None, None]  # the decision, and what went wrong: its kind and text, since not all can be pickled
+    failure: Exception | None = None
+    if comm.is_main_process():
+        try:
+            box[0] = decide()
+        except Exception as error:
+            cause, failure = cause_of(error), error
+            if isinstance(cause, UserError):
+                box[1:] = UserError, str(cause)
+            elif isinstance(cause, RunFailed):
+                box[1:] = RunFailed, str(cause)
+            else:
+                box[1:] = RunFailed, f"process 0 of {comm.get_world_size()} failed: {type(error).__name__}: {error}"
+    dist.broadcast_object_list(box, src=0)
+    if failure is not None:
+        raise failure
+    decided, kind, text = box
+    if kind is not None:
+        raise kind(text)
+    return decided
+
+
+def wrap_distributed(model: nn.Module) -> nn.Module:
+    """DistributedDataParallel where the run has several processes; the model itself otherwise."""
+    if comm.get_world_size() == 1:
+        return model
+    on_gpu = next(model.parameters()).is_cuda
+    return DistributedDataParallel(model, device_ids=[comm.get_local_rank()] if on_gpu else None, **own_buffers())
+
+
+def own_buffers() -> dict[str, bool]:
+    """The argument of DistributedDataParallel by which batch-norm statistics stay each process's own.
+
+    That is detectron2's way as well. Every process starts from rank 0's weights all the same.
+    """
+    known = inspect.signature(DistributedDataParallel).parameters
+    # The older name is deprecated where torch has the newer one.
+    return {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}

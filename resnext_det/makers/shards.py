@@ -1,0 +1,57 @@
+"""Pack a folder of classified pictures into WebDataset shards, or write the index of shards that exist."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from ..classification.data import ImageFolder
+from ..classification.shards import index_shards
+from ..errors import UserError
+from .folders import new_folder
+
+NAME_LENGTH = 60  # of a file's own name in its key; a tar header holds 100 characters
+
+
+def write_shards(pictures: ImageFolder, out: str | Path, per_shard: int = 5000, seed: int = 0) -> int:
+    """Write ``out/000000.tar``, ... in random order, with their index, and return the number of shards.
+
+    The files are copied as they are. The same pictures and seed give the same bytes.
+
+    Raises:
+        UserError: ``out`` exists, or the package webdataset is missing.
+    """
+    try:
+        from webdataset import ShardWriter
+    except ImportError as error:
+        raise UserError("shards need the package webdataset: pip install 'resnext-det[webdataset]'") from error
+    with new_folder(out) as folder:
+        with ShardWriter(str(folder / "%06d.tar"), maxcount=per_shard, mtime=0, verbose=0, encoder=False) as writer:
+            for number, index in enumerate(np.random.default_rng(seed).permutation(len(pictures))):
+                path = Path(pictures.files[index])
+                # No dots: a WebDataset key ends at the first. The number keeps equal names apart.
+                key = f"{number:08d}_{re.sub('[^A-Za-z0-9_-]', '_', path.stem)[:NAME_LENGTH]}"
+                label = str(pictures.labels[index]).encode()
+                writer.write({"__key__": key, path.suffix[1:].lower(): path.read_bytes(), "cls": label})
+        index_shards(str(folder), pictures.classes)
+        return len(list(folder.glob("*.tar")))
+
+
+def read_class_list(path: str | os.PathLike) -> list[str]:
+    """Class names from a text file, one a line; blank lines are skipped.
+
+    Raises:
+        UserError: no such file, no names, or a name twice.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file; it holds one class name a line")
+    try:
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; it holds one class name a line") from error
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path}: {'names a class twice' if names else 'holds no class names'}")
+    return names

@@ -1,0 +1,1 @@
+"""The paper's tables and figures: what they say, how to run them, what came out."""

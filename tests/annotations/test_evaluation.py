@@ -1,0 +1,254 @@
+"""Average precision against pycocotools: every element of its precision and recall arrays, and COCO's own fixture."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from common import ROOT, shared_data
+from pycocotools import mask as mask_tools
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from resnext_det import UserError
+from resnext_det.annotations.coco import Detections, read_ground_truth
+from resnext_det.annotations.evaluation import evaluate, evaluate_detections
+
+TWELVE = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()
+
+
+def random_set(seed: int, first_id: int = 0, images: int = 60) -> tuple[dict, list[dict]]:
+    """Some 4,000 detections: crowds, id 0, gaps in the ids, equal scores, more than 100 of a class, empty classes."""
+    rng = np.random.default_rng(seed)
+    image_ids = rng.choice(np.arange(0, 10**6, 7), images, replace=False).tolist()
+    categories = (np.arange(9) * 3 + first_id).tolist()
+    annotations, detections = [], []
+
+    def box() -> list[float]:
+        size, shape = np.exp(rng.uniform(np.log(4), np.log(300))), np.exp(rng.normal(0, 0.4))
+        return [float(v) for v in (rng.uniform(0, 400), rng.uniform(0, 300), size * shape, size / shape)]
+
+    def detection(image: int, category: int, found: list[float], digits: int = 2) -> dict:
+        score = float(np.round(rng.random(), digits))
+        return {"image_id": image, "category_id": category, "bbox": found, "score": score}
+
+    for image in image_ids:
+        for _ in range(int(rng.integers(0, 12))):
+            real, category = box(), int(rng.choice(categories[:-1]))
+            area, crowd = real[2] * real[3] * float(rng.uniform(0.4, 1)), int(rng.random() < 0.1)
+            record = {"image_id": image, "category_id": category, "bbox": real, "area": area, "iscrowd": crowd}
+            annotations.append({"id": len(annotations) + first_id, **record})
+            for _ in range(int(rng.integers(0, 6))):
+                near = np.abs(np.array(real) + rng.normal(0, 0.08, 4) * np.array(real[2:] * 2)).tolist()
+                detections.append(detection(image, category if rng.random() < 0.9 else categories[-1], near))
+        for _ in range(int(rng.integers(0, 60))):
+            detections.append(detection(image, int(rng.choice(categories[::2])), box()))
+        if rng.random() < 0.1:
+            detections += [detection(image, categories[0], box(), digits=1) for _ in range(250)]
+    truth = {
+        "images": [{"id": i, "width": 800, "height": 700} for i in image_ids],
+        "categories": [{"id": c, "name": f"class {c}"} for c in categories],
+        "annotations": annotations,
+    }
+    return truth, [detections[i] for i in rng.permutation(len(detections))]
+
+
+def pycocotools(truth: dict, detections: list[dict], iou_type: str = "bbox") -> COCOeval:
+    """The oracle. Annotations are numbered from 1: pycocotools takes a match with annotation 0 for none."""
+    truth = copy.deepcopy(truth)
+    for number, record in enumerate(truth["annotations"], start=1):
+        record["id"] = number
+    with contextlib.redirect_stdout(io.StringIO()):
+        table = COCO()
+        table.dataset = truth
+        table.createIndex()
+        evaluation = COCOeval(table, table.loadRes(copy.deepcopy(detections)), iou_type)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation
+
+
+def same(ours, theirs: COCOeval) -> None:
+    np.testing.assert_array_equal(ours.precision, theirs.eval["precision"])
+    np.testing.assert_array_equal(ours.recall, theirs.eval["recall"])
+    results = ours.results()
+    expected = [value * 100 if value > -1 else math.nan for value in theirs.stats]
+    np.testing.assert_array_equal([results[name] for name in TWELVE], expected)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_boxes_equal_pycocotools_in_every_digit(seed):
+    truth, detections = random_set(seed, first_id=seed % 2)
+    same(evaluate(read_ground_truth(truth), Detections.from_records(detections)), pycocotools(truth, detections))
+
+
+def test_masks_equal_pycocotools_in_every_digit():
+    path = shared_data("coco_mini/annotations/instances_val2017.json")
+    truth = json.loads(path.read_text())
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    rng = np.random.default_rng(0)
+    detections = []
+    for record in truth["annotations"]:
+        if record["iscrowd"]:
+            continue
+        points = [(np.array(part) + rng.normal(0, 1.5, len(part))).tolist() for part in record["segmentation"]]
+        mask = mask_tools.merge(mask_tools.frPyObjects(points, *sizes[record["image_id"]]))
+        mask["counts"] = mask["counts"].decode()
+        score = float(np.round(rng.random(), 1))
+        ids = {"image_id": record["image_id"], "category_id": record["category_id"]}
+        detections.append({**ids, "segmentation": mask, "score": score})
+    ours = evaluate(read_ground_truth(path, with_masks=True), Detections.from_records(detections), "segm")
+    same(ours, pycocotools(truth, detections, "segm"))
+    assert 10 < ours.results()["AP"] < 95
+
+
+def test_keypoints_equal_pycocotools_in_every_digit():
+    truth, _ = random_set(3, first_id=1, images=20)
+    rng = np.random.default_rng(0)
+    truth["categories"] = truth["categories"][:1]
+    detections = []
+    for record in truth["annotations"]:
+        x, y, width, height = record["bbox"]
+        points = np.stack([rng.uniform(x, x + width, 17), rng.uniform(y, y + height, 17), rng.integers(0, 3, 17)], 1)
+        points = points if rng.random() < 0.9 else np.zeros((17, 3))
+        record.update(category_id=1, keypoints=points.ravel().tolist(), num_keypoints=int((points[:, 2] > 0).sum()))
+        moved = points + rng.normal(0, 0.04, (17, 3)) * [width, height, 0]
+        ids = {"image_id": record["image_id"], "category_id": 1, "bbox": record["bbox"]}
+        detections.append({**ids, "keypoints": moved.ravel().tolist(), "score": float(np.round(rng.random(), 2))})
+    theirs = pycocotools(truth, detections, "keypoints")
+    ours = evaluate(read_ground_truth(truth), Detections.from_records(detections), "keypoints")
+    np.testing.assert_array_equal(ours.precision, theirs.eval["precision"])
+    np.testing.assert_array_equal(ours.recall, theirs.eval["recall"])
+    assert ours.results()["AP"] == theirs.stats[0] * 100 > 10
+
+
+def test_fixture_of_the_coco_api_twelve_numbers_and_classes(tmp_path):
+    folder = shared_data("eval_cocoapi")
+    case = json.loads((folder / "expected.json").read_text())["cocoapi_fakebbox100"]
+    out = tmp_path / "results.json"
+    files = ["--gt", folder / case["gt"], "--dt", folder / case["dt"], "--out", out]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, ROOT / "tools" / "evaluate.py", *files], env=environment, check=True)
+    results = json.loads(out.read_text())["bbox"]
+    for name in TWELVE:
+        assert results[name] == case["expected"][name] * 100
+    for name, value in case["expected"]["per_category_AP"].items():
+        assert results[f"AP-{name}"] == (None if value is None else pytest.approx(value * 100, abs=1e-12))
+
+
+def test_annotation_id_zero_does_not_change_ap():
+    truth, detections = random_set(0)
+    renumbered = copy.deepcopy(truth)
+    for record in renumbered["annotations"]:
+        record["id"] += 1000
+    assert truth["annotations"][0]["id"] == 0
+    assert str(evaluate_detections(truth, detections)) == str(evaluate_detections(renumbered, detections))
+
+
+def test_no_detections_is_zero_and_no_ground_truth_is_nan(caplog):
+    truth, _ = random_set(1)
+    results = evaluate_detections(truth, [])
+    assert results["AP"] == results["AP50"] == results["AR100"] == 0
+    assert results["AP-class 0"] == 0 and math.isnan(results["AP-class 24"])
+    assert "No detections at all" in caplog.text and "class 24" in caplog.text
+    for record in truth["annotations"]:
+        record["area"] = 10
+    results = evaluate_detections(truth, [])
+    assert results["APs"] == 0 and math.isnan(results["APm"]) and "no medium object" in caplog.text
+
+
+def test_missing_area_crowd_and_ids_of_digits_are_mended():
+    truth, detections = random_set(2)
+    plain = [{**r, "area": r["bbox"][2] * r["bbox"][3], "iscrowd": 0} for r in truth["annotations"]]
+    bare = [{k: v for k, v in r.items() if k != "area"} | {"iscrowd": None} for r in plain]
+    bare = [{**r, "image_id": str(r["image_id"])} for r in bare]
+    whole = evaluate_detections({**truth, "annotations": plain}, detections)
+    assert str(evaluate_detections({**truth, "annotations": bare}, detections)) == str(whole)
+
+
+def change(table: str, **values) -> tuple[str, dict]:
+    return table, values
+
+
+@pytest.mark.parametrize(
+    "where, values, message",
+    [
+        (*change("annotations", id=1), "duplicate annotation ids 1"),
+        (*change("images", id=5), "duplicate image ids 5"),
+        (*change("annotations", category_id=77), "category_id 77 is not among the file's categories"),
+        (*change("annotations", image_id=77), "image_id 77 is not among the file's images"),
+        (*change("annotations", bbox=[0, 0, float("nan"), 1]), "not four finite numbers"),
+        (*change("annotations", bbox=None), "not four finite numbers"),
+        (*change("detections", image_id=77), "image_id 77 not among the images"),
+        (*change("detections", category_id=0), "category_id 0 not among the categories"),
+        (*change("detections", score=float("nan")), "NaN"),
+        (*change("detections", score="high"), "must be numbers"),
+        (*change("detections", bbox=[1, 2, 3]), "bbox"),
+    ],
+)
+def test_mistakes_are_named(where, values, message):
+    truth = {
+        "images": [{"id": 5}, {"id": 6}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [{"id": i, "image_id": 5, "category_id": 1, "bbox": [0, 0, 9, 9]} for i in (1, 2)],
+    }
+    detections = [{"image_id": 5, "category_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5}]
+    assert evaluate_detections(truth, detections)["AP"] > 0
+    (detections if where == "detections" else truth[where])[-1].update(values)
+    with pytest.raises(UserError, match=message) as error:
+        evaluate_detections(truth, detections)
+    assert "\n" not in str(error.value)
+
+
+def test_json_file_and_records_and_arrays_are_the_same(tmp_path):
+    truth, detections = random_set(4)
+    arrays = Detections.from_records(detections)
+    arrays.write_json(tmp_path / "detections.json")
+    assert list(Detections.from_json(tmp_path / "detections.json").records()) == detections
+    (tmp_path / "cut.json").write_text((tmp_path / "detections.json").read_text()[:500])
+    with pytest.raises(UserError, match="not valid JSON"):
+        Detections.from_json(tmp_path / "cut.json")
+    assert str(evaluate_detections(truth, tmp_path / "detections.json")) == str(evaluate_detections(truth, detections))
+
+
+def test_evaluation_needs_no_detectron2():
+    code = (
+        "import sys; sys.modules['detectron2'] = None\n"
+        "import resnext_det.annotations.evaluation\n"
+        "assert not [name for name in sys.modules if name.startswith('detectron2.')]"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_benchmark_compares_equal_numbers():
+    from resnext_det.benchmarks.evaluate import benchmark_evaluate
+
+    assert benchmark_evaluate(quick=True)["agreement"] == {"all twelve numbers equal": 1.0}
+
+
+def test_the_command_writes_numbers_and_a_page(tmp_path, capsys):
+    from resnext_det.commands.evaluate import main
+
+    truth = {
+        "images": [{"id": 1, "width": 60, "height": 50, "file_name": "none.jpg"}],
+        "categories": [{"id": 4, "name": "cat"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 4, "bbox": [5, 5, 30, 40]}],
+    }
+    found = [{"image_id": 1, "category_id": 4, "bbox": [5, 5, 30, 38], "score": 0.9}]
+    for name, content in (("gt", truth), ("dt", found)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    files = ["--gt", str(tmp_path / "gt.json"), "--dt", str(tmp_path / "dt.json"), "--report", str(tmp_path / "r.html")]
+    main([*files, "--out", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text())["bbox"]["AP50"] == pytest.approx(100)
+    assert "AP50" in capsys.readouterr().out and "cat" in (tmp_path / "r.html").read_text()
+    with pytest.raises(UserError, match="--report"):
+        main([*files, "--iou-type", "segm"])
