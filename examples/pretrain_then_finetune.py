@@ -1,8 +1,8 @@
-"""Pretrain a small ResNeXt on pictures in class folders, then fine-tune a detector that starts from it.
+"""Pretrain a small ResNeXt on images in class folders, then fine-tune a detector that starts from it.
 
-    python pretrain_then_finetune.py --pictures pictures/ --train train.json train/ --test val.json val/
+    python pretrain_then_finetune.py --pictures images/ --train train.json train/ --test val.json val/
 
-`pictures/` holds train/CLASS/*.jpg and val/CLASS/*.jpg. What moves from one to the other is one file; the detector's
+`images/` holds train/CLASS/*.jpg and val/CLASS/*.jpg. What moves from one to the other is one file; the detector's
 log says which of its parts came from it and which start anew.
 """
 

@@ -1,4 +1,4 @@
-"""The one door to detectron2: finds it, and mends the places where newer libraries have left release 0.6 behind.
+"""The one door to detectron2: finds it, and fixes the places where newer libraries have left release 0.6 behind.
 
 ``import resnext_det`` calls :func:`register`, which imports nothing: when detectron2 is imported, :func:`prepare` goes
 before its submodules, and our registrations behind its own. Where detectron2 is whole and recent nothing is changed.
@@ -198,8 +198,8 @@ def forget_local_process_group() -> None:
     comm._LOCAL_PROCESS_GROUP = None
 
 
-def mend_resampling() -> None:
-    """Let the 0.6 loader replace a picture that the mapper skips: it samples from a set, which Python 3.11 refuses."""
+def fix_resampling() -> None:
+    """Let the 0.6 loader replace an image that the mapper skips: it samples from a set, which Python 3.11 refuses."""
     from detectron2.data.common import MapDataset
 
     class Sampler(random.Random):

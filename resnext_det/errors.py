@@ -1,4 +1,4 @@
-"""Errors that the user can mend, and the hint that goes with a mistyped name."""
+"""Errors that the user can fix, and the hint that goes with a mistyped name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user can mend: the message is one line that names the file, the field and the fix.
+    """Something the user can fix: the message is one line that names the file, the field and the fix.
 
     The command-line tools print it without a traceback and leave with exit code 2.
     """

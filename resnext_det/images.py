@@ -1,14 +1,14 @@
-"""Reading a picture the one way the whole package reads it: upright, RGB of 8 bits, of a bounded size.
+"""Reading an image the one way the whole package reads it: upright, RGB of 8 bits, of a bounded size.
 
-The dataset check and the training pipeline both come through here, so a picture that passed the check is the picture
+The dataset check and the training pipeline both come through here, so an image that passed the check is the image
 that is trained on.
 
 Rules, stated once:
-    * The EXIF orientation is applied; the size of a picture is its size after that. Unreadable EXIF counts as none.
-    * Grey, palette, CMYK and RGBA become RGB (alpha is dropped); of an animation the first frame is read.
-    * 16-bit grey is divided by 256 (the high byte is kept), as Pillow does for 16-bit RGB. 32-bit integer and float
-      pictures have no fixed range and are refused.
-    * A picture of more than ``max_megapixels`` is refused from its header, before any memory is taken for its pixels.
+    * The EXIF orientation is applied; the size of an image is its size after that. Unreadable EXIF counts as none.
+    * Gray, palette, CMYK and RGBA become RGB (alpha is dropped); of an animation the first frame is read.
+    * 16-bit gray is divided by 256 (the high byte is kept), as Pillow does for 16-bit RGB. 32-bit integer and float
+      images have no fixed range and are refused.
+    * An image of more than ``max_megapixels`` is refused from its header, before any memory is taken for its pixels.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ MAX_MEGAPIXELS = 178.956970
 """Pillow's own limit against decompression bombs: a quarter of a gigabyte of RGB, twice."""
 
 POLICIES = ("error", "skip", "load")
-"""What to do with a picture that cannot be decoded whole: stop, leave it out, or use what can be decoded of it."""
+"""What to do with an image that cannot be decoded whole: stop, leave it out, or use what can be decoded of it."""
 
-# Pillow reads many more formats, some by starting other programs (EPS, WMF); these are the ones pictures come in.
+# Pillow reads many more formats, some by starting other programs (EPS, WMF); these are the ones images come in.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
 
 _EXIF_ORIENTATION = 0x0112
@@ -51,7 +51,7 @@ _pillow_globals = threading.RLock()
 
 
 class BrokenImage(UserError):
-    """The file is not a picture, or ends or fails before all of it is decoded."""
+    """The file is not an image, or ends or fails before all of it is decoded."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def read_image(
     max_megapixels: float = MAX_MEGAPIXELS,
     policy: str = "error",
 ) -> np.ndarray | None:
-    """The picture in ``path`` by the rules of this module.
+    """The image in ``path`` by the rules of this module.
 
     Args:
         format: "BGR" or "RGB", the order of the channels.
-        max_megapixels: larger pictures are refused, whatever the policy.
+        max_megapixels: larger images are refused, whatever the policy.
         policy: one of :data:`POLICIES`, for a file that cannot be decoded whole.
 
     Returns:
-        uint8 (H, W, 3), contiguous. None for a picture to leave out: policy "skip", or "load" where nothing can be
+        uint8 (H, W, 3), contiguous. None for an image to leave out: policy "skip", or "load" where nothing can be
         decoded.
 
     Raises:
@@ -116,7 +116,7 @@ def read_header(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> 
     """Size, orientation and mode, without decoding the pixels.
 
     Raises:
-        BrokenImage: the file is not a picture.
+        BrokenImage: the file is not an image.
         UserError: missing file, too large, or pixels without a fixed range.
     """
     with quiet_pillow(), open_image(path, max_megapixels) as image:
@@ -126,12 +126,12 @@ def read_header(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> 
 def check_policy(policy: str) -> None:
     """Raises UserError for anything but one of :data:`POLICIES`."""
     if policy not in POLICIES:
-        raise UserError(f"policy {policy!r} for broken pictures: choose from {', '.join(POLICIES)}")
+        raise UserError(f"policy {policy!r} for broken images: choose from {', '.join(POLICIES)}")
 
 
 @contextmanager
 def quiet_pillow() -> Iterator[None]:
-    """Pillow's warnings (corrupt EXIF, odd palettes, large pictures) say nothing that this module does not."""
+    """Pillow's warnings (corrupt EXIF, odd palettes, large images) say nothing that this module does not."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -155,13 +155,13 @@ def open_image(path: str | Path, max_megapixels: float) -> Iterator[Image.Image]
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: no such picture") from None
+        raise UserError(f"{path}: no such image") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: a folder, not a picture") from None
+        raise UserError(f"{path}: a folder, not an image") from None
     except PermissionError:
         raise UserError(f"{path}: not readable; give read permission") from None
     except Exception as error:  # Pillow's decoders raise nearly every type on broken files
-        reason = "not a picture that Pillow reads" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "not an image that Pillow reads" if isinstance(error, Image.UnidentifiedImageError) else error
         raise BrokenImage(f"{path}: cannot be decoded ({_one_line(reason)}); replace or remove it") from None
 
 
@@ -210,7 +210,7 @@ def _check_size(path: str | Path, image: Image.Image, max_megapixels: float) -> 
     if megapixels > max_megapixels:
         raise UserError(
             f"{path}: {image.width}x{image.height} is {megapixels:.1f} megapixels, more than the limit max_megapixels="
-            f"{max_megapixels:g}; shrink the picture or raise the limit"
+            f"{max_megapixels:g}; shrink the image or raise the limit"
         )
 
 
@@ -218,7 +218,7 @@ def _check_mode(path: str | Path, image: Image.Image) -> None:
     if image.mode in ("F", "LAB") or (image.mode.startswith("I") and not _is_16_bit(image)):
         raise UserError(
             f"{path}: {_MODES.get(image.mode, image.mode)} pixels have no fixed range to show; "
-            "convert it to 8-bit RGB or 16-bit grey"
+            "convert it to 8-bit RGB or 16-bit gray"
         )
 
 

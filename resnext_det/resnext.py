@@ -24,7 +24,7 @@ from .errors import UserError
 from .variants import parse_name, stage_channels
 
 Norm = Callable[[int], nn.Module]
-"""Makes the normalisation layer for a number of channels."""
+"""Makes the normalization layer for a number of channels."""
 
 FORMS = ("a", "b", "c")
 
@@ -285,7 +285,7 @@ def _norm_statistics_kept(block: nn.Module) -> Iterator[None]:
 
 
 class Trunk(nn.Module):
-    """Stem and stages ``res2``, ``res3``, ...: picture in, maps out.
+    """Stem and stages ``res2``, ``res3``, ...: image in, maps out.
 
     Args:
         stem: with attributes ``stride`` and ``out_channels``.
@@ -361,7 +361,7 @@ def create_model(
     """A classifier of the family with He-initialised weights.
 
     Args:
-        name: ``resnet50``, ``resnext50_32x4d``, ..., any ``resnext{depth}_{C}x{d}d``, ``_cifar`` for 32x32 pictures.
+        name: ``resnet50``, ``resnext50_32x4d``, ..., any ``resnext{depth}_{C}x{d}d``, ``_cifar`` for 32x32 images.
         num_classes: outputs of ``fc``.
         form: "a" (sum of paths), "b" (early concatenation) or "c" (grouped convolution) of Fig. 3; equal functions.
         residual: False builds the network of Sec. 5.1 without shortcuts.

@@ -32,7 +32,7 @@ class Variant:
         depth: number of weighted layers, a key of :data:`BLOCKS_PER_STAGE` or, for CIFAR, 9n + 2.
         cardinality: C, the number of paths in a block (``MODEL.RESNETS.NUM_GROUPS``). 1 is a plain ResNet.
         width: d, the bottleneck width of one path in res2 (``MODEL.RESNETS.WIDTH_PER_GROUP``).
-        cifar: three stages after a 3x3 stem for 32x32 pictures instead of four after a 7x7 stem.
+        cifar: three stages after a 3x3 stem for 32x32 images instead of four after a 7x7 stem.
     """
 
     depth: int
@@ -143,7 +143,7 @@ def stage_channels(stage: int, cardinality: int, width: int, res2_out_channels: 
 
 
 def block_parameters(cardinality: int, width: int, channels: int = 256) -> int:
-    """Weights of one block without batch normalisation: C (256 d + 3 * 3 * d * d + d * 256), Eq. 4."""
+    """Weights of one block without batch normalization: C (256 d + 3 * 3 * d * d + d * 256), Eq. 4."""
     return cardinality * (channels * width + 9 * width * width + width * channels)
 
 

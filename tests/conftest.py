@@ -1,4 +1,4 @@
-"""What every test shares: one thread, a fixed seed, and detectron2 mended before it is imported."""
+"""What every test shares: one thread, a fixed seed, and detectron2 fixed before it is imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-import resnext_det  # noqa: E402, F401 (before detectron2, which it may have to mend)
+import resnext_det  # noqa: E402, F401 (before detectron2, which it may have to fix)
 
 torch.set_num_threads(1)
 

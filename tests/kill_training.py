@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from resnext_det.detection.config import setup
@@ -51,11 +51,11 @@ def start(cfg, log: Path, torn_after: int | None = None) -> tuple[int, int]:
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         step = Trainer.run_step
 
-        def told(self) -> None:
+        def reported(self) -> None:
             step(self)
             os.write(write, b".")
 
-        Trainer.run_step = told
+        Trainer.run_step = reported
         if torn_after is not None:
             _die_while_writing(torn_after)
         train(cfg, True, False)

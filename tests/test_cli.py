@@ -47,11 +47,11 @@ def test_tools_are_shims_over_a_command(path: Path) -> None:
 def test_help_lists_the_commands(capsys: pytest.CaptureFixture, monkeypatch) -> None:
     monkeypatch.setattr(sys, "argv", ["resnext-det"])
     cli.main()
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     monkeypatch.setattr(sys, "argv", ["resnext-det", "--help"])
     cli.main()
-    assert told == capsys.readouterr().out
-    assert all(f"\n  {name} " in told for name in cli.COMMANDS)
+    assert reported == capsys.readouterr().out
+    assert all(f"\n  {name} " in reported for name in cli.COMMANDS)
 
 
 def test_mistyped_command_has_a_hint() -> None:
@@ -83,7 +83,7 @@ TRAIN = "train --config-file detection/coco/R_50_C4_1x.yaml"
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "reported"),
     [
         (f"{EVALUATE} --out .", "is a directory"), (f"{EVALUATE} --out IN/word/x", "word"),
         (f"{EVALUATE} --report x.html --images nothing", "--images nothing: no such folder"),
@@ -112,14 +112,14 @@ TRAIN = "train --config-file detection/coco/R_50_C4_1x.yaml"
     ],
 )  # fmt: skip
 def test_bad_command_lines_end_with_one_error_and_leave_nothing(
-    line: str, told: str, inputs: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture
+    line: str, reported: str, inputs: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = [word.replace("IN/", f"{inputs}/").replace("EMPTY", "") for word in line.split()]
     with pytest.raises(SystemExit) as left:
         run(lambda: cli.call(words[0], words[1:]))
     text = capsys.readouterr().err
-    assert left.value.code == 2 and text.count("error: ") == 1 and told in text.splitlines()[-1], text
+    assert left.value.code == 2 and text.count("error: ") == 1 and reported in text.splitlines()[-1], text
     assert not list(tmp_path.iterdir())
 
 

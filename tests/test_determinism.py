@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from resnext_det.classification.config import get_config

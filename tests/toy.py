@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from resnext_det.engine.checkpoint import RunCheckpointer
@@ -51,7 +51,7 @@ class ToyLoader:
 
 
 class ToyRun:
-    """Model, optimiser, trainer and checkpoints under ``folder``."""
+    """Model, optimizer, trainer and checkpoints under ``folder``."""
 
     def __init__(self, folder: Path, *, lr: float = 0.1, period: int = 2, keep: int | None = None, **options) -> None:
         self.model = ToyModel()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Sort ImageNet's validation pictures: tools/make_imagenet_val.py unpacked/ ILSVRC2012_devkit_t12/"""
+"""Sort ImageNet's validation images: tools/make_imagenet_val.py unpacked/ ILSVRC2012_devkit_t12/"""
 
 from resnext_det.cli import main
 

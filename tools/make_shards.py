@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pack pictures into WebDataset shards: tools/make_shards.py datasets/imagenet/train datasets/imagenet_shards/train"""
+"""Pack images into WebDataset shards: tools/make_shards.py datasets/imagenet/train datasets/imagenet_shards/train"""
 
 from resnext_det.cli import main
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Detect in pictures and videos: tools/predict.py --config-file FILE --input photos/ MODEL.WEIGHTS FILE"""
+"""Detect in images and videos: tools/predict.py --config-file FILE --input photos/ MODEL.WEIGHTS FILE"""
 
 from resnext_det.cli import main
 

@@ -179,7 +179,7 @@ def _box(value: Any, where: str) -> list[float]:
             return list(value)
     except TypeError:
         pass
-    raise UserError(f"{where}: bbox {value!r} is not four finite numbers x, y, width, height; mend or delete it")
+    raise UserError(f"{where}: bbox {value!r} is not four finite numbers x, y, width, height; fix or delete it")
 
 
 @dataclass
@@ -321,7 +321,7 @@ class _Columns:
             if "keypoints" in record:
                 self.keypoints.extend(record["keypoints"])
         except TypeError:
-            raise UserError(f"{self._where(-1)}: score, bbox and keypoints must be numbers; mend it") from None
+            raise UserError(f"{self._where(-1)}: score, bbox and keypoints must be numbers; fix it") from None
         if record.get("segmentation"):
             self._append_mask(record["segmentation"])
 

@@ -63,7 +63,7 @@ def watch_parts(model: nn.Module, setting: Setting, label: str) -> Callable[[], 
 
 @torch.no_grad()
 def c4_inference(setting: Setting) -> Result:
-    """A 480x640 picture, or a batch of them, with 1000 proposals each: the whole model."""
+    """A 480x640 image, or a batch of them, with 1000 proposals each: the whole model."""
     device, quick = setting.device, setting.quick
     stock, ours = detectors(device, quick)
     inputs = picture(quick) * max(1, setting.batch)
@@ -135,7 +135,7 @@ def _training_heads(setting: Setting):
 
 
 def c4_train(setting: Setting) -> Result:
-    """The head's training step: 2 pictures of 480x640 with 512 regions each, or ``setting.regions``."""
+    """The head's training step: 2 images of 480x640 with 512 regions each, or ``setting.regions``."""
     stock, ours, features, step = _training_heads(setting)
 
     def recomputing(bf16: bool) -> Tensor:

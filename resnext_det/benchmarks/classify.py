@@ -1,4 +1,4 @@
-"""Classifying pictures: torchvision's ResNeXt-50 32x4d against ours."""
+"""Classifying images: torchvision's ResNeXt-50 32x4d against ours."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ PASSES = ("forward", "input gradient", "weight gradient")
 def grouped_conv(setting: Setting) -> Result:
     """Every layer and pass: PyTorch's on NCHW and on channels-last memory, and our kernel in each of its cuts.
 
-    Batch 64 (or ``setting.batch``) in bf16 on a GPU; one picture in fp32 on a CPU. ``gigabytes_per_second`` counts
+    Batch 64 (or ``setting.batch``) in bf16 on a GPU; one image in fp32 on a CPU. ``gigabytes_per_second`` counts
     input, output and weights once and ``teraflops`` the multiply-adds of the groups alone, twice: what must be done.
     ``floor`` is the share of the time that these take at the speed of a large copy and of a large matrix product,
     measured in the same run: 1 is as fast as can be.

@@ -1,8 +1,8 @@
-"""Training pictures per second and core: decoding alone, torchvision's reference pipeline, and ours.
+"""Training images per second and core: decoding alone, torchvision's reference pipeline, and ours.
 
 All read the same JPEGs from memory, as large as ImageNet's are on average (500x375, about 110 kB), in one thread. Both
 pipelines crop, flip and jitter alike; ours adds PCA lighting. On a GPU machine our workers end at uint8 and the GPU
-does the colours and the normalisation; the last line counts those too, on the same core.
+does the colors and the normalization; the last line counts those too, on the same core.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CROP, AREA, FLIP, JITTER, LIGHTING = 224, (0.08, 1.0), 0.5, 0.4, 0.1  # the pape
 
 
 def made_jpegs(count: int, seed: int = 0) -> list[bytes]:
-    """Smooth colours under noise: they compress as photographs do."""
+    """Smooth colors under noise: they compress as photographs do."""
     generator = np.random.default_rng(seed)
     files = []
     for _ in range(count):
@@ -78,7 +78,7 @@ def input_pipeline(setting: Setting) -> dict[str, dict[str, float]]:
         "torchvision": theirs,
         "decoding alone": decode,
         "ours to uint8": uint8,
-        "ours with colours and normalisation": lambda: normalize(*uint8()),
+        "ours with colors and normalization": lambda: normalize(*uint8()),
     }
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -91,12 +91,12 @@ def input_pipeline(setting: Setting) -> dict[str, dict[str, float]]:
         "torchvision",
         {"crops differ at most by, of 255": _largest_difference(files[0])},
         images_per_second_and_core={name: len(files) / value for name, value in seconds.items()},
-        bytes_per_picture={"mean": sum(map(len, files)) / len(files)},
+        bytes_per_image={"mean": sum(map(len, files)) / len(files)},
     )
 
 
 def _largest_difference(file: bytes) -> float:
-    """The same crop by both, without changes of colour."""
+    """The same crop by both, without changes of color."""
     crops = []
     for crop in (
         lambda image: ImageNetTraining(CROP, AREA, 0, 0, 0)(Sample(image, 0))[0],

@@ -34,8 +34,8 @@ class Setting:
         quick: a small problem, which shows that everything runs and measures nothing.
         clock: of CPUs: "wall", or "cpu" for the processor time of all threads of this process.
         turns: measured turns; 0 takes each benchmark's own number.
-        regions: of each picture in training, where 512 would take too long.
-        batch: pictures at once in ``c4-inference``, ``networks`` and ``grouped-conv``; 0 takes each benchmark's own.
+        regions: of each image in training, where 512 would take too long.
+        batch: images at once in ``c4-inference``, ``networks`` and ``grouped-conv``; 0 takes each benchmark's own.
         ends: of measuring, in seconds of :func:`time.monotonic`; rows that would begin later are left to another call.
         known: rows that an earlier call has measured here.
         keep: called with all rows after each of them.

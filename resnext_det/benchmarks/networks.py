@@ -255,7 +255,7 @@ def _agreement(network: str, setting: Setting) -> Row:
 
 
 def _best(cases: Sequence[Case], rows: Mapping[str, Row]) -> tuple[dict[str, float], dict[str, str]]:
-    """({what: pictures per second of the grouped network over the plain one's}, {what: the settings compared})."""
+    """({what: images per second of the grouped network over the plain one's}, {what: the settings compared})."""
     speeds: dict[tuple[str, ...], dict[str, float]] = {}
     for case in cases:
         speed = rows.get(case.label, {}).get("images_per_second")

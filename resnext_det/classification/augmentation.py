@@ -1,7 +1,7 @@
-"""From an opened picture to the uint8 crop a classifier sees (paper Sec. 4; fb.resnet.torch's recipe).
+"""From an opened image to the uint8 crop a classifier sees (paper Sec. 4; fb.resnet.torch's recipe).
 
 Crops stay uint8 until they are on the device; :class:`Normalize` holds the statistics, once, and applies them there,
-with the colour changes that were drawn for each picture.
+with the color changes that were drawn for each image.
 Random choices are drawn from torch's and numpy's global generators, which the data set seeds for every sample.
 """
 
@@ -23,13 +23,13 @@ LIGHTING_EIGENVECTORS = (  # one column for each eigenvalue
     (-0.5808, -0.0045, -0.8140),
     (-0.5836, -0.6948, 0.4203),
 )
-GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B in the grey value (ITU-R 601)
+GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B in the gray value (ITU-R 601)
 ASPECT_RATIOS = [3 / 4, 4 / 3]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture that has been opened but not decoded, its class and its file."""
+    """An image that has been opened but not decoded, its class and its file."""
 
     image: Image.Image
     label: int
@@ -37,16 +37,16 @@ class Sample:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """PIL picture -> uint8 RGB (3, H, W); a view of (H, W, 3) memory, which resizing reads fastest."""
+    """PIL image -> uint8 RGB (3, H, W); a view of (H, W, 3) memory, which resizing reads fastest."""
     return torch.from_numpy(np.array(image if image.mode == "RGB" else image.convert("RGB"))).permute(2, 0, 1)
 
 
 def draw_colors(jitter: float, lighting: float) -> Tensor:
-    """The random numbers behind one picture's change of colours; :func:`color_map` makes the map of them.
+    """The random numbers behind one image's change of colors; :func:`color_map` makes the map of them.
 
     Args:
         jitter: brightness, contrast and saturation change by up to this share, in random order; below 1.
-        lighting: standard deviation of the weight of each principal colour.
+        lighting: standard deviation of the weight of each principal color.
 
     Returns:
         (3, 3), rows: the order of 0 brightness, 1 contrast, 2 saturation; their factors in that order; the weights.
@@ -60,10 +60,10 @@ SAME_COLORS = torch.tensor([[0.0, 1.0, 2.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
 
 
 def color_map(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Colour jitter and PCA lighting as one linear map for each picture.
+    """Color jitter and PCA lighting as one linear map for each image.
 
-    Brightness scales pixels, saturation mixes them with their own grey, contrast with the mean grey of the picture:
-    each is linear in the pixel x and the picture's mean colour m, and so is their sequence. Nothing is clipped, as in
+    Brightness scales pixels, saturation mixes them with their own gray, contrast with the mean gray of the image:
+    each is linear in the pixel x and the image's mean color m, and so is their sequence. Nothing is clipped, as in
     fb.resnet.torch, which jitters floats.
 
     Args:
@@ -75,25 +75,25 @@ def color_map(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     kinds, factors, weights = draws[:, :, :, None].unbind(1)  # each (N, 3, 1)
     a = torch.eye(3).to(draws).expand(len(draws), 3, 3)
     b = torch.zeros_like(a)
-    grey = torch.tensor(GREY_WEIGHTS).to(draws).expand(3, 3)  # every channel becomes the grey value
+    gray = torch.tensor(GRAY_WEIGHTS).to(draws).expand(3, 3)  # every channel becomes the gray value
     for step in range(3):
         factor, kind = factors[:, step, None], kinds[:, step, None]
-        # Mixed with black, with the mean grey, with the pixel's grey
-        a_mixed = (kind == 2) * (grey @ a)
-        b_mixed = (kind == 1) * (grey @ (a + b)) + (kind == 2) * (grey @ b)
+        # Mixed with black, with the mean gray, with the pixel's gray
+        a_mixed = (kind == 2) * (gray @ a)
+        b_mixed = (kind == 1) * (gray @ (a + b)) + (kind == 2) * (gray @ b)
         a, b = factor * a + (1 - factor) * a_mixed, factor * b + (1 - factor) * b_mixed
     principal = torch.tensor(LIGHTING_EIGENVECTORS).to(draws) * torch.tensor(LIGHTING_EIGENVALUES).to(draws)
     return a, b, principal @ weights
 
 
 class ImageNetTraining:
-    """Random crop by area and aspect ratio, resize, flip; and the draws of colour jitter and PCA lighting.
+    """Random crop by area and aspect ratio, resize, flip; and the draws of color jitter and PCA lighting.
 
-    The crop stays uint8; :class:`Normalize` changes its colours on the device.
+    The crop stays uint8; :class:`Normalize` changes its colors on the device.
 
     Args:
         crop_size: side of the result in pixels.
-        area: smallest and largest share of the picture's area; aspect ratios are 3/4 to 4/3.
+        area: smallest and largest share of the image's area; aspect ratios are 3/4 to 4/3.
         flip: probability of a horizontal flip.
         jitter, lighting: of :func:`draw_colors`.
 

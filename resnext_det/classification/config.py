@@ -46,13 +46,13 @@ def get_config() -> CN:
 
     cfg.DATALOADER = CN()
     cfg.DATALOADER.NUM_WORKERS = 4  # per process
-    # Shards are shuffled, then stretches of this many pictures, so that few files are read at a time; 0: the whole set
+    # Shards are shuffled, then stretches of this many images, so that few files are read at a time; 0: the whole set
     cfg.DATALOADER.SHUFFLE_WINDOW = 50000
 
     cfg.INPUT = CN()
     cfg.INPUT.AUGMENTATION = "imagenet"  # imagenet: AREA, COLOR_JITTER and LIGHTING apply; cifar: pad by 4 and crop
     cfg.INPUT.CROP_SIZE = 224
-    cfg.INPUT.AREA = (0.08, 1.0)  # share of the picture's area in a random crop
+    cfg.INPUT.AREA = (0.08, 1.0)  # share of the image's area in a random crop
     cfg.INPUT.FLIP = 0.5  # probability
     cfg.INPUT.COLOR_JITTER = 0.4
     cfg.INPUT.LIGHTING = 0.1
@@ -61,13 +61,13 @@ def get_config() -> CN:
 
     cfg.TEST = CN()
     cfg.TEST.SHORT_SIDE = 256
-    cfg.TEST.CROP_SIZE = 224  # of the centre
-    cfg.TEST.DENSE_SIZES = ()  # short sides for multi-scale dense testing with flips (Table 5); empty: one centre crop
-    cfg.TEST.AMONG = "train"  # classes that compete: all of training's, or only those with test pictures (Table 6)
+    cfg.TEST.CROP_SIZE = 224  # of the center
+    cfg.TEST.DENSE_SIZES = ()  # short sides for multi-scale dense testing with flips (Table 5); empty: one center crop
+    cfg.TEST.AMONG = "train"  # classes that compete: all of training's, or only those with test images (Table 6)
     cfg.TEST.BATCH_SIZE = 100  # per process
     cfg.TEST.EVAL_PERIOD = 1.0  # epochs
-    # off: the layers of training in SOLVER.PRECISION. auto, fp32, bf16, fp16 or int8: an optimised copy, faster; int8
-    # needs a CPU and OpenVINO, and measures its ranges on some pictures of training
+    # off: the layers of training in SOLVER.PRECISION. auto, fp32, bf16, fp16 or int8: an optimized copy, faster; int8
+    # needs a CPU and OpenVINO, and measures its ranges on some images of training
     cfg.TEST.DTYPE = "off"
     cfg.TEST.BACKEND = "auto"  # of that copy: torch, openvino (CPUs), or auto: OpenVINO for int8, torch otherwise
 
@@ -124,7 +124,7 @@ def check_config(cfg: CN) -> None:
         raise UserError("SOLVER.LABEL_SMOOTHING and INPUT.FLIP: must be in [0, 1]")
     area = list(cfg.INPUT.AREA)
     if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
-        raise UserError(f"INPUT.AREA {area}: give the smallest and the largest share of the picture, in (0, 1]")
+        raise UserError(f"INPUT.AREA {area}: give the smallest and the largest share of the image, in (0, 1]")
     if not all(size > 0 for size in cfg.TEST.DENSE_SIZES):
         raise UserError(f"TEST.DENSE_SIZES {list(cfg.TEST.DENSE_SIZES)}: must be above 0")
     if not 0 <= cfg.INPUT.COLOR_JITTER < 1:

@@ -1,4 +1,4 @@
-"""Folders of classified pictures, read strictly, and the loaders that feed training and evaluation."""
+"""Folders of classified images, read strictly, and the loaders that feed training and evaluation."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ SHOWN = 5  # stray names in one message
 
 
 class ImageFolder(Dataset):
-    """Pictures in one folder per class: ``root/class/picture.jpg``, at any depth below the class.
+    """Images in one folder per class: ``root/class/picture.jpg``, at any depth below the class.
 
     Args:
         root: the folder.
         classes: the names and order of the classes, from training; None takes the folder's own, sorted. With it,
-            classes without pictures are fine (and named), and unknown ones are an error.
+            classes without images are fine (and named), and unknown ones are an error.
 
     Attributes:
         classes: tuple of class names; a label is an index into it.
@@ -39,8 +39,8 @@ class ImageFolder(Dataset):
         order: None, for a uniform shuffle.
 
     Raises:
-        UserError: no such folder, pictures without class folders, a class folder that training does not know,
-            a training class without pictures.
+        UserError: no such folder, images without class folders, a class folder that training does not know,
+            a training class without images.
     """
 
     order = None
@@ -54,7 +54,7 @@ class ImageFolder(Dataset):
         stray = [entry for entry in entries if not entry.is_dir()]
         if not found:
             raise UserError(
-                f"image folder {root}: {len(stray)} files and no class folders; sort the pictures into one folder per "
+                f"image folder {root}: {len(stray)} files and no class folders; sort the images into one folder per "
                 "class (for ImageNet's validation set: tools/make_imagenet_val.py)"
             )
         self.classes, numbers = match_classes(root, found, classes)
@@ -73,33 +73,33 @@ class ImageFolder(Dataset):
         empty += sorted(set(self.classes) - set(found))
         if stray:
             names = ", ".join(str(path.relative_to(self.root)) for path in stray[:SHOWN])
-            logger.warning("%s: skipped %d files that are not pictures: %s", root, len(stray), names)
+            logger.warning("%s: skipped %d files that are not images: %s", root, len(stray), names)
         if empty and classes is None:
-            raise UserError(f"image folder {root}: class folder {empty[0]} has no pictures ({len(empty)} such)")
+            raise UserError(f"image folder {root}: class folder {empty[0]} has no images ({len(empty)} such)")
         if empty:
-            logger.warning("%s: no pictures of %d classes: %s", root, len(empty), ", ".join(empty[:SHOWN]))
+            logger.warning("%s: no images of %d classes: %s", root, len(empty), ", ".join(empty[:SHOWN]))
         if not self.files:
-            raise UserError(f"image folder {root}: no pictures")
+            raise UserError(f"image folder {root}: no images")
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
         path = self.files[index]
-        return Sample(open_picture(path, path), int(self.labels[index]), path)
+        return Sample(open_image(path, path), int(self.labels[index]), path)
 
 
-def open_picture(file: str | IO[bytes], name: str) -> Image.Image:
-    """An opened picture of 8 bits a channel, not decoded yet.
+def open_image(file: str | IO[bytes], name: str) -> Image.Image:
+    """An opened image of 8 bits a channel, not decoded yet.
 
     Raises:
-        UserError: not a picture; more than Pillow's limit of 179 megapixels; or 16-bit or float pixels, which have no
+        UserError: not an image; more than Pillow's limit of 179 megapixels; or 16-bit or float pixels, which have no
             one meaning in 8 bits (Pillow would make nearly all of them white). The message begins with ``name``.
     """
     try:
         image = Image.open(file)
     except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: not a picture: {error}; remove or replace it") from error
+        raise UserError(f"{name}: not an image: {error}; remove or replace it") from error
     if image.mode[0] in "IF":
         raise UserError(f"{name}: {image.mode} pixels; save it with 8 bits a channel, scaled as it should be")
     return image
@@ -124,7 +124,7 @@ def match_classes(where: str, found: Sequence[str], classes: Sequence[str] | Non
 
 
 class Pictures(Protocol):
-    """What the loaders read: :class:`ImageFolder` or :class:`~.shards.ShardedPictures`."""
+    """What the loaders read: :class:`ImageFolder` or :class:`~.shards.ShardedImages`."""
 
     classes: tuple[str, ...]
     labels: np.ndarray
@@ -136,7 +136,7 @@ class Pictures(Protocol):
 
 
 class _Decoding:
-    """``transform``, naming the file when its picture cannot be decoded."""
+    """``transform``, naming the file when its image cannot be decoded."""
 
     def __init__(self, transform: Callable[[Sample], Any]) -> None:
         self.transform = transform
@@ -151,7 +151,7 @@ class _Decoding:
 class TrainingLoader:
     """Endless training batches, from batch ``start_batch`` on.
 
-    Yields: uint8 (N, 3, H, W), labels (N,), draws of colours (N, 3, 3).
+    Yields: uint8 (N, 3, H, W), labels (N,), draws of colors (N, 3, 3).
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class TrainingLoader:
         )
 
     def describe(self, batch: int) -> list[dict]:
-        """Place in the order, and file where pictures are files, of each sample in batch number ``batch`` of a run."""
+        """Place in the order, and file where images are files, of each sample in batch number ``batch`` of a run."""
         files = getattr(self.dataset.samples, "files", None)
         places = next(iter(self._batches(batch)))
         return [{"position": p, "index": i, **({"file_name": files[i]} if files else {})} for p, i in places]
@@ -228,7 +228,7 @@ def evaluation_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[list[torch.Tensor]]:
-    """Every picture once over all processes: process ``rank`` reads pictures rank, rank + world_size, ..."""
+    """Every image once over all processes: process ``rank`` reads images rank, rank + world_size, ..."""
     return _one_line_errors(
         DataLoader(
             _Transformed(pictures, transform),

@@ -27,10 +27,10 @@ def evaluate(
 
     Args:
         model: (N, 3, H, W) -> logits (N, classes). Set to evaluation, and back.
-        loaders: batches of (uint8 (N, 3, H, W), labels (N,)). Several loaders hold the same pictures at several sizes:
+        loaders: batches of (uint8 (N, 3, H, W), labels (N,)). Several loaders hold the same images at several sizes:
             their softmax scores are averaged (multi-scale dense testing; the network is fully convolutional up to its
             pooling, and pooling then classifying equals averaging the dense map of class scores).
-        flip: average with the mirrored picture's scores.
+        flip: average with the mirrored image's scores.
         among: labels that compete; None for all (Table 6: the 1K-way test of a 5K-way classifier).
 
     Returns:
@@ -39,7 +39,7 @@ def evaluate(
     device = normalize.mean.device
     was_training = model.training
     model.eval()
-    counts = torch.zeros(3, dtype=torch.float64, device=device)  # pictures, top-1 hits, top-5 hits
+    counts = torch.zeros(3, dtype=torch.float64, device=device)  # images, top-1 hits, top-5 hits
     for batches in zip(*loaders, strict=True):
         scores = 0
         for images, labels in batches:
@@ -66,6 +66,6 @@ def restrict(logits: Tensor, among: Sequence[int] | None) -> Tensor:
 
 
 def hits(scores: Tensor, labels: Tensor) -> Tensor:
-    """(pictures, top-1 hits, top-5 hits) as float64 (3,) of scores (N, classes) and labels (N,)."""
+    """(images, top-1 hits, top-5 hits) as float64 (3,) of scores (N, classes) and labels (N,)."""
     best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]
     return torch.stack([torch.full_like(best[:, 0].sum(), len(labels)), best[:, 0].sum(), best.sum()]).double()

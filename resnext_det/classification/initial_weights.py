@@ -57,7 +57,7 @@ def check_against_config(cfg: CfgNode, model: Classifier, found: Mapping[str, An
     """Compare what a file says of itself with the config of this run.
 
     Raises:
-        UserError: they contradict each other; the message holds the settings that mend it.
+        UserError: they contradict each other; the message holds the settings that fix it.
     """
     check_metadata(_in_config_terms(found), _in_config_terms(metadata(cfg, model, ())), where, CONFIG_KEYS)
 

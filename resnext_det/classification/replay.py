@@ -7,19 +7,19 @@ from fvcore.common.config import CfgNode
 from ..engine.dump import load_weights, read_dump
 from ..engine.logs import start_log
 from ..engine.replay import replay_step
-from .shards import open_pictures
+from .shards import open_images
 from .train import Plan, build_training_model, training_loader
 
 
 def replay(cfg: CfgNode, dump: str) -> dict[str, list]:
-    """:func:`replay_step` of ``dump``, with the weights and pictures that the step had.
+    """:func:`replay_step` of ``dump``, with the weights and images that the step had.
 
     Raises:
         UserError: not a dump, or one of another model.
     """
     facts = read_dump(dump)
     start_log(cfg.OUTPUT_DIR)
-    pictures = open_pictures(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
+    pictures = open_images(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
     model = build_training_model(cfg, len(pictures.classes))
     load_weights(model.classifier, facts["folder"])
     batch_size = Plan.of(cfg, len(pictures), facts["processes"]).batch_size

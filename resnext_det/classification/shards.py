@@ -1,8 +1,8 @@
-"""Classified pictures in WebDataset shards: tar files that are read at random, by an index of where each picture lies.
+"""Classified images in WebDataset shards: tar files that are read at random, by an index of where each image lies.
 
-A folder of shards holds ``*.tar`` (each sample a picture and its class number: ``key.jpg``, ``key.cls``), and
+A folder of shards holds ``*.tar`` (each sample an image and its class number: ``key.jpg``, ``key.cls``), and
 ``index.json`` and ``index.npy``, which :func:`index_shards` writes. With the index a shard is no stream but a list of
-pictures, so the order of training is the one of :mod:`..engine.sampler`: each picture once per epoch however many
+images, so the order of training is the one of :mod:`..engine.sampler`: each image once per epoch however many
 processes and workers read, and a resumed run goes on at the very next batch.
 """
 
@@ -23,7 +23,7 @@ from torch.utils.data import Dataset
 from ..errors import UserError
 from ..files import atomic_write, write_json
 from .augmentation import Sample
-from .data import EXTENSIONS, ImageFolder, Pictures, match_classes, open_picture
+from .data import EXTENSIONS, ImageFolder, Pictures, match_classes, open_image
 
 logger = logging.getLogger(__name__)
 
@@ -32,15 +32,15 @@ ENTRY = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("size", "<i4"), ("label"
 OPEN_FILES = 64  # per worker; a set may have more shards than a process may open files
 
 
-def open_pictures(root: str, classes: Sequence[str] | None = None, window: int = 0) -> Pictures:
+def open_images(root: str, classes: Sequence[str] | None = None, window: int = 0) -> Pictures:
     """A folder of shards or one of class folders, whichever ``root`` is. Arguments as for the two classes."""
     if any(Path(root).glob("*.tar")) or (Path(root) / INDEX).is_file():
-        return ShardedPictures(root, classes, window)
+        return ShardedImages(root, classes, window)
     return ImageFolder(root, classes)
 
 
-class ShardedPictures(Dataset):
-    """The pictures of a folder of shards, with the interface of :class:`~.data.ImageFolder`.
+class ShardedImages(Dataset):
+    """The images of a folder of shards, with the interface of :class:`~.data.ImageFolder`.
 
     Args:
         root: the folder.
@@ -83,9 +83,9 @@ class ShardedPictures(Dataset):
     def __getitem__(self, index: int) -> Sample:
         shard, offset, size, _ = self.entries[index].tolist()
         data = os.pread(self._file(shard), tarfile.BLOCKSIZE + size, offset - tarfile.BLOCKSIZE)
-        name = data[:100].rstrip(b"\0").decode(errors="replace")  # from the header before the picture
+        name = data[:100].rstrip(b"\0").decode(errors="replace")  # from the header before the image
         path = f"{self.shards[shard]}: {name}"
-        image = open_picture(io.BytesIO(data[tarfile.BLOCKSIZE :]), path)
+        image = open_image(io.BytesIO(data[tarfile.BLOCKSIZE :]), path)
         return Sample(image, int(self.labels[index]), path)
 
     def _file(self, shard: int) -> int:
@@ -114,13 +114,13 @@ class ShardedPictures(Dataset):
 
 
 def index_shards(root: str, classes: Sequence[str] | None = None) -> int:
-    """Write the index of the shards in ``root``, ours or other people's, and return the number of pictures.
+    """Write the index of the shards in ``root``, ours or other people's, and return the number of images.
 
     Args:
         classes: names by class number; None takes those of an older index, else the numbers themselves are the names.
 
     Raises:
-        UserError: no shards, a broken tar file, a sample without picture or class number.
+        UserError: no shards, a broken tar file, a sample without image or class number.
     """
     folder = Path(root)
     paths = sorted(folder.glob("*.tar"))
@@ -149,7 +149,7 @@ def index_shards(root: str, classes: Sequence[str] | None = None) -> int:
 
 
 def _read_shard(path: Path) -> list[tuple[int, int, int]]:
-    """(offset, size, label) of every picture; only the headers and the class numbers are read."""
+    """(offset, size, label) of every image; only the headers and the class numbers are read."""
     found: dict[str, dict[str, int]] = {}
     try:
         with tarfile.open(path, "r:") as tar:
@@ -169,5 +169,5 @@ def _read_shard(path: Path) -> list[tuple[int, int, int]]:
         if len(sample) < 3:
             raise UserError(f"{path}: sample {key} has no {'picture' if 'label' in sample else '.cls'}; make it anew")
     if not found:
-        raise UserError(f"{path}: holds no pictures; remove it")
+        raise UserError(f"{path}: holds no images; remove it")
     return [(sample["offset"], sample["size"], sample["label"]) for sample in found.values()]

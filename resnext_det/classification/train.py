@@ -42,7 +42,7 @@ from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
 from .data import Pictures, TrainingLoader, evaluation_loader
 from .evaluate import evaluate
 from .initial_weights import check_against_config, load_initial_weights, metadata
-from .shards import open_pictures
+from .shards import open_images
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ WARMUP_FACTOR = 0.001
 
 
 class TrainingModel(nn.Module):
-    """Classifier with its normalisation and loss: a training batch in, {"loss": scalar} out."""
+    """Classifier with its normalization and loss: a training batch in, {"loss": scalar} out."""
 
     def __init__(self, classifier: Classifier, normalize: Normalize, label_smoothing: float) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
 
 
 def build_training_model(cfg: CfgNode, num_classes: int) -> TrainingModel:
-    """:func:`build_classifier`, compiled where MODEL.COMPILE says so, with the normalisation and loss of training."""
+    """:func:`build_classifier`, compiled where MODEL.COMPILE says so, with the normalization and loss of training."""
     model = build_classifier(cfg, num_classes)
     if cfg.MODEL.COMPILE:
         model.compile()
@@ -97,7 +97,7 @@ def build_training_model(cfg: CfgNode, num_classes: int) -> TrainingModel:
 
 @dataclass(frozen=True)
 class Plan:
-    """Sizes and rates in iterations, worked out from epochs and the number of pictures."""
+    """Sizes and rates in iterations, worked out from epochs and the number of images."""
 
     iterations: int
     per_epoch: float
@@ -145,9 +145,9 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: Plan) 
 
 def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
     """Evaluate on DATASETS.TEST as TEST says, over all processes."""
-    pictures = open_pictures(cfg.DATASETS.TEST, classes)
+    pictures = open_images(cfg.DATASETS.TEST, classes)
     place = {"workers": cfg.DATALOADER.NUM_WORKERS, "rank": comm.get_rank(), "world_size": comm.get_world_size()}
-    if cfg.TEST.DENSE_SIZES:  # whole pictures differ in shape: one at a time
+    if cfg.TEST.DENSE_SIZES:  # whole images differ in shape: one at a time
         loaders = [evaluation_loader(pictures, CenterCrop(size, 0), 1, **place) for size in cfg.TEST.DENSE_SIZES]
     else:
         transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
@@ -175,8 +175,8 @@ def _judged(cfg: CfgNode, model: nn.Module, normalize: Normalize) -> tuple[nn.Mo
 
 
 def _examples(cfg: CfgNode, normalize: Normalize, number: int = 256) -> Iterator[Tensor]:
-    """About ``number`` pictures spread over DATASETS.TRAIN, as testing sees them; the same in every process."""
-    pictures = open_pictures(cfg.DATASETS.TRAIN)
+    """About ``number`` images spread over DATASETS.TRAIN, as testing sees them; the same in every process."""
+    pictures = open_images(cfg.DATASETS.TRAIN)
     step = max(1, len(pictures) // number)
     transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
     workers = cfg.DATALOADER.NUM_WORKERS
@@ -205,7 +205,7 @@ def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False
     checkpoint = read_checkpoint(weights, trust_pickle=trust_pickle and not newest)
     # Published weights name their classes in words, or not at all: their outputs follow ImageNet's sorted folders.
     names = checkpoint.metadata.get("class_names") if "source" not in checkpoint.metadata else None
-    classes = names or open_pictures(cfg.DATASETS.TRAIN).classes
+    classes = names or open_images(cfg.DATASETS.TRAIN).classes
     model = build_classifier(cfg, len(classes))
     load_initial_weights(cfg, model, checkpoint, allow_new_head=False)
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
@@ -222,15 +222,15 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
         {"top1_error", "top5_error"} in percent, of the averaged weights where SOLVER.EMA_DECAY is set.
     """
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
-    torch.backends.cudnn.benchmark = not cfg.DETERMINISTIC  # pictures have one size, so searching pays
+    torch.backends.cudnn.benchmark = not cfg.DETERMINISTIC  # images have one size, so searching pays
     start_log(cfg.OUTPUT_DIR)
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))
     processes = comm.get_world_size()
-    pictures = open_pictures(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
+    pictures = open_images(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
     plan = Plan.of(cfg, len(pictures), processes)
     logger.info(
-        "%d pictures of %d classes; %d iterations of %d pictures (%d processes x %d parts x %d); learning rate %g "
+        "%d images of %d classes; %d iterations of %d images (%d processes x %d parts x %d); learning rate %g "
         "(SOLVER.BASE_LR %g for a batch of %d)",
         *(len(pictures), len(pictures.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
         *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
@@ -309,7 +309,7 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
 def training_loader(
     cfg: CfgNode, pictures: Pictures, batch_size: int, seed: int, start_iteration: int, *, rank: int, world_size: int
 ) -> TrainingLoader:
-    """The training batches of process ``rank``, after ``start_iteration`` optimiser steps."""
+    """The training batches of process ``rank``, after ``start_iteration`` optimizer steps."""
     return TrainingLoader(
         pictures,
         _training_transform(cfg),

@@ -16,7 +16,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("name", nargs="?", help="such as resnext50_32x4d; resnext_det.list_models() lists more")
     parser.add_argument("--table", type=int, choices=(1, 2), default=1, help="table of the paper")
     parser.add_argument("--num-classes", type=at_least(1), default=1000)
-    parser.add_argument("--size", type=at_least(1), help="side of the picture: 224, or 32 for CIFAR networks")
+    parser.add_argument("--size", type=at_least(1), help="side of the image: 224, or 32 for CIFAR networks")
     args = parser.parse_args(argv)
     if args.table == 2:
         print(table_2())

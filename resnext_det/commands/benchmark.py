@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--quick", action="store_true", help="a small problem: checks that it runs, measures nothing")
     parser.add_argument("--turns", type=at_least(0), default=0, help="measured turns; 0 is each benchmark's own number")
-    parser.add_argument("--regions", type=at_least(1), default=512, help="of each picture in c4-train and c4-memory")
+    parser.add_argument("--regions", type=at_least(1), default=512, help="of each image in c4-train and c4-memory")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="of CPUs; cpu, the processor's time, on shared machines",
     )
     parser.add_argument(
-        "--batch", type=at_least(0), default=0, help="pictures at once in c4-inference, networks, grouped-conv"
+        "--batch", type=at_least(0), default=0, help="images at once in c4-inference, networks, grouped-conv"
     )
     parser.add_argument(
         "--minutes",

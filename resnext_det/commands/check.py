@@ -5,26 +5,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..annotations.check.inspection import ClassCount, inspect_coco, inspect_document, report, write_mended
+from ..annotations.check.inspection import ClassCount, inspect_coco, inspect_document, report, write_fixed
 from ..images import MAX_MEGAPIXELS, POLICIES
 from .arguments import at_least
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the findings; errors end in a :class:`UserError`, after the mended copy is written."""
+    """Print the findings; errors end in a :class:`UserError`, after the fixed copy is written."""
     parser = argparse.ArgumentParser(description="Check a data set in COCO's format before training on it.")
     parser.add_argument("--json", required=True, help="annotations in COCO's format")
-    parser.add_argument("--images", required=True, help="folder of the pictures")
-    parser.add_argument("--fix", metavar="OUT", help="write a mended copy to this new file")
-    parser.add_argument("--policy", choices=POLICIES, default="error", help="for pictures that cannot be decoded whole")
+    parser.add_argument("--images", required=True, help="folder of the images")
+    parser.add_argument("--fix", metavar="OUT", help="write a fixed copy to this new file")
+    parser.add_argument("--policy", choices=POLICIES, default="error", help="for images that cannot be decoded whole")
     parser.add_argument("--strict", action="store_true", help="warnings are errors")
     parser.add_argument("--like", metavar="JSON", help="training set whose categories must be the same")
     parser.add_argument("--num-classes", type=int, help="classes of the model")
-    parser.add_argument("--headers-only", action="store_true", help="do not decode the pictures: faster")
+    parser.add_argument("--headers-only", action="store_true", help="do not decode the images: faster")
     parser.add_argument("--follow-links", action="store_true", help="allow links that lead out of the folder")
     parser.add_argument("--drop-unused-root", action="store_true", help="leave out an unused supercategory")
-    parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, help="larger pictures are errors")
-    parser.add_argument("--workers", type=at_least(1), help="threads that read pictures; default one per core")
+    parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, help="larger images are errors")
+    parser.add_argument("--workers", type=at_least(1), help="threads that read images; default one per core")
     parser.add_argument("--list", type=at_least(0), default=20, help="findings of a kind to list")
     args = parser.parse_args(argv)
     options = {
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     checked = inspect_coco(args.json, args.images, **options)
     print(report(checked))
     if args.fix:
-        document = write_mended(checked, args.fix)
+        document = write_fixed(checked, args.fix)
         checked = inspect_document(document, args.fix, args.images, **{**options, "decode": False})
         print(f"{args.fix} written: {checked.errors} errors, {checked.warnings} warnings left")
     if checked.errors:

@@ -13,10 +13,10 @@ from ..doctor.examination import examine, ready, report
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the report and leave with its code: 0 when C4 training and evaluation can run, 2 otherwise.
 
-    With ``--self-test`` they also do run, on made data; what goes wrong there is raised.
+    With ``--self-test`` they also do run, on synthetic data; what goes wrong there is raised.
     """
-    parser = argparse.ArgumentParser(description="What is installed here, and what would mend it.")
-    parser.add_argument("--self-test", action="store_true", help="also train, evaluate, save and resume on made data")
+    parser = argparse.ArgumentParser(description="What is installed here, and what would fix it.")
+    parser.add_argument("--self-test", action="store_true", help="also train, evaluate and resume on synthetic data")
     args = parser.parse_args(argv)
     findings = examine()
     print(report(findings))

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
     parser.add_argument("--out", metavar="FILE", help="results.json to write")
     parser.add_argument("--report", metavar="FILE", help="HTML page to write about the boxes")
-    parser.add_argument("--images", metavar="FOLDER", help="the pictures, for the page")
+    parser.add_argument("--images", metavar="FOLDER", help="the images, for the page")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(message)s")
     if args.report and args.iou_type != "bbox":

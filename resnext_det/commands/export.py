@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Export a detector with its weights; with ``--check`` also compare it on pictures."""
+    """Export a detector with its weights; with ``--check`` also compare it on images."""
     parser = argparse.ArgumentParser(description="Export a C4 detector as ONNX and torch.export, and check it.")
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML: a path, or a name in this package")
     parser.add_argument("--output", default="output/export", metavar="FOLDER", help="where the files go")
     parser.add_argument("--format", choices=(*FORMATS, "all"), default="all")
-    parser.add_argument("--check", action="append", default=[], metavar="PATH", help="picture, folder or pattern")
+    parser.add_argument("--check", action="append", default=[], metavar="PATH", help="image, folder or pattern")
     parser.add_argument("--pictures", type=at_least(1), default=20, help="at most so many of them")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
@@ -66,4 +66,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(folder / "detector.json", about)
     wrong = [f"{name}: {Path(o.picture).name}" for name, outs in agreement.items() for o in outs if o.unmatched]
     if wrong:
-        raise UserError(f"export: {len(wrong)} pictures differ from PyTorch, such as {wrong[0]}; see detector.json")
+        raise UserError(f"export: {len(wrong)} images differ from PyTorch, such as {wrong[0]}; see detector.json")

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path(root, "digits"), help="folder to write (%(default)s)")
     parser.add_argument("--train", type=int, default=Settings.train, help="training scenes (%(default)s)")
     parser.add_argument("--minival", type=int, default=Settings.minival, help="test scenes (%(default)s)")
-    parser.add_argument("--seed", type=int, default=Settings.seed, help="other pictures (%(default)s)")
+    parser.add_argument("--seed", type=int, default=Settings.seed, help="other images (%(default)s)")
     parser.add_argument("--size", type=int, default=Settings.size, help="longest side of a scene (%(default)s)")
     args = parser.parse_args(argv)
     written = make_digits(args.output, Settings(args.train, args.minival, args.seed, args.size))

@@ -16,7 +16,7 @@ from .arguments import at_least
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("full", help="the full ImageNet (22K), unpacked: one folder per class")
-    parser.add_argument("imagenet", help="ImageNet-1K's training pictures: they serve its classes")
+    parser.add_argument("imagenet", help="ImageNet-1K's training images: they serve its classes")
     parser.add_argument("--out", default="datasets/imagenet5k/train", help="new folder (%(default)s)")
     parser.add_argument(
         "--extra", type=at_least(0), default=4000, help="classes beside those of ImageNet-1K (%(default)s)"

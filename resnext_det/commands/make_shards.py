@@ -14,9 +14,9 @@ from .arguments import at_least
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", nargs="?", help="pictures in one folder per class")
+    parser.add_argument("folder", nargs="?", help="images in one folder per class")
     parser.add_argument("out", nargs="?", help="new folder for the shards")
-    parser.add_argument("--per-shard", type=int, default=5000, help="pictures in a shard (%(default)s)")
+    parser.add_argument("--per-shard", type=int, default=5000, help="images in a shard (%(default)s)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the order (%(default)s)")
     parser.add_argument("--index", metavar="FOLDER", help="only write the index of the shards in FOLDER")
     parser.add_argument("--classes", metavar="FILE", help="with --index: class names, one a line, by class number")
@@ -25,12 +25,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.folder:
             raise UserError("--index FOLDER stands alone: the shards are there already")
         count = index_shards(args.index, read_class_list(args.classes) if args.classes else None)
-        print(f"{args.index}: index of {count} pictures")
+        print(f"{args.index}: index of {count} images")
         return
     if not args.out:
-        raise UserError("make_shards: name a folder of pictures and a new folder, or give --index FOLDER")
+        raise UserError("make_shards: name a folder of images and a new folder, or give --index FOLDER")
     if args.per_shard < 1:
         raise UserError(f"--per-shard {args.per_shard}: must be above 0")
     pictures = ImageFolder(args.folder)
     count = write_shards(pictures, args.out, args.per_shard, args.seed)
-    print(f"{args.out}: {len(pictures)} pictures of {len(pictures.classes)} classes in {count} shards")
+    print(f"{args.out}: {len(pictures)} images of {len(pictures.classes)} classes in {count} shards")

@@ -26,7 +26,7 @@ INT8_EXAMPLES = 16
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``tools/predict.py``."""
-    parser = argparse.ArgumentParser(description="Detect objects in pictures and videos.")
+    parser = argparse.ArgumentParser(description="Detect objects in images and videos.")
     parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML configuration of the detector")
     parser.add_argument(
         "--input", required=True, nargs="+", metavar="PATH", help="files, folders, patterns; - for stdin"
@@ -35,8 +35,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--output", default="output/predictions", metavar="FOLDER", help="drawn copies, detections.json"
     )
     parser.add_argument("--score-threshold", type=float, default=0.5, help="leave out detections below it")
-    parser.add_argument("--batch-size", type=int, default=1, help="pictures at a time")
-    parser.add_argument("--broken", choices=("error", "skip"), default="error", help="pictures that cannot be read")
+    parser.add_argument("--batch-size", type=int, default=1, help="images at a time")
+    parser.add_argument("--broken", choices=("error", "skip"), default="error", help="images that cannot be read")
     parser.add_argument("--dtype", choices=CHOICES, help="over MODEL.RESNEXT.INFERENCE_DTYPE of the file")
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     summary = predict(predictor, paths, writer, **choices, progress=logger.info)
     path = writer.close()
     logger.info(
-        "%d detections in %d pictures, %.1f s on %s, %d broken and skipped; %s",
+        "%d detections in %d images, %.1f s on %s, %d broken and skipped; %s",
         summary.detections, summary.frames, summary.seconds, cfg.MODEL.DEVICE, len(summary.broken), path,
     )  # fmt: skip
 

@@ -171,7 +171,7 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
 
     def _shared_roi_transform(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
         """Regions' features (R, out_channels, 7, 7); without a mask head their mean, (R, out_channels, 1, 1)."""
-        if not self.fast or torch.jit.is_tracing():  # a trace would keep this picture's numbers of samples
+        if not self.fast or torch.jit.is_tracing():  # a trace would keep this image's numbers of samples
             return super()._shared_roi_transform(features, boxes)
         return self._regions(features[0], convert_boxes_to_pooler_format(boxes), mean=not self.mask_on)
 
@@ -190,7 +190,7 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
                 y = stage.of_regions(maps, bins)
             else:
                 y = stage.whole(pool(maps[0], bins[0]).permute(0, 3, 1, 2))
-            # An optimised stage may be in half precision; the heads behind it are not.
+            # An optimized stage may be in half precision; the heads behind it are not.
             wide = torch.promote_types(y.dtype, torch.float32)
             if mean:
                 # Asked for in the order of the memory, so that the gradient comes back in it too.

@@ -215,7 +215,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
         path = self._output_dir / REPORT_FILE
         try:
             write_report(path, truth, detections, evaluation, image_root=self._image_root, title=self._name)
-            logger.info("report with curves and pictures: %s", path)
+            logger.info("report with curves and images: %s", path)
         except Exception:  # the numbers of a long evaluation are worth more than the page about them
             logger.exception("%s could not be written", path)
 

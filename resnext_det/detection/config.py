@@ -16,12 +16,12 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.setdefault("DETERMINISTIC", False)
     # A user's own COCO-format sets: a list of [name, json_file, image_root]; the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])
-    # How much of every COCO-format set is checked before a run: full (each picture decoded), headers (each picture's
-    # size), json (only that the files are there), off; auto is full for up to 20,000 pictures and headers above.
+    # How much of every COCO-format set is checked before a run: full (each image decoded), headers (each image's
+    # size), json (only that the files are there), off; auto is full for up to 20,000 images and headers above.
     cfg.DATASETS.setdefault("CHECK", "auto")
-    # Pictures that cannot be decoded whole: error, skip (in training only), or load what can be decoded.
+    # Images that cannot be decoded whole: error, skip (in training only), or load what can be decoded.
     cfg.DATASETS.setdefault("BROKEN_IMAGES", "error")
-    # Larger pictures are refused; the default is Pillow's limit against decompression bombs.
+    # Larger images are refused; the default is Pillow's limit against decompression bombs.
     cfg.DATASETS.setdefault("MAX_MEGAPIXELS", MAX_MEGAPIXELS)
     # Allow symbolic links that lead out of an image folder.
     cfg.DATASETS.setdefault("FOLLOW_LINKS", False)
@@ -32,9 +32,9 @@ def add_resnext_config(cfg: CfgNode) -> None:
     # What MAX_ITER, STEPS, CHECKPOINT_PERIOD and TEST.EVAL_PERIOD count: iterations, or epochs of the training set.
     cfg.SOLVER.setdefault("UNIT", "iterations")
     # The batch that BASE_LR and the iterations are meant for; another IMS_PER_BATCH scales the rate linearly and the
-    # iterations inversely, so that as many pictures are seen. 0 takes them as they stand.
+    # iterations inversely, so that as many images are seen. 0 takes them as they stand.
     cfg.SOLVER.setdefault("REFERENCE_BATCH", 0)
-    # Forward passes in one step, each of IMS_PER_BATCH / ACCUMULATE pictures, for small memories.
+    # Forward passes in one step, each of IMS_PER_BATCH / ACCUMULATE images, for small memories.
     cfg.SOLVER.setdefault("ACCUMULATE", 1)
     # fp32, bf16 or fp16; SOLVER.AMP.ENABLED, detectron2's key, is the same as fp16.
     cfg.SOLVER.setdefault("PRECISION", "fp32")
@@ -60,12 +60,12 @@ def add_resnext_config(cfg: CfgNode) -> None:
         # res5's first 1x1 and its shortcut run once on the map instead of once per region: equal results, less work.
         cfg.MODEL.RESNEXT.FAST_C4 = True
         # Regions that go through res5 together; it bounds the memory of inference.
-        # On a CUDA GPU the optimised copy (INFERENCE_DTYPE not off) ignores it: it takes what a quarter of the free
+        # On a CUDA GPU the optimized copy (INFERENCE_DTYPE not off) ignores it: it takes what a quarter of the free
         # memory holds, between 64 and 1024.
         cfg.MODEL.RESNEXT.C4_CHUNK_SIZE = 32
         # Compute each chunk again in the backward pass instead of keeping it: about a third of the memory.
         cfg.MODEL.RESNEXT.C4_RECOMPUTE = False
-        # How evaluation and prediction run: fp32, bf16, fp16 or int8 on an optimised copy of the model, auto for what
+        # How evaluation and prediction run: fp32, bf16, fp16 or int8 on an optimized copy of the model, auto for what
         # the hardware is good at (never int8), off for the layers of training as they are.
         cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "auto"
         # What computes that copy's trunk and head: torch, openvino (CPUs), or auto: OpenVINO for int8, torch otherwise.

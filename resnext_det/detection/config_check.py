@@ -154,7 +154,7 @@ def _warn(cfg: CfgNode) -> None:
     if norm == "SyncBN" and comm.get_world_size() == 1:
         logger.warning("MODEL.RESNETS.NORM SyncBN: one process, so it is plain batch norm (BN)")
     if norm == "BN" and cfg.SOLVER.IMS_PER_BATCH // (comm.get_world_size() * cfg.SOLVER.ACCUMULATE) == 1:
-        logger.warning("MODEL.RESNETS.NORM BN on batches of one picture: poor statistics; FrozenBN is usual")
+        logger.warning("MODEL.RESNETS.NORM BN on batches of one image: poor statistics; FrozenBN is usual")
 
 
 def _has_rpn(cfg: CfgNode) -> bool:

@@ -52,14 +52,14 @@ class ProposalRecorder(DatasetEvaluator):
             self._found.append((given["image_id"], boxes, logits))
 
     def evaluate(self) -> Proposals:
-        """Everything on the first process, nothing on the others; a picture that came twice counts once."""
+        """Everything on the first process, nothing on the others; an image that came twice counts once."""
         found = {part[0]: part for parts in comm.gather(self._found) for part in parts}
         ids = sorted(found, key=lambda image: (str(type(image)), image))
         return ids, [found[i][1] for i in ids], [found[i][2] for i in ids]
 
 
 def dump_proposals(cfg: CfgNode, model: nn.Module, names: Sequence[str], folder: str | os.PathLike) -> list[Path]:
-    """Write ``folder/NAME.pkl`` for each of the sets ``names``: up to MODEL.RPN.POST_NMS_TOPK_TEST boxes a picture.
+    """Write ``folder/NAME.pkl`` for each of the sets ``names``: up to MODEL.RPN.POST_NMS_TOPK_TEST boxes an image.
 
     Returns:
         The files, in the order of ``names``.

@@ -35,7 +35,7 @@ def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict]:
     """Run ``model`` over every set of DATASETS.TEST and write ``OUTPUT_DIR/results.json``.
 
     ``OUTPUT_DIR/inference/NAME`` gets the detections in COCO's form and, with TEST.REPORT, ``report.html``. With
-    TEST.AUG.ENABLED every picture is seen at the sizes of TEST.AUG, and mirrored. A set without annotations is
+    TEST.AUG.ENABLED every image is seen at the sizes of TEST.AUG, and mirrored. A set without annotations is
     predicted and saved, and rated by nobody.
 
     Returns:
@@ -95,13 +95,13 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRC
 
 
 def validation_loss(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
-    """The losses of training on the pictures of DATASETS.TEST, resized as in testing, in all processes together.
+    """The losses of training on the images of DATASETS.TEST, resized as in testing, in all processes together.
 
-    Which proposals are sampled depends on the picture alone, not on the call or the number of processes. Batch norms
+    Which proposals are sampled depends on the image alone, not on the call or the number of processes. Batch norms
     keep their statistics.
 
     Returns:
-        {"loss_cls", ..., "total_loss"}, means over the pictures; empty on other processes than the first.
+        {"loss_cls", ..., "total_loss"}, means over the images; empty on other processes than the first.
     """
     dicts = load_dicts(
         cfg.DATASETS.TEST,
@@ -113,13 +113,13 @@ def validation_loss(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
     loader = one_by_one(cfg, dicts, mapper)
     parts = comm.gather(_summed_losses(model, loader))
     pictures = sum(number for number, _ in parts)
-    names = dict.fromkeys(name for _, sums in parts for name in sums)  # a process without pictures has none
+    names = dict.fromkeys(name for _, sums in parts for name in sums)  # a process without images has none
     losses = {name: sum(sums.get(name, 0.0) for _, sums in parts) / pictures for name in names}
     return {**losses, "total_loss": sum(losses.values())} if losses else {}
 
 
 def _summed_losses(model: nn.Module, loader: Iterable[list[dict]]) -> tuple[int, dict[str, float]]:
-    """(pictures, {loss: its sum over them}) of this process."""
+    """(images, {loss: its sum over them}) of this process."""
     pictures, sums = 0, {}
     with torch.no_grad(), training_losses(model), EventStorage():
         for batch in loader:

@@ -22,7 +22,7 @@ PRESETS = ("none", "auto")
 
 
 def architecture(cfg: CfgNode) -> Metadata:
-    """What a checkpoint of this run says of itself: network, norm and picture conventions, class names."""
+    """What a checkpoint of this run says of itself: network, norm and image conventions, class names."""
     keys = cfg.MODEL.RESNETS
     sets = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
     return {
@@ -44,7 +44,7 @@ def check_against_config(cfg: CfgNode, found: Mapping[str, Any], where: str) -> 
     """Compare what a file says of itself with the config.
 
     Raises:
-        UserError: they contradict each other; the message holds the settings that mend it.
+        UserError: they contradict each other; the message holds the settings that fix it.
     """
     check_metadata(found, architecture(cfg), where)
 

@@ -1,4 +1,4 @@
-"""The optimised copy of a detector: constant norms folded, additions and ReLUs fused, channels-last, fewer bits.
+"""The optimized copy of a detector: constant norms folded, additions and ReLUs fused, channels-last, fewer bits.
 
 What changes: the copy's layers are no longer those of training (no gradients, no checkpoints of it). How far results
 move: fp32 by rounding only; bf16, fp16 and int8 by the precision of the type, see docs/speed.md.
@@ -28,7 +28,7 @@ REGIONS_AT_ONCE = 25
 def for_inference(cfg: CfgNode, model: nn.Module, calibration: Callable[[], Iterable[list[dict]]] = tuple) -> nn.Module:
     """The model that evaluation and prediction run: ``MODEL.RESNEXT.INFERENCE_DTYPE`` says in which precision.
 
-    "off" gives ``model`` itself, all others an optimised copy. ``model`` stays as it is, so training does not notice.
+    "off" gives ``model`` itself, all others an optimized copy. ``model`` stays as it is, so training does not notice.
 
     Args:
         calibration: gives the inputs on which int8 measures its ranges; called for int8 only.
@@ -66,7 +66,7 @@ def optimize_for_inference(
         compile: compile the trunk with ``torch.compile``: worthwhile for many images of one size.
         backend: of trunk and head: "torch"; "openvino", which falls back to torch with a warning where it is not
             installed; "auto" is OpenVINO for int8 and torch for all others.
-        calibration: for int8, inputs of ``model`` on which the ranges of its maps are measured: some dozen pictures
+        calibration: for int8, inputs of ``model`` on which the ranges of its maps are measured: some dozen images
             like those it is for, as in training.
 
     Raises:
@@ -191,7 +191,7 @@ class OpenVINOSplitRes5(FusedSplitRes5):
             torch.zeros(REGIONS_AT_ONCE, *(-(-n // stride) for n in bins), c)
             for stride, c in zip(self.strides, channels, strict=True)
         ]
-        # Of a thousand regions of a picture, forty chunks, every eighth chunk shows five.
+        # Of a thousand regions of an image, forty chunks, every eighth chunk shows five.
         self.part = Part(_Regions(stage, mean=not heads.mask_on), example, every=8, rows=5)
 
     def of_regions(self, maps: Sequence[Tensor], bins: Sequence[SparseBins]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Run a detector over pictures and videos: drawn copies, and one JSON file in COCO's form."""
+"""Run a detector over images and videos: drawn copies, and one JSON file in COCO's form."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from ..annotations.coco import Detections, read_ground_truth
 from ..errors import UserError
 from ..files import atomic_write
 from ..images import BrokenImage, read_image
-from ..reporting.boxes import class_colour, draw_boxes
+from ..reporting.boxes import class_color, draw_boxes
 from .class_count import class_count_from_config
 from .coco_evaluator import detections_of
 from .data.mapper import ResizeShortestEdge
@@ -41,7 +41,7 @@ DETECTIONS_FILE = "detections.json"
 
 
 class Predictor:
-    """A detector that takes pictures as they come: resized as in its test configuration, several at a time."""
+    """A detector that takes images as they come: resized as in its test configuration, several at a time."""
 
     def __init__(self, model: nn.Module, *, min_size: int, max_size: int, channel_order: str = "BGR"):
         """
@@ -59,7 +59,7 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
-        """Detections in each of the RGB pictures (H, W, 3) uint8; boxes in pixels of the picture as given."""
+        """Detections in each of the RGB images (H, W, 3) uint8; boxes in pixels of the image as given."""
         return [detections_of(output["instances"], 0) for output in self._model(self._inputs(pictures))]
 
     def optimize(self, cfg: CfgNode, examples: Callable[[], Iterable[np.ndarray]]) -> None:
@@ -86,7 +86,7 @@ def load_predictor(
 
     Args:
         trust_pickle: also open a MODEL.WEIGHTS that may run code.
-        examples: gives RGB pictures like those to come, for int8 only.
+        examples: gives RGB images like those to come, for int8 only.
 
     Raises:
         UserError: no weights, or weights that do not fit.
@@ -132,7 +132,7 @@ def categories_of(cfg: CfgNode, class_names: Sequence[str] = ()) -> tuple[list[i
 
 
 def find_inputs(inputs: Iterable[str], stdin: Iterable[str] = ()) -> list[Path]:
-    """Pictures and videos: files, folders (all in them, sorted), patterns such as ``photos/*.jpg``, ``-`` for a list.
+    """Images and videos: files, folders (all in them, sorted), patterns such as ``photos/*.jpg``, ``-`` for a list.
 
     Raises:
         UserError: nothing there by one of the names.
@@ -144,7 +144,7 @@ def find_inputs(inputs: Iterable[str], stdin: Iterable[str] = ()) -> list[Path]:
         elif os.path.isdir(name):
             files = [p for p in sorted(Path(name).rglob("*")) if p.suffix.lower() in PICTURES | VIDEOS]
             if not files:
-                raise UserError(f"{name}: no pictures or videos in this folder")
+                raise UserError(f"{name}: no images or videos in this folder")
             found += files
         elif os.path.isfile(name):
             found.append(Path(name))
@@ -157,10 +157,10 @@ def find_inputs(inputs: Iterable[str], stdin: Iterable[str] = ()) -> list[Path]:
 
 
 def read_picture(path: str | os.PathLike) -> np.ndarray:
-    """RGB (H, W, 3) uint8, by the rules of :mod:`.images`, as the detector saw its pictures in training.
+    """RGB (H, W, 3) uint8, by the rules of :mod:`.images`, as the detector saw its images in training.
 
     Raises:
-        UserError: not a picture, or a broken one.
+        UserError: not an image, or a broken one.
     """
     try:
         return read_image(path, "RGB")
@@ -170,7 +170,7 @@ def read_picture(path: str | os.PathLike) -> np.ndarray:
 
 @dataclass
 class Frame:
-    """One picture to look at: ``index`` counts a video's frames from 0 and is None for a picture."""
+    """One image to look at: ``index`` counts a video's frames from 0 and is None for an image."""
 
     path: Path
     pixels: np.ndarray
@@ -189,7 +189,7 @@ class Summary:
 
 
 def read_frames(paths: Sequence[Path], broken: str, summary: Summary) -> Iterator[Frame]:
-    """All pictures and all frames of the videos. Broken ones are an error, or with ``skip`` named and counted."""
+    """All images and all frames of the videos. Broken ones are an error, or with ``skip`` named and counted."""
     for path in paths:
         try:
             if path.suffix.lower() in VIDEOS:
@@ -221,7 +221,7 @@ def _video_frames(path: Path) -> Iterator[Frame]:
 
 
 class Writer:
-    """Drawn pictures and videos in a folder, and ``detections.json`` when all is done."""
+    """Drawn images and videos in a folder, and ``detections.json`` when all is done."""
 
     def __init__(self, folder: Path, category_ids: Sequence[int], class_names: Sequence[str], draw: bool = True):
         self._folder, self._draw = folder, draw
@@ -233,7 +233,7 @@ class Writer:
         folder.mkdir(parents=True, exist_ok=True)
 
     def add(self, frame: Frame, detections: Detections) -> None:
-        """Draw one picture or frame, and keep its detections (category ids are the model's classes)."""
+        """Draw one image or frame, and keep its detections (category ids are the model's classes)."""
         height, width = frame.pixels.shape[:2]
         image = {"id": len(self._images) + 1, "file_name": str(frame.path), "width": width, "height": height}
         if frame.index is not None:
@@ -243,7 +243,7 @@ class Writer:
             classes = detections.category_ids.tolist()
             scores = detections.scores.tolist()
             texts = [f"{self._class_names[c]} {100 * s:.0f}%" for c, s in zip(classes, scores, strict=True)]
-            drawn = draw_boxes(frame.pixels, detections.boxes, texts, [class_colour(c) for c in classes])
+            drawn = draw_boxes(frame.pixels, detections.boxes, texts, [class_color(c) for c in classes])
             self._write(frame, drawn)
         detections.image_ids = np.full(len(detections), image["id"], dtype=np.int64)
         detections.category_ids = np.array(self._category_ids, dtype=np.int64)[detections.category_ids]
@@ -251,7 +251,7 @@ class Writer:
 
     def _write(self, frame: Frame, drawn: Image.Image) -> None:
         if frame.index is None:
-            # PNG where the picture's own format is not for photographs or cannot be written
+            # PNG where the image's own format is not for photographs or cannot be written
             suffix = frame.path.suffix if frame.path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp") else ".png"
             drawn.save(self._name(frame.path, suffix), quality=92)
             return
@@ -301,13 +301,13 @@ def predict(
     broken: str = "error",
     progress: Callable[[str], object] | None = None,
 ) -> Summary:
-    """Detect in every picture and frame, ``batch_size`` at a time, and hand them to ``writer``.
+    """Detect in every image and frame, ``batch_size`` at a time, and hand them to ``writer``.
 
     Args:
         predictor: as :class:`Predictor`.
-        paths: pictures and videos of :func:`find_inputs`.
+        paths: images and videos of :func:`find_inputs`.
         score_threshold: detections below it are left out.
-        broken: ``error`` or ``skip``, for pictures that cannot be read.
+        broken: ``error`` or ``skip``, for images that cannot be read.
         progress: told the speed and the time left, about once a second.
     """
     if batch_size < 1:
@@ -329,7 +329,7 @@ def predict(
         if progress and (now - last > 1 or summary.frames >= total):
             speed = summary.frames / (now - start)
             left = max(total - summary.frames - len(summary.broken), 0) / speed
-            progress(f"{summary.frames}/{total} pictures, {speed:.2f} per second, {left:.0f} s left")
+            progress(f"{summary.frames}/{total} images, {speed:.2f} per second, {left:.0f} s left")
             last = now
 
     for frame in read_frames(paths, broken, summary):

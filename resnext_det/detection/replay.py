@@ -13,7 +13,7 @@ from .data.loaders import known_sets, register_sets, train_loader_from_config
 
 
 def replay(cfg: CfgNode, dump: str) -> dict[str, list]:
-    """:func:`replay_step` of ``dump``, with the weights and pictures that the step had.
+    """:func:`replay_step` of ``dump``, with the weights and images that the step had.
 
     Raises:
         UserError: not a dump, or one of another model.

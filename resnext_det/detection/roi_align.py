@@ -133,9 +133,9 @@ def roi_align(
 
     Args:
         features: (N, C, H, W); fastest in channels-last memory.
-        boxes: (R, 5): index of the image, then x1, y1, x2, y2 in pixels of the picture. No gradient flows to them.
+        boxes: (R, 5): index of the image, then x1, y1, x2, y2 in pixels of the image. No gradient flows to them.
         output_size: bins along y and x.
-        spatial_scale: pixels of the map per pixel of the picture, 1 / stride.
+        spatial_scale: pixels of the map per pixel of the image, 1 / stride.
         sampling_ratio: samples per bin and axis; 0 takes ceil(length / bins) of them.
 
     Returns:

@@ -17,14 +17,14 @@ UNITS = ("iterations", "epochs")
 
 
 def resolve_schedule(cfg: CfgNode, pictures: int) -> CfgNode:
-    """A frozen copy of ``cfg`` in which every schedule counts iterations of IMS_PER_BATCH pictures.
+    """A frozen copy of ``cfg`` in which every schedule counts iterations of IMS_PER_BATCH images.
 
     SOLVER.UNIT "epochs" turns MAX_ITER, STEPS, CHECKPOINT_PERIOD and TEST.EVAL_PERIOD into iterations. Where
     IMS_PER_BATCH is not REFERENCE_BATCH, BASE_LR grows with the batch (Goyal et al. 2017), WARMUP_ITERS shrinks, and so
     do the others when they count iterations. What was changed is logged.
 
     Args:
-        pictures: in the training set, those left out by filters not counted.
+        images: in the training set, those left out by filters not counted.
 
     Raises:
         UserError: a value that can only fail later; the message names the key.
@@ -54,7 +54,7 @@ def resolve_schedule(cfg: CfgNode, pictures: int) -> CfgNode:
         )
     if unit == "epochs" and solver.WARMUP_ITERS >= solver.MAX_ITER:
         raise UserError(
-            f"SOLVER.WARMUP_ITERS {before[3]}: not before the end, {solver.MAX_ITER} iterations of {batch} pictures, "
+            f"SOLVER.WARMUP_ITERS {before[3]}: not before the end, {solver.MAX_ITER} iterations of {batch} images, "
             "so the learning rate would never be reached; lower it"
         )
     solver.UNIT, solver.REFERENCE_BATCH = "iterations", batch  # a second call changes nothing
@@ -67,7 +67,7 @@ def resolve_schedule(cfg: CfgNode, pictures: int) -> CfgNode:
             *(before[3], after[3]),
         )
     logger.info(
-        "%d iterations of %d pictures, %.1f epochs of %d; learning rate %g, times %g at %s",
+        "%d iterations of %d images, %.1f epochs of %d; learning rate %g, times %g at %s",
         *(solver.MAX_ITER, batch, solver.MAX_ITER * batch / pictures, pictures, solver.BASE_LR, solver.GAMMA),
         ", ".join(map(str, solver.STEPS)) or "no step",
     )

@@ -1,4 +1,4 @@
-"""What is installed on this machine, whether C4 training and evaluation can run, and what would mend the rest.
+"""What is installed on this machine, whether C4 training and evaluation can run, and what would fix the rest.
 
 Every library is imported inside a check, so that one which is missing or broken becomes a line of the report.
 """
@@ -33,7 +33,7 @@ class Finding:
         state: its version and what works, or what is wrong.
         ok: whether it works.
         required: whether C4 training and evaluation need it.
-        mend: the one command that mends it; empty where there is nothing to mend.
+        fix: the one command that fixes it; empty where there is nothing to fix.
     """
 
     name: str
@@ -49,14 +49,14 @@ def ready(findings: list[Finding]) -> bool:
 
 
 def report(findings: list[Finding]) -> str:
-    """The findings as a table, then one line for each thing to mend, then the verdict."""
+    """The findings as a table, then one line for each thing to fix, then the verdict."""
     width = max(len(finding.name) for finding in findings)
     lines = [f"{finding.name:<{width}}  {finding.state}" for finding in findings]
     for finding in findings:
         if finding.mend:
-            lines.append(f"to mend {finding.name}: {finding.mend}")
+            lines.append(f"to fix {finding.name}: {finding.mend}")
     broken = [finding.name for finding in findings if finding.required and not finding.ok]
-    verdict = f"cannot run here: mend {', '.join(broken)} first" if broken else "can run here"
+    verdict = f"cannot run here: fix {', '.join(broken)} first" if broken else "can run here"
     return "\n".join([*lines, f"C4 training and evaluation {verdict}."])
 
 

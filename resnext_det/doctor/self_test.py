@@ -1,4 +1,4 @@
-"""``python -m resnext_det --self-test``: does everything work here, from pictures to numbers? About a minute.
+"""``python -m resnext_det --self-test``: does everything work here, from images to numbers? About a minute.
 
 On drawn shapes: a classifier is pretrained, a C4 detector is trained from its weights, interrupted, resumed and
 evaluated. The resumed detector must have the very weights of one that was never interrupted.
@@ -26,7 +26,7 @@ from ..makers.synthetic import classification_config, detection_config
 
 ITERATIONS, INTERRUPTED = 120, 40
 LEARNED = 10.0
-"""AP50 in percent on the pictures of the training: without learning it is below 1."""
+"""AP50 in percent on the images of the training: without learning it is below 1."""
 
 
 def self_test() -> None:

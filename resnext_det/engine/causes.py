@@ -45,7 +45,7 @@ def cause_of(error: BaseException) -> BaseException:
         and "can't allocate memory" in text
     ):
         return UserError(
-            f"out of memory ({text[:200]}); take smaller pictures, a smaller network or a smaller batch (in a training "
+            f"out of memory ({text[:200]}); take smaller images, a smaller network or a smaller batch (in a training "
             "SOLVER.ACCUMULATE shares one out over several passes)"
         )
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:

@@ -41,7 +41,7 @@ class RunCheckpointer(Checkpointer):
     Args:
         model: or the DistributedDataParallel that wraps it.
         folder: OUTPUT_DIR.
-        metadata: plain values that travel inside every file (architecture, colour order, ...).
+        metadata: plain values that travel inside every file (architecture, color order, ...).
         checkpointables: objects with ``state_dict`` and ``load_state_dict``, such as the trainer.
     """
 

@@ -108,7 +108,7 @@ def summary(facts: dict[str, Any]) -> str:
     losses = "; ".join(", ".join(f"{k} {_shown(v)}" for k, v in part.items()) for part in facts["losses"])
     rates = ", ".join(f"{rate:g}" for rate in facts["learning_rate"])
     more = f" and {len(samples) - 4} more" if len(samples) > 4 else ""
-    return f"learning rate {rates}, losses: {losses}; pictures {names}{more}"
+    return f"learning rate {rates}, losses: {losses}; images {names}{more}"
 
 
 def _shown(value: float | None) -> str:

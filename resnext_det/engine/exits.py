@@ -14,7 +14,7 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 """A process of the run died (or a bug of ours, with a traceback)."""
 EXIT_USER_ERROR = 2
-"""Something the user can mend; argparse leaves with the same code."""
+"""Something the user can fix; argparse leaves with the same code."""
 EXIT_STOPPED = 75
 """Stopped by a signal, everything saved: the same command with --resume goes on. (EX_TEMPFAIL of sysexits.h.)"""
 EXIT_INTERRUPTED = 130

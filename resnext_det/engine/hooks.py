@@ -115,7 +115,7 @@ class Safety(HookBase):
         write_dump(folder, comm.get_rank(), facts, self.checkpointer.model)
         comm.synchronize()
         return (
-            f"{reason}: {summary(facts)}; dumped to {folder}, lower SOLVER.BASE_LR or look at these pictures "
+            f"{reason}: {summary(facts)}; dumped to {folder}, lower SOLVER.BASE_LR or look at these images "
             f"(the same tool with --replay {folder} runs the step again)"
         )
 

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingData(Protocol):
-    """Endless batches that can say which pictures one of them holds."""
+    """Endless batches that can say which images one of them holds."""
 
     def __iter__(self) -> Iterator: ...
 
@@ -27,7 +27,7 @@ class TrainingData(Protocol):
 def replay_step(facts: dict[str, Any], model: nn.Module, loader: TrainingData) -> dict[str, list]:
     """Run the step of a dump again, with the random numbers that it had, and log its losses and largest gradients.
 
-    In one process, as the process of the dump: equal to what the run saw unless its batch norm was synchronised.
+    In one process, as the process of the dump: equal to what the run saw unless its batch norm was synchronized.
 
     Args:
         facts: of :func:`.dump.read_dump`.
@@ -41,7 +41,7 @@ def replay_step(facts: dict[str, Any], model: nn.Module, loader: TrainingData) -
     trainer = Trainer(model, unused, seed=facts["seed"], precision=facts["precision"], accumulate=facts["accumulate"])
     now = [{"batch": b["batch"], "samples": loader.describe(b["batch"])} for b in facts["batches"]]
     if now != facts["batches"]:
-        logger.warning("the training data is not what it was: the pictures below are today's")
+        logger.warning("the training data is not what it was: the images below are today's")
     trainer.set_data_loader(loader)
     with EventStorage(facts["iteration"]):
         parts, _ = trainer.losses_and_gradients(facts["iteration"], facts["process"])

@@ -52,8 +52,8 @@ class TrainingBatches(Sampler):
             what a single one with the whole batch would.
         start_batch: how many batches to skip, for resuming.
         groups: a small integer for each sample; a batch holds samples of one group only (portrait and landscape
-            pictures, which would otherwise be padded to each other's shape).
-        order_of: an order other than the uniform shuffle, such as one that reads neighbouring files together.
+            images, which would otherwise be padded to each other's shape).
+        order_of: an order other than the uniform shuffle, such as one that reads neighboring files together.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class TrainingBatches(Sampler):
 class SeededDataset(Dataset):
     """Applies ``mapper`` to samples, with randomness that depends on the position in the stream alone.
 
-    The same picture is augmented alike whichever worker process reads it, and again after a resume.
+    The same image is augmented alike whichever worker process reads it, and again after a resume.
 
     Args:
         samples: the raw samples.

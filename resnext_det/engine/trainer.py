@@ -39,7 +39,7 @@ REASONS = (
 
 
 class Trainer(SimpleTrainer):
-    """One optimiser step per iteration over ``accumulate`` batches.
+    """One optimizer step per iteration over ``accumulate`` batches.
 
     The random choices of step i (which proposals are sampled, ...) depend on (seed, i, rank) alone, so a resumed run
     repeats an uninterrupted one without saving any generator's state.

@@ -79,7 +79,7 @@ class FusedConv(nn.Module):
         return {**self.__dict__, "_packed": {}}  # oneDNN's tensors cannot be copied
 
     def _weight_for(self, x: Tensor) -> Tensor:
-        # oneDNN's layout depends on the sizes it is prepared for. Only a few sizes are kept: pictures vary.
+        # oneDNN's layout depends on the sizes it is prepared for. Only a few sizes are kept: images vary.
         key = tuple(x.shape)
         if key not in self._packed:
             if len(self._packed) >= 2:

@@ -35,7 +35,7 @@ def load(package: str) -> ModuleType:
 class Part:
     """A module of tensors that OpenVINO will compute.
 
-    Until :meth:`compile` it runs in PyTorch and keeps some of what it is given, as examples for the quantisation.
+    Until :meth:`compile` it runs in PyTorch and keeps some of what it is given, as examples for the quantization.
 
     Args:
         module: tensors -> a tensor or a tuple of them. Traced, so it may not branch on what they hold.
@@ -86,7 +86,7 @@ class Part:
         """Hand the module over to OpenVINO.
 
         Args:
-            dtype: fp32, bf16, or int8; a part that has seen no inputs is not quantised.
+            dtype: fp32, bf16, or int8; a part that has seen no inputs is not quantized.
         """
         openvino = load("openvino")
         shapes = [[-1 if i in self.dynamic else n for i, n in enumerate(x.shape)] for x in self.example]
@@ -162,10 +162,10 @@ def compile_parts(parts: Sequence[Part], dtype: str, model: nn.Module, calibrati
             model(batch)
             batches += 1
         if not any(part.seen for part in parts):
-            raise UserError("dtype int8: give calibration pictures, a few dozen of those that the network is for")
+            raise UserError("dtype int8: give calibration images, a few dozen of those that the network is for")
         if unseen := sum(not part.seen for part in parts):
             logger.warning(
-                "int8: %d of %d parts had nothing to compute on the calibration pictures and are not quantised (the "
+                "int8: %d of %d parts had nothing to compute on the calibration images and are not quantized (the "
                 "regions' part of res5 where few regions on a large map make the plain order cheaper).",
                 *(unseen, len(parts)),
             )

@@ -1,4 +1,4 @@
-"""The optimised copy of a classifier, and of the trunk of any other network."""
+"""The optimized copy of a classifier, and of the trunk of any other network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def prepared(model: nn.Module, dtype: str, compile: bool, backend: str) -> tuple
     """A copy to rewrite, in evaluation mode and without gradients, and how it shall compute where it lies."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
     if getattr(model, "for_inference", False):
-        raise UserError("the model is an optimised copy already: optimise the one that it was made from")
+        raise UserError("the model is an optimized copy already: optimize the one that it was made from")
     precision = choose(dtype, device_of(model), backend, compile)
     model = copy.deepcopy(model).eval().requires_grad_(False)
     model.for_inference = True

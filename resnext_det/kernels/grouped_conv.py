@@ -1,6 +1,6 @@
 """Grouped 3x3 convolution on channels-last maps as tensor-core products, for groups of up to 64 channels.
 
-A group of 4 or 8 channels is smaller than a tensor core's tile of 16. So neighbouring groups are put together until
+A group of 4 or 8 channels is smaller than a tensor core's tile of 16. So neighboring groups are put together until
 they fill a tile; its weight matrix is block-diagonal, and the zeros cost less than the tile that would stand empty. A
 program computes some output pixels of one tile of channels: nine products, one for each tap, summed in float32, then a
 scale, a shift and a ReLU while the sum is still in registers.
@@ -238,7 +238,7 @@ if triton is not None:
         STRIDE: constexpr, TRANSPOSED: constexpr, SCALED: constexpr, SHIFTED: constexpr,
         RELU: constexpr, PRECISE: constexpr, TILE: constexpr, PIXELS: constexpr,
     ):  # fmt: skip
-        # All tiles of some pixels stand next to one another, so that a cache line is used by neighbours in time.
+        # All tiles of some pixels stand next to one another, so that a cache line is used by neighbors in time.
         tiles = channels // TILE
         tile = tl.program_id(0) % tiles
         pixel = (tl.program_id(0) // tiles) * PIXELS + tl.arange(0, PIXELS)

@@ -244,7 +244,7 @@ def _run(
     if not x.is_cuda or not x.numel():  # nothing to gain
         return next(iter(ways.values()))()
     name = torch.cuda.get_device_name(x.device)
-    # Pictures of a detector vary in size; what is fastest hardly does within a factor of two.
+    # Images of a detector vary in size; what is fastest hardly does within a factor of two.
     size = (x.shape[0] * x.shape[2] * x.shape[3]).bit_length()
     key = (what, name, mode, x.dtype, weight.shape, stride, groups, size)
     shape = "x".join(map(str, x.shape))

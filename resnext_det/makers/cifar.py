@@ -1,4 +1,4 @@
-"""Unpack CIFAR-10 or CIFAR-100 as published (python or binary version), or as pictures, into class folders."""
+"""Unpack CIFAR-10 or CIFAR-100 as published (python or binary version), or as images, into class folders."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def unpack(archive: str | Path, out: str | Path) -> dict[str, int]:
-    """Write ``out/{train,test}/class/*`` and return the number of pictures in each.
+    """Write ``out/{train,test}/class/*`` and return the number of images in each.
 
     Args:
-        archive: cifar-{10,100}-{python,binary}.tar.gz as published, written as PNG; or a tar file of pictures under
+        archive: cifar-{10,100}-{python,binary}.tar.gz as published, written as PNG; or a tar file of images under
             ``train/class/`` and ``test/class/``, which are copied as they are.
 
     Raises:
@@ -56,7 +56,7 @@ def unpack(archive: str | Path, out: str | Path) -> dict[str, int]:
                 path.write_bytes(data)
                 counts[place.parts[0]] += 1
             if not all(counts.values()):
-                raise UserError(f"{archive}: holds no training or no test pictures of CIFAR")
+                raise UserError(f"{archive}: holds no training or no test images of CIFAR")
     except FileNotFoundError as error:
         raise UserError(f"{archive}: no such file") from error
     except (tarfile.TarError, EOFError, pickle.UnpicklingError, KeyError, ValueError, IndexError) as error:
@@ -65,7 +65,7 @@ def unpack(archive: str | Path, out: str | Path) -> dict[str, int]:
 
 
 def _pictures(tar: tarfile.TarFile, files: dict[PurePosixPath, tarfile.TarInfo]) -> Iterator[tuple[Path, bytes]]:
-    """(split/class/name, contents of the file) of every picture."""
+    """(split/class/name, contents of the file) of every image."""
     by_name = {path.name: tar.extractfile(member) for path, member in files.items() if _is_published(path.name)}
     if by_name:
         names, parts = _read_published(by_name)

@@ -1,13 +1,13 @@
-"""Write the quickstart's data: real handwritten digits to classify, and coloured scenes to find them in.
+"""Write the quickstart's data: real handwritten digits to classify, and colored scenes to find them in.
 
-The digits are the 1,797 that scikit-learn carries (8x8 grey levels, Alpaydin and Kaynak 1998); nothing is downloaded.
+The digits are the 1,797 that scikit-learn carries (8x8 gray levels, Alpaydin and Kaynak 1998); nothing is downloaded.
 
-    digits/classification/{train,val}/{zero..nine}/*.png            an ImageFolder, one picture per digit
+    digits/classification/{train,val}/{zero..nine}/*.png            an ImageFolder, one image per digit
     digits/detection/{train,minival}/*.png                          scenes of one to six digits on textured paper
     digits/detection/annotations/instances_{train,minival}.json     COCO format
     digits/manifest.json                                            the settings it was made with
 
-Training and test pictures never share a digit, whatever the seed: the last fifth of every class, in the order in which
+Training and test images never share a digit, whatever the seed: the last fifth of every class, in the order in which
 scikit-learn stores them, is kept for ``val`` and ``minival``. Those were mostly written by other people.
 The same settings and library versions give the same bytes.
 """
@@ -29,10 +29,10 @@ from ..errors import UserError
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECIPE = 1
-"""Raise it whenever the same settings begin to give other pictures: older folders are then made again."""
+"""Raise it whenever the same settings begin to give other images: older folders are then made again."""
 
 HELD_OUT = 0.2  # of every class
-CROP_SIZE = 64  # pixels, the side of a classification picture
+CROP_SIZE = 64  # pixels, the side of a classification image
 CROP_DIGIT = (28, 50)
 SCENE_DIGIT = (24, 72)
 SCENE_SHORTEST = 0.8  # of the longest side allowed
@@ -119,14 +119,14 @@ def make_paper(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     paper = rng.uniform(60, 200) * np.array([1 + warmth, 1, 1 - warmth]) * np.ones((height, width, 1))
     for cell in (6, 12, 30, 60):
         grid = rng.normal(size=(4, height // cell + 2, width // cell + 2)) * rng.uniform(2, 10)
-        grey, *colour = (_enlarge(g, height, width) for g in grid)
-        paper += grey[..., None] + 0.4 * np.stack(colour, axis=-1)
+        gray, *colour = (_enlarge(g, height, width) for g in grid)
+        paper += gray[..., None] + 0.4 * np.stack(colour, axis=-1)
     y, x = np.mgrid[:height, :width]
     for period in (rng.uniform(200, 500), rng.uniform(5, 20)):  # light from one side, and the weave
         turn = rng.uniform(0, 2 * np.pi)
         wave = np.sin((x * np.cos(turn) + y * np.sin(turn)) * 2 * np.pi / period + rng.uniform(0, 2 * np.pi))
         paper += wave[..., None] * rng.uniform(0, 14)
-    # Lines across the whole picture: edges that are not digits.
+    # Lines across the whole image: edges that are not digits.
     lines = Image.new("L", (width, height))
     draw = ImageDraw.Draw(lines)
     for _ in range(rng.integers(0, 5)):
@@ -148,12 +148,12 @@ def compose_scene(
 
     Args:
         rng: decides everything.
-        digits: at least one; the first always finds a place when ``sides`` fit into the picture.
-        height, width: of the picture, in pixels.
+        digits: at least one; the first always finds a place when ``sides`` fit into the image.
+        height, width: of the image, in pixels.
         sides: smallest and largest digit, in pixels.
 
     Returns:
-        (height, width, 3) uint8 RGB, and for each digit (class 0-9, [x, y, w, h] in whole pixels inside the picture).
+        (height, width, 3) uint8 RGB, and for each digit (class 0-9, [x, y, w, h] in whole pixels inside the image).
     """
     picture = make_paper(rng, height, width)
     objects: list[tuple[int, list[int]]] = []
@@ -188,7 +188,7 @@ def _covered(a: Sequence[int], b: Sequence[int]) -> float:
 
 
 def _choose_ink(rng: np.random.Generator, paper: float) -> np.ndarray:
-    """A cool colour, (3,) RGB, darker or lighter than the paper under it by a contrast that varies."""
+    """A cool color, (3,) RGB, darker or lighter than the paper under it by a contrast that varies."""
     contrast = rng.uniform(45, 120)
     darker = paper - contrast > 10 and (paper + contrast > 245 or rng.random() < 0.6)
     coolness = rng.uniform(0, 0.35)
@@ -255,10 +255,10 @@ def make_digits(folder: Path | str, settings: Settings = Settings()) -> bool:  #
         written = _read_manifest(manifest)
         if written.get("made_by") != wanted["made_by"]:
             raise UserError(f"{folder}: exists and was not made by make_digits; choose another --output or remove it")
-        if written == {**wanted, "pictures": _count_pictures(folder)}:
+        if written == {**wanted, "images": _count_images(folder)}:
             return False
     folder.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(json.dumps(wanted), encoding="utf-8")  # without "pictures": not complete
+    manifest.write_text(json.dumps(wanted), encoding="utf-8")  # without "images": not complete
     for part in PARTS:
         shutil.rmtree(folder / part, ignore_errors=True)
 
@@ -274,7 +274,7 @@ def make_digits(folder: Path | str, settings: Settings = Settings()) -> bool:  #
     ):
         target = annotations / f"instances_{split}.json"
         pictures += write_detection(detection / split, target, digits, scenes, settings.size, [seed, stream])
-    manifest.write_text(json.dumps({**wanted, "pictures": pictures}, indent=2) + "\n", encoding="utf-8")
+    manifest.write_text(json.dumps({**wanted, "images": pictures}, indent=2) + "\n", encoding="utf-8")
     return True
 
 
@@ -286,5 +286,5 @@ def _read_manifest(file: Path) -> dict:
     return content if isinstance(content, dict) else {}
 
 
-def _count_pictures(folder: Path) -> int:
+def _count_images(folder: Path) -> int:
     return sum(1 for part in PARTS for _ in (folder / part).rglob("*.png"))

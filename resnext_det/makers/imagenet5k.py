@@ -1,4 +1,4 @@
-"""ImageNet-5K (paper Sec. 5.2): the 1,000 classes and the 4,000 others with most pictures, as a folder of links."""
+"""ImageNet-5K (paper Sec. 5.2): the 1,000 classes and the 4,000 others with most images, as a folder of links."""
 
 from __future__ import annotations
 

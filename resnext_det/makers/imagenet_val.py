@@ -1,4 +1,4 @@
-"""Sort ImageNet's 50,000 validation pictures, flat as published, into one folder per class."""
+"""Sort ImageNet's 50,000 validation images, flat as published, into one folder per class."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ WORDNET = re.compile(r"n\d{8}")
 
 
 def read_labels(path: str | os.PathLike) -> list[str]:
-    """The class (WordNet id) of every validation picture, by the picture's number from 1.
+    """The class (WordNet id) of every validation image, by the image's number from 1.
 
     Args:
-        path: the development kit's folder; or a text file with one WordNet id per picture
+        path: the development kit's folder; or a text file with one WordNet id per image
             (imagenet_2012_validation_synset_labels.txt); or Kaggle's LOC_val_solution.csv.
 
     Raises:
@@ -65,14 +65,14 @@ def _read_devkit(folder: Path) -> list[str]:
         raise UserError(f"{folder}: torn, or not ImageNet's development kit ({error})") from error
 
 
-def sort_pictures(pictures: str | os.PathLike, labels: Sequence[str], out: str | os.PathLike) -> int:
-    """Link (or copy, across disks) every picture into ``out/class/`` and return the number of classes.
+def sort_images(pictures: str | os.PathLike, labels: Sequence[str], out: str | os.PathLike) -> int:
+    """Link (or copy, across disks) every image into ``out/class/`` and return the number of classes.
 
     Args:
-        pictures: folder of ``ILSVRC2012_val_00000001.JPEG``, ...; it stays as it is.
+        images: folder of ``ILSVRC2012_val_00000001.JPEG``, ...; it stays as it is.
 
     Raises:
-        UserError: a picture without a label or a label without its picture; ``out`` exists.
+        UserError: an image without a label or a label without its image; ``out`` exists.
     """
     found: dict[int, Path] = {}
     for path in Path(pictures).glob("*"):
@@ -83,7 +83,7 @@ def sort_pictures(pictures: str | os.PathLike, labels: Sequence[str], out: str |
     if wrong:
         what = "has no label" if wrong[0] in found else "is missing"
         raise UserError(
-            f"{pictures}: {len(found)} pictures and {len(labels)} labels; picture number {wrong[0]} {what} "
+            f"{pictures}: {len(found)} images and {len(labels)} labels; image number {wrong[0]} {what} "
             f"({len(wrong)} such); unpack ILSVRC2012_img_val.tar there"
         )
     with new_folder(out) as folder:

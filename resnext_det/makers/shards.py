@@ -1,4 +1,4 @@
-"""Pack a folder of classified pictures into WebDataset shards, or write the index of shards that exist."""
+"""Pack a folder of classified images into WebDataset shards, or write the index of shards that exist."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAME_LENGTH = 60  # of a file's own name in its key; a tar header holds 100 char
 def write_shards(pictures: ImageFolder, out: str | Path, per_shard: int = 5000, seed: int = 0) -> int:
     """Write ``out/000000.tar``, ... in random order, with their index, and return the number of shards.
 
-    The files are copied as they are. The same pictures and seed give the same bytes.
+    The files are copied as they are. The same images and seed give the same bytes.
 
     Raises:
         UserError: ``out`` exists, or the package webdataset is missing.

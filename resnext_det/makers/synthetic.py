@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from ..files import write_json
 
 SHAPES = ("box", "disc")
-SIDE = 64  # pixels; pictures are SIDE wide and SIDE or 3/4 SIDE high
+SIDE = 64  # pixels; images are SIDE wide and SIDE or 3/4 SIDE high
 
 
 def draw_detection_set(folder: Path, pictures: int, seed: int = 0) -> tuple[Path, Path]:
@@ -40,7 +40,7 @@ def draw_detection_set(folder: Path, pictures: int, seed: int = 0) -> tuple[Path
 
 
 def draw_classes(folder: Path, per_class: int, seed: int = 0, side: int = 32) -> Path:
-    """One folder of pictures for each of :data:`SHAPES`; returns ``folder``."""
+    """One folder of images for each of :data:`SHAPES`; returns ``folder``."""
     rng = np.random.default_rng(seed)
     for shape, name in enumerate(SHAPES):
         (folder / name).mkdir(parents=True, exist_ok=True)

@@ -32,7 +32,7 @@ class Row:
 
 
 def analyze(name: str, num_classes: int = 1000, size: int | None = None) -> list[Row]:
-    """Table 1 of ``name`` for one ``size`` x ``size`` picture (224, or 32 for CIFAR networks)."""
+    """Table 1 of ``name`` for one ``size`` x ``size`` image (224, or 32 for CIFAR networks)."""
     variant = parse_name(name)
     size = size or (32 if variant.cifar else 224)
     model = create_model(name, num_classes).eval()

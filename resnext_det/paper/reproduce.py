@@ -42,7 +42,7 @@ class Settings:
     Attributes:
         output: folder of all runs.
         data: a set in place of the paper's: for Tables 3 to 7 folders ``train`` and ``val`` of classes, for
-            Table 8 ``annotations/instances_SPLIT.json`` beside picture folders ``SPLIT``.
+            Table 8 ``annotations/instances_SPLIT.json`` beside image folders ``SPLIT``.
         options: ``KEY VALUE ...`` over every configuration.
         width: factor of all channel numbers.
         weights: file of pretrained weights by row, for Table 8.
@@ -194,7 +194,7 @@ def _config(name: str) -> Path:
 
 
 def image_folders(data: Path) -> tuple[Path, Path]:
-    """(training, test) folders of a set of pictures in class folders.
+    """(training, test) folders of a set of images in class folders.
 
     Raises:
         UserError: not there.
@@ -221,7 +221,7 @@ def detection_sets(data: Path) -> tuple[list[str], tuple[tuple[str, ...], tuple[
     if not train or not test:
         raise UserError(
             f"--data {data}: needs annotations/instances_train*.json and instances_val*.json (or minival, test), each "
-            "beside a folder of pictures with the same ending"
+            "beside a folder of images with the same ending"
         )
     chosen = {f"reproduce_{name}": (str(splits[name]), str(data / name)) for name in (train[0], test[0])}
     names = tuple((name,) for name in chosen)

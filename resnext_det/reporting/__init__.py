@@ -1,1 +1,1 @@
-"""Numbers and pictures for people: tables, curves, drawn detections, the report."""
+"""Numbers and images for people: tables, curves, drawn detections, the report."""

@@ -1,4 +1,4 @@
-"""Boxes drawn on a picture, each with its label. Pillow only."""
+"""Boxes drawn on an image, each with its label. Pillow only."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 
 
-def class_colour(index: int) -> Colour:
-    """A colour for each class; neighbours in the list are far apart on the wheel."""
+def class_color(index: int) -> Color:
+    """A color for each class; neighbors in the list are far apart on the wheel."""
     red, green, blue = colorsys.hsv_to_rgb((index * 0.61803398875) % 1.0, 0.85, 0.95)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -21,18 +21,18 @@ def draw_boxes(
     picture: Image.Image | np.ndarray,
     boxes: np.ndarray,
     labels: Sequence[str],
-    colours: Sequence[Colour],
+    colours: Sequence[Color],
     *,
     scale: float = 1.0,
 ) -> Image.Image:
-    """A copy of ``picture`` with boxes and labels on it.
+    """A copy of ``image`` with boxes and labels on it.
 
     Args:
-        picture: RGB, Pillow's or (H, W, 3) uint8.
-        boxes: (N, 4) ``x, y, width, height`` in pixels of ``picture``.
+        image: RGB, Pillow's or (H, W, 3) uint8.
+        boxes: (N, 4) ``x, y, width, height`` in pixels of ``image``.
         labels: N texts, "" for none.
-        colours: N colours.
-        scale: size of the result by that of ``picture``.
+        colors: N colors.
+        scale: size of the result by that of ``image``.
     """
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)

@@ -1,4 +1,4 @@
-"""Training curves from ``metrics.json``, one or several runs in one picture, and error against model size.
+"""Training curves from ``metrics.json``, one or several runs in one image, and error against model size.
 
 matplotlib's figures are used directly: nothing global is set, no window system is needed.
 """
@@ -25,9 +25,9 @@ from ..variants import Variant, parse_name
 Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
 """{metric: (iterations, values)}, both (N,), iterations rising; a value may be NaN."""
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#4d4d4d")
-"""Told apart with every common kind of colour vision (Okabe and Ito), darkest first."""
-GREY = "#5a6270"
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#4d4d4d")
+"""Told apart with every common kind of color vision (Okabe and Ito), darkest first."""
+GRAY = "#5a6270"
 PANEL = (5.4, 3.7)  # inches
 DOTS_PER_INCH = 130
 LOG_RANGE = 1e4
@@ -96,7 +96,7 @@ def read_runs(runs: Sequence[str | os.PathLike]) -> dict[str, Metrics]:
 def curves_figure(runs: Mapping[str, Metrics]) -> Figure:
     """Every panel that ``runs`` have numbers for: losses, AP, top-1 error (Figures 5 and 6), learning rate, speed.
 
-    A run alone shows the parts of its loss too; several share one legend on top, and a colour each in all panels.
+    A run alone shows the parts of its loss too; several share one legend on top, and a color each in all panels.
 
     Raises:
         UserError: no run, or none of these numbers in any.
@@ -113,7 +113,7 @@ def curves_figure(runs: Mapping[str, Metrics]) -> Figure:
     height = rows * PANEL[1] + strip
     figure = Figure(figsize=(columns * PANEL[0], height), dpi=DOTS_PER_INCH, layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip / height), w_pad=0.12, h_pad=0.12)  # type: ignore[call-arg]
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(runs)}
+    colours = {name: COLORS[i % len(COLORS)] for i, name in enumerate(runs)}
     for i, draw in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
         draw(axes, runs, colours)
@@ -140,7 +140,7 @@ def size_figure(series: Mapping[str, Sequence[tuple[float, float, str]]], *, err
     axes = figure.add_subplot()
     axes.set_xscale("log")
     ends = sorted(points[-1][1] for points in map(sorted, series.values()) if points)
-    for (name, points), colour, marker in zip(series.items(), _cycle(COLOURS), _cycle("os^Dv"), strict=False):
+    for (name, points), colour, marker in zip(series.items(), _cycle(COLORS), _cycle("os^Dv"), strict=False):
         points = sorted(points)
         size, value = [p[0] for p in points], [p[1] for p in points]
         axes.plot(size, value, color=colour, marker=marker, markersize=7, linewidth=1.8, label=name)
@@ -212,7 +212,7 @@ def _finish(axes: Axes) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#9aa2ad")
-    axes.tick_params(colors=GREY, which="both", labelsize=10)
+    axes.tick_params(colors=GRAY, which="both", labelsize=10)
     for label in (axes.xaxis.label, axes.yaxis.label):
         label.set(size=11, color="#2c333c")
 
@@ -237,7 +237,7 @@ def _curve(axes: Axes, points: tuple[np.ndarray, np.ndarray], colour: str, label
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """(N,) means over up to ``width`` neighbours; NaN stays where a value is NaN, so that it is seen."""
+    """(N,) means over up to ``width`` neighbors; NaN stays where a value is NaN, so that it is seen."""
     known = np.isfinite(values)
     window = np.ones(min(width, len(values)))
     total = np.convolve(np.where(known, values, 0), window, mode="same")
@@ -273,7 +273,7 @@ def _losses(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str])
             _curve(axes, metrics["total_loss"], colour, None if several else "total")
             plotted.append(metrics["total_loss"][1])
         parts = [key for key in metrics if key.startswith("loss_")]
-        for key, colour in zip([] if several else parts, _cycle(COLOURS), strict=False):
+        for key, colour in zip([] if several else parts, _cycle(COLORS), strict=False):
             _curve(axes, metrics[key], colour, key.removeprefix("loss_").replace("_", " "), linewidth=1.3)
             plotted.append(metrics[key][1])
     _log_if_positive(axes, plotted)
@@ -325,9 +325,9 @@ def _iterations_per_epoch(metrics: Metrics) -> float | None:
 
 
 def _keys(axes: Axes, styles: Mapping[str, str]) -> None:
-    """What solid and dashed mean, in grey: colours belong to the runs."""
+    """What solid and dashed mean, in gray: colors belong to the runs."""
     handles = [
-        Line2D([], [], color=GREY, linestyle=style, linewidth=1.8 if style == "-" else 1.3, label=label)
+        Line2D([], [], color=GRAY, linestyle=style, linewidth=1.8 if style == "-" else 1.3, label=label)
         for label, style in styles.items()
     ]
     _legend(axes, handles)
@@ -368,4 +368,4 @@ PANELS: tuple[tuple[Callable[[Metrics], bool], Callable], ...] = (
     (_has("lr"), _learning_rate),
     (_has("time"), _speed),
 )
-"""Which numbers a panel needs, and what draws it; in the order of the picture."""
+"""Which numbers a panel needs, and what draws it; in the order of the image."""

@@ -1,4 +1,4 @@
-"""One HTML page about an evaluation, pictures inside: what the detector finds, what it gets wrong, and where."""
+"""One HTML page about an evaluation, images inside: what the detector finds, what it gets wrong, and where."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from ..files import atomic_write
 from .boxes import draw_boxes
 
 SCORE_THRESHOLD = 0.5
-"""Detections that the error kinds and the pictures show."""
-PICTURE_SIDE = 560  # pixels, the longer side of a picture on the page
+"""Detections that the error kinds and the images show."""
+IMAGE_SIDE = 560  # pixels, the longer side of an image on the page
 CLASSES_DRAWN = 40  # bars in one plot stay readable up to here
 CURVES_DRAWN = 8
 CLASSES_OPEN = 20  # a longer table of classes is folded away
-COLOURS = {
+COLORS = {
     "correct": (46, 160, 67), "localisation": (230, 159, 0), "confusion": (204, 60, 160), "both": (130, 80, 200),
     "duplicate": (30, 130, 220), "background": (214, 40, 40), "ignored": (140, 140, 140), "missed": (90, 90, 90),
 }  # fmt: skip
@@ -41,7 +41,7 @@ MEANINGS = {
     "ignored": "inside a crowd, not counted",
     "missed": "an object that nothing points at",
 }
-TRUTH_COLOUR = (46, 160, 67)
+TRUTH_COLOR = (46, 160, 67)
 STYLE = """
 :root{color-scheme:light}body{font:15px/1.5 system-ui,sans-serif;color:#1c2128;background:#f5f6f8;margin:0}
 main{max-width:1160px;margin:0 auto;padding:28px 24px 60px}h1{font-size:26px;margin:0 0 4px}
@@ -76,10 +76,10 @@ def write_report(
     Args:
         path: the HTML file.
         truth, detections, evaluation: what was compared, and the outcome (``bbox``).
-        image_root: folder of the pictures; without it, or where one is missing, boxes stand on grey.
+        image_root: folder of the images; without it, or where one is missing, boxes stand on gray.
         title: heading, such as the set's name.
-        score_threshold: error kinds and pictures show the detections from here up; AP counts all.
-        pictures: how many best and how many worst ones to show.
+        score_threshold: error kinds and images show the detections from here up; AP counts all.
+        images: how many best and how many worst ones to show.
     """
     shown = detections.take(detections.scores >= score_threshold)
     errors = error_kinds(truth, shown)
@@ -219,7 +219,7 @@ def _class_table(truth: GroundTruth, shown: Detections, evaluation: Evaluation, 
 
 
 def _hex(kind: str) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*COLOURS[kind])
+    return "#{:02x}{:02x}{:02x}".format(*COLORS[kind])
 
 
 def _kinds_plot(errors: ErrorKinds) -> Figure:
@@ -263,7 +263,7 @@ def _galleries(
         objects = int((errors.objects & (image_of == image["id"])).sum())
         if objects + counted:
             rated.append((2 * correct / (objects + counted), objects + counted, image))
-    # Among equals, the picture with more in it is the better and the worse example.
+    # Among equals, the image with more in it is the better and the worse example.
     best = sorted(rated, key=lambda row: (-row[0], -row[1], row[2]["id"]))[:pictures]
     worst = [row for row in sorted(rated, key=lambda row: (row[0], -row[1], row[2]["id"])) if row not in best][
         :pictures
@@ -273,9 +273,9 @@ def _galleries(
         for kind in KINDS
     )  # fmt: skip
     parts = []
-    for name, rows in (("Worst pictures", worst), ("Best pictures", best)):
+    for name, rows in (("Worst images", worst), ("Best images", best)):
         parts.append(
-            f"<h2>{name}</h2><p>By F1 at IoU 0.5. Left the ground truth (missed objects grey), right the detections "
+            f"<h2>{name}</h2><p>By F1 at IoU 0.5. Left the ground truth (missed objects gray), right the detections "
             f'from a score of {score_threshold:g}.</p><div class="key">{dots}</div>'
         )
         for f1, _, image in rows:
@@ -298,9 +298,9 @@ def _pair(
     boxes = np.array([record["bbox"] for record in records], dtype=float).reshape(-1, 4)
     found = np.flatnonzero(shown.image_ids == image["id"])
     pixels = _picture(image, image_root, np.concatenate([boxes, shown.boxes[found]]))
-    scale = PICTURE_SIDE / max(pixels.size)
+    scale = IMAGE_SIDE / max(pixels.size)
     colours = [
-        COLOURS["ignored"] if record["iscrowd"] else COLOURS["missed"] if errors.missed[i] else TRUTH_COLOUR
+        COLORS["ignored"] if record["iscrowd"] else COLORS["missed"] if errors.missed[i] else TRUTH_COLOR
         for i, record in zip(here, records, strict=True)
     ]
     texts = [names[record["category_id"]] + (" (crowd)" if record["iscrowd"] else "") for record in records]
@@ -309,7 +309,7 @@ def _pair(
     kinds = [KINDS[kind] for kind in errors.kinds[found]]
     scored = zip(shown.category_ids[found].tolist(), shown.scores[found].tolist(), strict=True)
     texts = [f"{names[category]} {100 * score:.0f}%" for category, score in scored]
-    right = draw_boxes(pixels, shown.boxes[found], texts, [COLOURS[kind] for kind in kinds], scale=scale)
+    right = draw_boxes(pixels, shown.boxes[found], texts, [COLORS[kind] for kind in kinds], scale=scale)
     name = html.escape(str(image.get("file_name", image["id"])))
     sides = "".join(f'<img src="{_png(side)}" alt="{what} of {name}">' for side, what in
                     ((left, "ground truth"), (right, "detections")))  # fmt: skip
@@ -323,13 +323,13 @@ def _pair(
 
 def _png(image: Image.Image) -> str:
     buffer = io.BytesIO()
-    # 256 colours: a third of the bytes, and boxes and letters stay sharp
+    # 256 colors: a third of the bytes, and boxes and letters stay sharp
     image.quantize(256, dither=Image.Dither.FLOYDSTEINBERG).save(buffer, format="png", optimize=True)
     return _embedded(buffer.getvalue())
 
 
 def _picture(image: dict, image_root: str | os.PathLike | None, boxes: np.ndarray) -> Image.Image:
-    """The picture, or grey of its size where it cannot be read."""
+    """The image, or gray of its size where it cannot be read."""
     if image_root is not None and "file_name" in image:
         try:
             with Image.open(Path(image_root) / image["file_name"]) as file:

@@ -1,4 +1,4 @@
-"""Detections on several pictures, on one sheet."""
+"""Detections on several images, on one sheet."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 
 from ..annotations.coco import Detections, GroundTruth
-from .boxes import class_colour, draw_boxes
+from .boxes import class_color, draw_boxes
 
-GAP = 6  # pixels between pictures
+GAP = 6  # pixels between images
 
 
 def detections_sheet(
@@ -24,13 +24,13 @@ def detections_sheet(
     width: int = 320,
     score_threshold: float = 0.5,
 ) -> Image.Image:
-    """Pictures side by side, each with its detections: class and score in percent.
+    """Images side by side, each with its detections: class and score in percent.
 
     Args:
         truth: names of classes and files.
-        detections: boxes ``x, y, width, height`` in pixels of the pictures as they are on the disk.
-        image_ids: which pictures, in this order.
-        columns: pictures in a row.
+        detections: boxes ``x, y, width, height`` in pixels of the images as they are on the disk.
+        image_ids: which images, in this order.
+        columns: images in a row.
         width: of each in pixels.
         score_threshold: detections below it are left out.
     """
@@ -43,7 +43,7 @@ def detections_sheet(
         texts = [f"{truth.class_names[c]} {100 * s:.0f}" for c, s in zip(classes, kept.scores.tolist(), strict=True)]
         with Image.open(os.path.join(image_root, images[image_id]["file_name"])) as picture:
             scale = width / picture.width
-            tiles.append(draw_boxes(picture, kept.boxes, texts, [class_colour(c) for c in classes], scale=scale))
+            tiles.append(draw_boxes(picture, kept.boxes, texts, [class_color(c) for c in classes], scale=scale))
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
     across = max((sum(tile.width + GAP for tile in row) for row in rows), default=GAP)

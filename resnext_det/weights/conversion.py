@@ -76,7 +76,7 @@ def check_whole(tensors: Mapping[str, Tensor], architecture: Metadata, where: st
         if name not in given and name.split(".")[0] in stages:
             raise UserError(f"{where}: {name} is missing; copy or download it again")
         if given.get(name, shape) != shape:
-            raise UserError(f"{where}: {name} has shape {given[name]}, which does not fit its neighbours ({shape})")
+            raise UserError(f"{where}: {name} has shape {given[name]}, which does not fit its neighbors ({shape})")
     left = [name for name in given if name not in expected]
     if left:
         raise UserError(f"{where}: {left[0]} is no part of a plain ResNet or ResNeXt: another family of networks")
@@ -108,7 +108,7 @@ def _skeleton(tensors: Mapping[str, Tensor], architecture: Metadata, where: str)
 
 
 def summary(checkpoint: Checkpoint) -> str:
-    """One paragraph on a checkpoint: source, network, colour order and statistics."""
+    """One paragraph on a checkpoint: source, network, color order and statistics."""
     known = checkpoint.metadata
     entry = f" ({checkpoint.entry})" if checkpoint.entry else ""
     lines = [f"source: {checkpoint.source}{entry}, {len(checkpoint.tensors)} tensors, SHA-256 {checkpoint.sha256}"]

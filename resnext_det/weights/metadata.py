@@ -1,4 +1,4 @@
-"""What has to be known beside the tensors: the network, and the pictures it was trained on.
+"""What has to be known beside the tensors: the network, and the images it was trained on.
 
 Metadata is a dict of plain values that travels inside every file this package writes. Keys, all optional:
 
@@ -8,7 +8,7 @@ cardinality        C, the number of groups (int)
 width              d, the bottleneck width of one group in res2 (int)
 stem_out_channels  channels behind the first convolution, 64 in the paper (int)
 res2_out_channels  channels behind res2, 256 in the paper (int)
-cifar              a 3x3 stem and three stages, for pictures of 32x32 (bool)
+cifar              a 3x3 stem and three stages, for images of 32x32 (bool)
 form               of the block: "a", "b" or "c" of the paper's Fig. 3
 residual           with shortcuts (bool; False is the network of Sec. 5.1)
 stride_in_1x1      a stage halves the map in its first 1x1 convolution instead of the 3x3 (bool)
@@ -183,10 +183,10 @@ def check_metadata(
         found: metadata of the file.
         expected: the config's values, under the metadata's keys.
         where: the file, for the message.
-        keys: the config key of each metadata key that is compared, for the line that mends it; "" where none can.
+        keys: the config key of each metadata key that is compared, for the line that fixes it; "" where none can.
 
     Raises:
-        UserError: they contradict each other; the message holds the settings that mend it.
+        UserError: they contradict each other; the message holds the settings that fix it.
     """
     wrong = [
         key

@@ -22,7 +22,7 @@ from resnext_det.annotations.check import (
     load_checked,
     read_json,
     report,
-    write_mended,
+    write_fixed,
 )
 from resnext_det.annotations.check.inspection import ClassCount
 from resnext_det.errors import UserError
@@ -33,7 +33,7 @@ SIZE = (64, 48)
 
 @pytest.fixture
 def root(tmp_path):
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in ("a.png", "b.png"):
         Image.new("RGB", SIZE, (250, 100, 10)).save(folder / name)
@@ -304,7 +304,7 @@ def truncate(root) -> None:
     (root / "a.png").write_bytes(data[: len(data) // 2])
 
 
-def test_case_31_broken_picture_by_policy(root):
+def test_case_31_broken_image_by_policy(root):
     truncate(root)
     assert "cannot be decoded" in error(document(), root)
     skipped = inspect(document(), root, policy="skip")
@@ -342,7 +342,7 @@ def test_case_34_16_bits_keep_the_high_byte_and_floats_are_refused(tmp_path):
         read_image(tmp_path / "a.tif")
 
 
-def test_case_35_too_large_picture_names_the_limit(root):
+def test_case_35_too_large_image_names_the_limit(root):
     assert "max_megapixels=0.001" in error(document(), root, max_megapixels=0.001)
 
 
@@ -365,24 +365,24 @@ def test_links_out_of_the_folder_need_permission(root, tmp_path):
     assert not inspect(document(), root, follow_links=True).errors
 
 
-def test_size_that_is_not_the_pictures_is_an_error(root):
+def test_size_that_is_not_the_images_is_an_error(root):
     doc = document()
     doc["images"][0]["width"] = 65
     assert "images[0] (id 1): size 65x48 is not that of" in error(doc, root)
-    assert "size 65x48" in error(inspect(doc, root).mended(), root), "mending must not hide it"
+    assert "size 65x48" in error(inspect(doc, root).mended(), root), "fixing must not hide it"
 
 
-def test_mended_copy_is_clean_and_the_original_untouched(root, tmp_path):
+def test_fixed_copy_is_clean_and_the_original_untouched(root, tmp_path):
     doc = document()
     doc["annotations"] += [{"image_id": 1, "category_id": 2, "bbox": [1, 1, 0, 1]}, {"id": 1}]
     file, out = tmp_path / "data.json", tmp_path / "out.json"
     file.write_text(json.dumps(doc))
     before = file.read_bytes()
-    write_mended(inspect_coco(file, root), out)
+    write_fixed(inspect_coco(file, root), out)
     assert not inspect_coco(out, root, strict=True).errors and file.read_bytes() == before
     for taken in (file, out):
         with pytest.raises(UserError, match="exists"):
-            write_mended(inspect_coco(file, root), taken)
+            write_fixed(inspect_coco(file, root), taken)
 
 
 def test_the_tool_leaves_with_2_for_errors_and_0_with_warnings(root, tmp_path):

@@ -166,7 +166,7 @@ def test_no_detections_is_zero_and_no_ground_truth_is_nan(caplog):
     assert results["APs"] == 0 and math.isnan(results["APm"]) and "no medium object" in caplog.text
 
 
-def test_missing_area_crowd_and_ids_of_digits_are_mended():
+def test_missing_area_crowd_and_ids_of_digits_are_fixed():
     truth, detections = random_set(2)
     plain = [{**r, "area": r["bbox"][2] * r["bbox"][3], "iscrowd": 0} for r in truth["annotations"]]
     bare = [{k: v for k, v in r.items() if k != "area"} | {"iscrowd": None} for r in plain]

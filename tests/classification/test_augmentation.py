@@ -1,4 +1,4 @@
-"""Crops, lighting, normalisation and errors against few-line references."""
+"""Crops, lighting, normalization and errors against few-line references."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_jpeg_is_never_decoded_below_the_size_of_its_crop(area: float, width: 
     assert image.width == width
 
 
-def test_training_pictures_are_mirrored_left_to_right() -> None:
+def test_training_images_are_mirrored_left_to_right() -> None:
     pixels = np.zeros((32, 32, 3), dtype=np.uint8)
     pixels[:, :16] = 200  # its left half is bright
     for transform in (ImageNetTraining(32, (1.0, 1.0), 1.0, 0.0, 0.0), CifarTraining(32, 1.0, padding=0)):
@@ -75,7 +75,7 @@ def test_training_pictures_are_mirrored_left_to_right() -> None:
 
 
 def test_colors_equal_their_steps_one_by_one() -> None:
-    """Against torchvision's brightness, contrast and saturation, on colours that none of them clips, for all orders."""
+    """Against torchvision's brightness, contrast and saturation, on colors that none of them clips, for all orders."""
     images = torch.randint(90, 130, (20, 3, 8, 9), dtype=torch.uint8)
     draws = torch.stack([draw_colors(0.4, 0.1) for _ in images])
     assert len({tuple(draw[0].tolist()) for draw in draws}) == 6
@@ -88,7 +88,7 @@ def test_colors_equal_their_steps_one_by_one() -> None:
             weights[i] * LIGHTING_EIGENVALUES[i] * torch.tensor(LIGHTING_EIGENVECTORS)[:, i] for i in range(3)
         )
         expected = expected + lighting[:, None, None]
-        torch.testing.assert_close(changed, expected, rtol=0, atol=3e-4)  # torchvision's grey weights have four digits
+        torch.testing.assert_close(changed, expected, rtol=0, atol=3e-4)  # torchvision's gray weights have four digits
 
 
 def test_draws_have_the_recipes_ranges() -> None:
@@ -107,7 +107,7 @@ def test_normalisation() -> None:
             torch.testing.assert_close(ours[c], (image[c] / 255 - mean[c]) / std[c])
 
 
-def test_cifar_crop_is_a_window_of_the_padded_picture() -> None:
+def test_cifar_crop_is_a_window_of_the_padded_image() -> None:
     image = picture(32, 32)
     crop = CifarTraining(32, flip=0.0)(Sample(image, 0))[0]
     padded = torch.nn.functional.pad(to_tensor(image), (4, 4, 4, 4))
@@ -117,7 +117,7 @@ def test_cifar_crop_is_a_window_of_the_padded_picture() -> None:
     assert len(crops) > 10, "the window moves"
 
 
-def test_centre_crop_and_whole_picture() -> None:
+def test_centre_crop_and_whole_image() -> None:
     image = picture(512, 256)
     crop, _ = CenterCrop(256, 224)(Sample(image, 0))
     assert torch.equal(crop, to_tensor(image)[:, 16:240, 144:368])
@@ -145,7 +145,7 @@ def test_several_sizes_average_their_softmax() -> None:
     assert results == {"top1_error": 25.0, "top5_error": 0.0}
 
 
-def test_a_whole_picture_is_tested_densely() -> None:
+def test_a_whole_image_is_tested_densely() -> None:
     """The classifier on any size is the mean of fc's scores at every place of the last map."""
     model = create_model("resnext14_2x2d", 5, res2_out_channels=16).eval()
     image, _ = CenterCrop(70, 0)(Sample(picture(100, 80), 0))

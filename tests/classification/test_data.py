@@ -1,4 +1,4 @@
-"""Folders of pictures as people have them: flat, with stray files, with classes missing."""
+"""Folders of images as people have them: flat, with stray files, with classes missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def made(root: Path, *names: str) -> Path:
     return root
 
 
-def test_classes_sorted_and_pictures_found_below(tmp_path: Path) -> None:
+def test_classes_sorted_and_images_found_below(tmp_path: Path) -> None:
     pictures = ImageFolder(made(tmp_path, "b/2.png", "a/deep/er/1.JPEG", "a/0.webp", ".hidden/0.png"))
     assert pictures.classes == ("a", "b") and pictures.labels.tolist() == [0, 0, 1]
     assert [Path(sample.path).name for sample in pictures] == ["0.webp", "1.JPEG", "2.png"]
@@ -42,21 +42,21 @@ def test_stray_files_are_named_and_skipped(tmp_path: Path, caplog) -> None:
     assert "skipped 3 files" in message and all(n in message for n in ("animated.gif", "no_extension", "list.txt"))
 
 
-def test_classes_without_pictures(tmp_path: Path, caplog) -> None:
+def test_classes_without_images(tmp_path: Path, caplog) -> None:
     """An error in training; in testing the numbers of training stay, whatever folders there are."""
     made(tmp_path, "a/1.png", "c/1.png")
     (tmp_path / "b").mkdir()
-    with pytest.raises(UserError, match="class folder b has no pictures"):
+    with pytest.raises(UserError, match="class folder b has no images"):
         ImageFolder(tmp_path)
     pictures = ImageFolder(tmp_path, ["0", "a", "b", "c", "d"])
     assert pictures.labels.tolist() == [1, 3]
-    assert "no pictures of 3 classes: b, 0, d" in caplog.messages[-1]
+    assert "no images of 3 classes: b, 0, d" in caplog.messages[-1]
     with pytest.raises(UserError, match="class c .1 such. is not among the 2 classes of training"):
         ImageFolder(tmp_path, ["a", "b"])
 
 
-def test_pictures_of_other_kinds(tmp_path: Path, monkeypatch) -> None:
-    """Grey, palette, CMYK and RGBA become RGB; what has no meaning in 8 bits, or is too large, is named."""
+def test_images_of_other_kinds(tmp_path: Path, monkeypatch) -> None:
+    """Gray, palette, CMYK and RGBA become RGB; what has no meaning in 8 bits, or is too large, is named."""
     made(tmp_path, "a/0.png")
     for i, mode in enumerate(("L", "P", "RGBA", "LA", "1")):
         Image.new(mode, (8, 8)).save(tmp_path / "a" / f"{i}.png")
@@ -67,12 +67,12 @@ def test_pictures_of_other_kinds(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(UserError, match=r"6.png: I(;16)? pixels; save it with 8 bits"):
         list(ImageFolder(tmp_path))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(UserError, match="0.png: not a picture: Image size .64 pixels. exceeds limit"):
+    with pytest.raises(UserError, match="0.png: not an image: Image size .64 pixels. exceeds limit"):
         list(ImageFolder(tmp_path))
 
 
 def test_imagenet_5k_way_and_1k_way(tmp_path: Path) -> None:
-    """Table 6: the same weights and pictures; the second time only the classes of the test set compete."""
+    """Table 6: the same weights and images; the second time only the classes of the test set compete."""
     made(tmp_path / "train", *(f"{name}/{i}.png" for name in "abc" for i in range(2)))
     made(tmp_path / "val", *(f"{name}/{i}.png" for name in "ab" for i in range(2)))
     (tmp_path / "config.yaml").write_text(f"""

@@ -23,8 +23,8 @@ CHANNELS = {"stem_out_channels": 8, "res2_out_channels": 16}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Two pictures of each of two colours, to train on and to test, and a network of a few thousand weights."""
-    root = tmp_path_factory.mktemp("pictures")
+    """Two images of each of two colors, to train on and to test, and a network of a few thousand weights."""
+    root = tmp_path_factory.mktemp("images")
     for split in ("train", "val"):
         for name, colour in (("blue", (60, 60, 200)), ("red", (200, 60, 60))):
             (root / split / name).mkdir(parents=True)

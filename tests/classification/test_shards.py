@@ -1,4 +1,4 @@
-"""Shards hold what the folder holds, each picture once per epoch, whoever reads; and their mistakes have names."""
+"""Shards hold what the folder holds, each image once per epoch, whoever reads; and their mistakes have names."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from PIL import Image
 from resnext_det import UserError
 from resnext_det.classification import shards as module
 from resnext_det.classification.data import ImageFolder, TrainingLoader, evaluation_loader
-from resnext_det.classification.shards import ShardedPictures, index_shards, open_pictures
+from resnext_det.classification.shards import ShardedImages, index_shards, open_images
 from resnext_det.commands.make_shards import main
 from resnext_det.makers.shards import write_shards
 
 COUNT = 26  # no multiple of batches, processes or shards
 
 
-def read_colour(sample) -> tuple[int, int]:
-    """(the picture's number, its label)."""
+def read_color(sample) -> tuple[int, int]:
+    """(the image's number, its label)."""
     return sample.image.getpixel((0, 0))[0], sample.label
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("pictures")
+    root = tmp_path_factory.mktemp("images")
     for i in range(COUNT):
         path = root / "folder" / f"class{i % 3}" / f"some.name {i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,39 +40,39 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def test_same_pictures_and_classes(folder: Path) -> None:
-    plain, packed = ImageFolder(folder / "folder"), open_pictures(folder / "shards")
-    assert isinstance(packed, ShardedPictures) and packed.classes == plain.classes
+def test_same_images_and_classes(folder: Path) -> None:
+    plain, packed = ImageFolder(folder / "folder"), open_images(folder / "shards")
+    assert isinstance(packed, ShardedImages) and packed.classes == plain.classes
     assert len(packed.shards) == 7
-    ours, theirs = ({read_colour(set_[i]) for i in range(len(set_))} for set_ in (packed, plain))
+    ours, theirs = ({read_color(set_[i]) for i in range(len(set_))} for set_ in (packed, plain))
     assert ours == theirs and len(ours) == COUNT
 
 
 def test_few_shards_are_open_at_a_time_and_none_in_a_spawned_worker(folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(module, "OPEN_FILES", 2)
-    packed = open_pictures(folder / "shards")
+    packed = open_images(folder / "shards")
     for _ in range(2):
-        assert len({read_colour(packed[i]) for i in range(COUNT)}) == COUNT
+        assert len({read_color(packed[i]) for i in range(COUNT)}) == COUNT
         assert len(packed._files) == 2
     spawned = pickle.loads(pickle.dumps(packed))
     for handle in packed._files.values():
         os.close(handle)  # what a process that does not share them would see
-    assert len({read_colour(spawned[i]) for i in range(COUNT)}) == COUNT
+    assert len({read_color(spawned[i]) for i in range(COUNT)}) == COUNT
 
 
 @pytest.mark.parametrize("kind", ["folder", "shards", "window"])
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_each_picture_once_per_epoch(folder: Path, kind: str, world_size: int, workers: int) -> None:
+def test_each_image_once_per_epoch(folder: Path, kind: str, world_size: int, workers: int) -> None:
     """And the stream is one and the same for all numbers of processes and workers, and goes on where it is resumed."""
-    pictures = open_pictures(folder / ("folder" if kind == "folder" else "shards"), window=9 if kind == "window" else 0)
+    pictures = open_images(folder / ("folder" if kind == "folder" else "shards"), window=9 if kind == "window" else 0)
     batch = 4 // world_size
 
     def read(start: int, batches: int, workers: int, world_size: int) -> list[int]:
         loaders = [
             iter(
                 TrainingLoader(
-                    *(pictures, read_colour, 4 // world_size),
+                    *(pictures, read_color, 4 // world_size),
                     **{"seed": 3, "workers": workers, "rank": rank, "world_size": world_size, "start_batch": start},
                 )
             )
@@ -89,12 +89,12 @@ def test_each_picture_once_per_epoch(folder: Path, kind: str, world_size: int, w
     seen = []
     for rank in range(world_size):
         place = {"workers": workers, "rank": rank, "world_size": world_size}
-        seen += torch.cat([part[0] for part in evaluation_loader(pictures, read_colour, batch, **place)]).tolist()
+        seen += torch.cat([part[0] for part in evaluation_loader(pictures, read_color, batch, **place)]).tolist()
     assert sorted(seen) == list(range(COUNT))
 
 
 def test_a_window_keeps_reading_within_few_shards(folder: Path) -> None:
-    pictures = open_pictures(folder / "shards", window=8)
+    pictures = open_images(folder / "shards", window=8)
     shards = pictures.entries["shard"][pictures.order(0, 0)]
     assert all(len(set(shards[i : i + 8])) <= 3 for i in range(0, COUNT, 8))
     assert (pictures.order(0, 1) != pictures.order(0, 0)).any()
@@ -102,10 +102,10 @@ def test_a_window_keeps_reading_within_few_shards(folder: Path) -> None:
 
 def test_classes_follow_training(folder: Path) -> None:
     classes = ["class2", "new", "class1", "class0"]
-    plain, packed = ImageFolder(folder / "folder", classes), ShardedPictures(folder / "shards", classes)
-    assert {read_colour(s) for s in packed} == {read_colour(s) for s in plain}
+    plain, packed = ImageFolder(folder / "folder", classes), ShardedImages(folder / "shards", classes)
+    assert {read_color(s) for s in packed} == {read_color(s) for s in plain}
     with pytest.raises(UserError, match="class0 .* not among the 2 classes of training"):
-        ShardedPictures(folder / "shards", ["class1", "class2"])
+        ShardedImages(folder / "shards", ["class1", "class2"])
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
@@ -125,12 +125,12 @@ def foreign(path: Path, *names: str) -> Path:
 
 def test_other_peoples_shards_are_indexed(tmp_path: Path) -> None:
     index_shards(foreign(tmp_path, "./x/k.cls", "./x/k.json", "./x/k.png", "y/k.png", "y/k.cls"))
-    pictures = open_pictures(tmp_path)
+    pictures = open_images(tmp_path)
     assert len(pictures) == 2 and pictures.classes[11] == "11" and pictures.classes[1] == "01"
-    assert read_colour(pictures[1]) == (7, 11)
+    assert read_color(pictures[1]) == (7, 11)
     (tmp_path / "names.txt").write_text("\n".join(f"name{i}" for i in range(12)))
     main(["--index", str(tmp_path), "--classes", str(tmp_path / "names.txt")])
-    assert open_pictures(tmp_path).classes[11] == "name11"
+    assert open_images(tmp_path).classes[11] == "name11"
 
 
 def test_same_bytes_twice(folder: Path, tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_mistakes_have_names(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="sample k has no .cls"):
         index_shards(foreign(tmp_path, "k.png"))
     with pytest.raises(UserError, match="index.json: no such file; write it"):
-        open_pictures(tmp_path)
+        open_images(tmp_path)
     (tmp_path / "a.tar").write_bytes(b"x" * 700)
     with pytest.raises(UserError, match="a.tar: broken"):
         index_shards(tmp_path)
@@ -153,17 +153,17 @@ def test_mistakes_have_names(folder: Path, tmp_path: Path) -> None:
     with open(tmp_path / "torn" / "000001.tar", "r+b") as file:
         file.truncate(1024)
     with pytest.raises(UserError, match="000001.tar: missing, or not the"):
-        open_pictures(tmp_path / "torn")
+        open_images(tmp_path / "torn")
 
 
-def test_a_broken_picture_is_named_by_its_worker(folder: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_named_by_its_worker(folder: Path, tmp_path: Path) -> None:
     write_shards(ImageFolder(folder / "folder"), tmp_path / "shards", per_shard=99)
     entry = np.load(tmp_path / "shards" / "index.npy")[4]
     with open(tmp_path / "shards" / "000000.tar", "r+b") as file:
         file.seek(entry["offset"])
         file.write(b"\0" * entry["size"])
-    loader = evaluation_loader(open_pictures(tmp_path / "shards"), read_colour, 4, workers=1)
-    with pytest.raises(UserError, match=r"^\S*000000.tar: 00000004_some_name_\d+.png: not a picture") as caught:
+    loader = evaluation_loader(open_images(tmp_path / "shards"), read_color, 4, workers=1)
+    with pytest.raises(UserError, match=r"^\S*000000.tar: 00000004_some_name_\d+.png: not an image") as caught:
         list(loader)
     assert "\n" not in str(caught.value)
     assert json.loads((tmp_path / "shards" / "index.json").read_text())["shards"][0]["samples"] == COUNT

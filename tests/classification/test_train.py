@@ -1,4 +1,4 @@
-"""Pretraining end to end on made pictures: results, resuming to equal bits, several processes, switches, errors."""
+"""Pretraining end to end on made images: results, resuming to equal bits, several processes, switches, errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from told import Told, block, told_by_all
+from reported import Told, block, told_by_all
 from torch import nn
 
 from resnext_det import UserError, create_model
@@ -37,8 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """12 noisy pictures of each of two colours to train on, 4 to test; the first also as shards."""
-    root = tmp_path_factory.mktemp("pictures")
+    """12 noisy images of each of two colors to train on, 4 to test; the first also as shards."""
+    root = tmp_path_factory.mktemp("images")
     noise = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4)):
         for name, colour in (("blue", (60, 60, 200)), ("red", (200, 60, 60))):
@@ -136,7 +136,7 @@ def test_the_copy_that_is_evaluated(dtype: str, folder: Path) -> None:
     assert dtype != "int8" or error > 1e-4
 
 
-def test_int8_is_shown_pictures_of_every_class(folder: Path) -> None:
+def test_int8_is_shown_images_of_every_class(folder: Path) -> None:
     cfg = get_config()
     cfg.merge_from_file(str(folder / "config.yaml"))
     (batch,) = train_module._examples(cfg, Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD), number=6)
@@ -183,13 +183,13 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
 
 
 def write_in_vain(folder: Path, out: Path) -> None:
-    told = Told()
+    reported = Told()
     for name, file in (("config", "config.yaml"), ("results", "results.json")):
         cfg = load_config(
             get_config(), str(folder / "config.yaml"), [*ONE_EPOCH, "OUTPUT_DIR", str(block(out, name, file))]
         )
-        told(name, lambda cfg=cfg: train(cfg))
-    told.write(out)
+        reported(name, lambda cfg=cfg: train(cfg))
+    reported.write(out)
 
 
 @pytest.mark.slow
@@ -319,7 +319,7 @@ def test_mistakes_are_named(folder: Path, tmp_path: Path, arguments: list[str], 
 
 
 def test_the_tool_says_it_in_one_line_and_code_2(folder: Path, tmp_path: Path) -> None:
-    """A picture that a worker process cannot decode."""
+    """An image that a worker process cannot decode."""
     broken = tmp_path / "train"
     for name in ("blue", "red"):
         (broken / name).mkdir(parents=True)
@@ -331,7 +331,7 @@ def test_the_tool_says_it_in_one_line_and_code_2(folder: Path, tmp_path: Path) -
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr[-2000:]
     assert done.stderr.splitlines()[-1].startswith(f"error: {broken}/")
-    assert "not a picture" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+    assert "not an image" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 def test_whole_numbers_are_floats_where_floats_are_due(tmp_path: Path) -> None:

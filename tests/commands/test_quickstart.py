@@ -17,7 +17,7 @@ from resnext_det.commands import quickstart
 from resnext_det.detection.config import setup
 from resnext_det.detection.initial_weights import architecture
 from resnext_det.engine.config import load_config
-from resnext_det.reporting.boxes import class_colour
+from resnext_det.reporting.boxes import class_color
 from resnext_det.reporting.sheet import GAP, detections_sheet
 from resnext_det.variants import parse_name
 
@@ -44,7 +44,7 @@ def test_a_failed_step_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         quickstart.main([])
 
 
-def test_sheet_shows_each_picture_with_its_confident_boxes(tmp_path: Path) -> None:
+def test_sheet_shows_each_image_with_its_confident_boxes(tmp_path: Path) -> None:
     Image.new("RGB", (40, 20), "white").save(tmp_path / "a.png")
     Image.new("RGB", (40, 30), "white").save(tmp_path / "b.png")
     images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]
@@ -57,5 +57,5 @@ def test_sheet_shows_each_picture_with_its_confident_boxes(tmp_path: Path) -> No
     sheet = np.asarray(detections_sheet(truth, detections, tmp_path, [1, 2], columns=1, width=80))
     assert sheet.shape == (40 + 60 + 3 * GAP, 80 + 2 * GAP, 3)
     first, second = sheet[GAP : GAP + 40], sheet[2 * GAP + 40 :]
-    assert (first == class_colour(1)).all(2).any(), "the box of class y in its colour"
+    assert (first == class_color(1)).all(2).any(), "the box of class y in its color"
     assert (second == 255).all(), "nothing below the threshold"

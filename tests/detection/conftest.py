@@ -6,5 +6,5 @@ from tiny import TinyRun
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> TinyRun:
-    """A detector of a few thousand weights on nine pictures; every test takes an OUTPUT_DIR of its own."""
+    """A detector of a few thousand weights on nine images; every test takes an OUTPUT_DIR of its own."""
     return TinyRun(tmp_path_factory.mktemp("tiny"))

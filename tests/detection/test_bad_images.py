@@ -1,4 +1,4 @@
-"""Pictures of odd shapes through a whole detector, and sets whose pictures all lie or all stand."""
+"""Images of odd shapes through a whole detector, and sets whose images all lie or all stand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def detector(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 10), (1, 40), (40, 1), (1, 1), (64, 64)])
-def test_case_37_a_detector_takes_tiny_and_thin_pictures(detector, height, width):
+def test_case_37_a_detector_takes_tiny_and_thin_images(detector, height, width):
     with torch.no_grad():
         (result,) = detector([{"image": torch.zeros(3, height, width, dtype=torch.uint8), "height": 9, "width": 7}])
     boxes = result["instances"].pred_boxes.tensor
@@ -39,7 +39,7 @@ def test_case_37_no_proposals_is_an_empty_result(detector, monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64)])
-def test_case_38_pictures_of_one_orientation_make_batches(tmp_path, size):
+def test_case_38_images_of_one_orientation_make_batches(tmp_path, size):
     cfg = setup(str(detection_config(tmp_path, 1, pictures=5)))
     json_file, image_root = tmp_path / "shapes" / "instances.json", tmp_path / "shapes" / "images"
     document = json.loads(json_file.read_text())

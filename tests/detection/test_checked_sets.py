@@ -1,4 +1,4 @@
-"""The check in front of training and evaluation: it stops what is broken, and both see the records as mended."""
+"""The check in front of training and evaluation: it stops what is broken, and both see the records as fixed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from resnext_det.annotations.check.inspection import ClassCount
 from resnext_det.commands.train import main
 from resnext_det.detection.coco_evaluator import FastCOCOEvaluator
 from resnext_det.detection.config import setup
-from resnext_det.detection.data import checked_sets, train_loader_from_config
+from resnext_det.detection.data import checked_sets
 from resnext_det.detection.data.checked_sets import CheckOptions, check_sets, ground_truth
+from resnext_det.detection.data.loaders import register_sets, train_loader_from_config
 from resnext_det.detection.data.loaders import test_loader_from_config as loader_from_config
 from resnext_det.engine.launch import launch
 from resnext_det.errors import UserError
@@ -29,7 +30,7 @@ from resnext_det.makers.synthetic import detection_config, draw_detection_set
 
 @pytest.fixture
 def made(tmp_path):
-    """A registered set of four pictures: (name, json file, image folder)."""
+    """A registered set of four images: (name, json file, image folder)."""
     json_file, image_root = draw_detection_set(tmp_path, 4)
     name = f"made {tmp_path}"
     register_coco_instances(name, {}, str(json_file), str(image_root))
@@ -81,10 +82,10 @@ def test_of_a_large_set_only_the_headers_are_read(made, monkeypatch, caplog):
     monkeypatch.setattr(checked_sets, "DECODED_AT_MOST", 3)
     with caplog.at_level(logging.INFO):
         check(train=[name])
-    assert "4 pictures, reading their headers" in caplog.text
+    assert "4 images, reading their headers" in caplog.text
 
 
-def test_training_and_evaluation_see_the_mended_records(made):
+def test_training_and_evaluation_see_the_fixed_records(made):
     name, json_file, _ = made
 
     def spoil(document):
@@ -139,7 +140,7 @@ def test_test_categories_must_be_those_of_training(made, tmp_path):
     check(test=[f"other {tmp_path}"])
 
 
-def break_picture(image_root):
+def break_image(image_root):
     path = image_root / "0001.png"
     path.write_bytes(path.read_bytes()[:2000])
 
@@ -147,7 +148,7 @@ def break_picture(image_root):
 @pytest.mark.parametrize(("level", "stops"), [("full", True), ("auto", True), ("headers", False), ("json", False)])
 def test_levels(made, level, stops):
     name, _, image_root = made
-    break_picture(image_root)
+    break_image(image_root)
     if stops:
         with pytest.raises(UserError, match=r"0001.png"):
             check(train=[name], level=level)
@@ -173,7 +174,7 @@ def test_a_mistyped_level_names_the_nearest():
 
 def test_skipping_is_for_training_only(made):
     name, _, image_root = made
-    break_picture(image_root)
+    break_image(image_root)
     check(train=[name], broken_images="skip")
     assert len(DatasetCatalog.get(name)) == 3
     with pytest.raises(UserError, match="0001.png"):
@@ -208,7 +209,7 @@ def test_bccd_as_published_trains_and_is_evaluated(tmp_path):
     json_file = folder / "annotations" / "instances_val_with_zero_area_boxes.json"
     main(of_real_data(tmp_path, json_file, folder / "val", 3))
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "87 pictures, decoding every one" in log and "evaluation uses the records as mended" in log
+    assert "87 images, decoding every one" in log and "evaluation uses the records as fixed" in log
     assert json.loads((tmp_path / "run" / "results.json").read_text())["bbox"]["AP"] is not None
 
 
@@ -216,10 +217,10 @@ def test_coco_trains_and_is_evaluated_as_it_is(tmp_path):
     folder = shared_data("coco_mini")
     json_file = folder / "annotations" / "instances_val2017.json"
     main(of_real_data(tmp_path, json_file, folder / "val2017", 80))
-    assert "as mended" not in (tmp_path / "run" / "log.txt").read_text()
+    assert "as fixed" not in (tmp_path / "run" / "log.txt").read_text()
 
 
-def test_loaders_read_pictures_as_the_check_does(tmp_path):
+def test_loaders_read_images_as_the_check_does(tmp_path):
     config = detection_config(tmp_path, iterations=2, pictures=4)
     json_file, image_root = tmp_path / "shapes" / "instances.json", tmp_path / "shapes" / "images"
     edit(json_file, lambda d: [image.pop("width") and image.pop("height") for image in d["images"]])
@@ -228,7 +229,6 @@ def test_loaders_read_pictures_as_the_check_does(tmp_path):
     Image.new("RGB", (64, 48)).save(image_root / "0004.png", exif=exif)
     cfg = setup(str(config))
     from resnext_det.detection.data.checked_sets import check_sets_from_config
-    from resnext_det.detection.data.loaders import register_sets
 
     register_sets(cfg.DATASETS.REGISTER)
     check_sets_from_config(cfg, training=True)

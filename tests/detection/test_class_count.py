@@ -37,7 +37,7 @@ def test_the_key_is_that_of_the_architecture(architecture: str, expected: ClassC
 
 @pytest.fixture
 def cfg(tmp_path) -> CfgNode:
-    """A RetinaNet for drawn pictures of two classes; the other key keeps its default, 80."""
+    """A RetinaNet for drawn images of two classes; the other key keeps its default, 80."""
     cfg = get_cfg()
     add_resnext_config(cfg)
     json_file, image_root = draw_detection_set(tmp_path / "drawn", 3)

@@ -10,14 +10,14 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
-from told import Told, block, told_by_all
+from reported import Told, block, told_by_all
 
 from resnext_det import UserError
 from resnext_det.detection.coco_evaluator import DETECTIONS_FILE, FastCOCOEvaluator
@@ -178,18 +178,18 @@ def test_two_processes(dataset, tmp_path):
 
 def _process_with_mistakes(rank: int, address: str, path, folder) -> None:
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    told = Told()
-    told("missing", lambda: FastCOCOEvaluator(json_file=folder / "missing.json"))
+    reported = Told()
+    reported("missing", lambda: FastCOCOEvaluator(json_file=folder / "missing.json"))
     inputs, found = outputs(path)
     evaluator = FastCOCOEvaluator(json_file=path)
     foreign = [{"image_id": 1000}] if rank == 1 else inputs[:1]
-    told("foreign", lambda: results_of(evaluator, foreign, found[:1]))
+    reported("foreign", lambda: results_of(evaluator, foreign, found[:1]))
     unwritable = FastCOCOEvaluator(json_file=path, output_dir=block(folder, DETECTIONS_FILE))
-    told("unwritable", lambda: results_of(unwritable, inputs, found))
+    reported("unwritable", lambda: results_of(unwritable, inputs, found))
     found[rank]["instances"].pred_classes += 5 * rank
-    told("class", lambda: results_of(evaluator, inputs[rank : rank + 1], found[rank : rank + 1]))
-    told("sound", lambda: results_of(evaluator, *outputs(path)))
-    told.write(folder)
+    reported("class", lambda: results_of(evaluator, inputs[rank : rank + 1], found[rank : rank + 1]))
+    reported("sound", lambda: results_of(evaluator, *outputs(path)))
+    reported.write(folder)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset
@@ -100,7 +100,7 @@ def test_report_of_an_evaluation(trained, tiny_run):
     cfg = tiny_run.config("trained", *TRAINED, "TEST.REPORT", True, "OUTPUT_DIR", tiny_run.folder / "report")
     evaluate_model(cfg, loaded(trained[0]))
     (page,) = (tiny_run.folder / "report" / "inference").glob("*/report.html")
-    assert "Worst pictures" in page.read_text() and page.stat().st_size > 50_000
+    assert "Worst images" in page.read_text() and page.stat().st_size > 50_000
 
 
 def test_a_set_without_annotations_is_predicted_and_saved(trained, tiny_run, tmp_path):
@@ -149,11 +149,11 @@ def test_two_processes_train_evaluate_and_stop_together(trained, tiny_run):
     assert [record["iteration"] for record in records] == [1, 2]
     cfg, _ = trained
     alone = validation_loss(cfg, loaded(cfg))["total_loss"]
-    # The batch norms of the first process have seen a few pictures since.
+    # The batch norms of the first process have seen a few images since.
     assert records[0]["validation_loss"]["total_loss"] == pytest.approx(alone, rel=0.2)
 
 
-def test_validation_loss_with_more_processes_than_pictures(trained, monkeypatch):
+def test_validation_loss_with_more_processes_than_images(trained, monkeypatch):
     cfg, _ = trained
     model = loaded(cfg)
     alone = validation_loss(cfg, model)

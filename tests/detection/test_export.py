@@ -71,7 +71,7 @@ def assert_same(outputs, instances) -> None:
 
 
 def batch(*sizes: tuple[int, int]):
-    """Pictures of those sizes in one padded batch, with rubbish in the padding; and the three inputs."""
+    """Images of those sizes in one padded batch, with rubbish in the padding; and the three inputs."""
     pictures = [torch.rand(3, *size) * 255 for size in sizes]
     images = torch.full((len(sizes), 3, max(s[0] for s in sizes), max(s[1] for s in sizes)), 99.0)
     for image, picture in zip(images, pictures, strict=True):
@@ -96,7 +96,7 @@ def test_same_detections_before_export(sizes, more) -> None:
 def test_sampling_matrix_is_roi_aligns(sampling_ratio: int) -> None:
     low = torch.rand(1, 200) * 40 - 0.5
     high = torch.minimum(low + torch.rand(1, 200) * 40, torch.tensor(39.5))
-    low[0, 0], high[0, 0] = -0.5, 39.5  # the whole picture
+    low[0, 0], high[0, 0] = -0.5, 39.5  # the whole image
     high[0, 1] = low[0, 1]  # nothing
     wanted = axis_weights(low[0], high[0], 40, 14, sampling_ratio)
     torch.testing.assert_close(sampling_matrix(low, high, 40, 14, sampling_ratio)[0], wanted, rtol=1e-5, atol=1e-6)
@@ -114,7 +114,7 @@ class Fixed(torch.nn.Module):
 
 
 ROUNDING = 1e-7
-"""Between PyTorch's logits and ONNX's; closer neighbours may swap ranks, and suppression then keeps another."""
+"""Between PyTorch's logits and ONNX's; closer neighbors may swap ranks, and suppression then keeps another."""
 
 
 def test_proposals_are_detectron2s_of_the_same_logits() -> None:
@@ -213,7 +213,7 @@ def test_onnx_takes_every_size_and_batch(exported, tmp_path: Path) -> None:
 
 @new_enough
 @pytest.mark.slow
-def test_command_checks_real_pictures(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_command_checks_real_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     pictures = sorted((shared_data("coco_mini") / "val2017").glob("*.jpg"))[:3]
     model = detector()
     save_checkpoint(tmp_path / "detector.pth", model.state_dict(), {"channel_order": "RGB"})
@@ -221,12 +221,12 @@ def test_command_checks_real_pictures(tmp_path: Path, capsys: pytest.CaptureFixt
     checks = [word for path in pictures for word in ("--check", str(path))]
     arguments = ["--config-file", CONFIG, "--output", str(tmp_path / "out"), "--format", "torch", *checks, *weights]
     export_command.main(arguments)
-    told = capsys.readouterr().out
-    assert "3 pictures, " in told and ", 0 differ; boxes within " in told
+    reported = capsys.readouterr().out
+    assert "3 images, " in reported and ", 0 differ; boxes within " in reported
     about = json.loads((tmp_path / "out" / "detector.json").read_text("utf-8"))
     assert about["class_names"] and about["channel_order"] == "RGB"
     outcomes = about["agreement"]["detector.pt2"]
-    assert [Path(o["picture"]).name for o in outcomes] == [path.name for path in pictures]
+    assert [Path(o["image"]).name for o in outcomes] == [path.name for path in pictures]
     assert all(o["detections"] == o["exported"] > 0 and o["box"] < 0.01 for o in outcomes)
 
 

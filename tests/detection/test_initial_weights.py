@@ -115,7 +115,7 @@ def test_preset(tiny_run: TinyRun, tmp_path: Path, capsys) -> None:
     final = tiny_run.folder / "preset" / "model_final.pth"
     assert CAFFE.items() <= read_checkpoint(final).metadata.items()
 
-    # What it trained is used alike: refused without the preset, by the line that mends it; right with it.
+    # What it trained is used alike: refused without the preset, by the line that fixes it; right with it.
     mend = "set MODEL.RESNETS.STRIDE_IN_1X1 True MODEL.RESNETS.NORM_EPS 0.001 INPUT.FORMAT BGR"
     evaluate = ("preset_eval", "--eval-only")
     said = line(lambda: call(tiny_run, *evaluate, settings=("MODEL.WEIGHTS", final)), capsys)
@@ -149,7 +149,7 @@ def test_preset_needs_weights_that_know(tiny_run: TinyRun, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("key", DETECTRON2_KEYS)
 def test_every_fact_of_a_pretraining_is_checked(key: str, tiny_run: TinyRun, tmp_path: Path) -> None:
-    """Each contradiction by itself, with the setting that mends it; with that setting the weights load."""
+    """Each contradiction by itself, with the setting that fixes it; with that setting the weights load."""
     network = {"depth": "resnext26_2x4d", "cardinality": "resnext14_4x4d", "width": "resnext14_2x8d"}
     channels = {"stem_out_channels": 16, "res2_out_channels": 32}
     facts = {"stride_in_1x1": True, "norm_eps": 1e-3, "channel_order": "BGR"}
@@ -251,7 +251,7 @@ PUBLISHED = {
 
 
 def published() -> tuple:
-    """Settings of a ResNeXt-50 on wrong colours, which the preset mends."""
+    """Settings of a ResNeXt-50 on wrong colors, which the preset fixes."""
     network = {"DEPTH": 50, "NUM_GROUPS": 32, "WIDTH_PER_GROUP": 4, "STEM_OUT_CHANNELS": 64, "RES2_OUT_CHANNELS": 256}
     settings = [part for key, value in network.items() for part in (f"MODEL.RESNETS.{key}", value)]
     return (*settings, "MODEL.RESNETS.NORM", "FrozenBN", "INPUT.PRESET", "auto", "INPUT.FORMAT", "BGR")

@@ -1,4 +1,4 @@
-"""Boxes that resizing loses, pictures to skip, and crowds: what reaches the model is finite and whole."""
+"""Boxes that resizing loses, images to skip, and crowds: what reaches the model is finite and whole."""
 
 import resnext_det  # noqa: F401, I001 (first: it makes detectron2 importable)
 import copy
@@ -38,9 +38,9 @@ def test_case_22_and_23_no_objects_and_crowds_only(tmp_path):
     assert len(mapper()(record(tmp_path / "a.png", [[1, 1, 9, 9]], iscrowd=1))["instances"]) == 0
 
 
-def test_case_31_broken_picture_is_skipped_and_counted_in_training_only(tmp_path):
+def test_case_31_broken_image_is_skipped_and_counted_in_training_only(tmp_path):
     broken = record(tmp_path / "a.png", [])
-    (tmp_path / "a.png").write_bytes(b"not a picture")
+    (tmp_path / "a.png").write_bytes(b"not an image")
     training = mapper(broken_images="skip")
     assert training(broken) is None and training.skipped.value == 1
     for strict in (mapper(), mapper(is_train=False, broken_images="skip")):
@@ -49,7 +49,7 @@ def test_case_31_broken_picture_is_skipped_and_counted_in_training_only(tmp_path
 
 
 @pytest.mark.parametrize(("width", "height"), [(10, 10), (1, 40), (40, 1)])
-def test_case_37_tiny_and_thin_pictures(tmp_path, width, height):
+def test_case_37_tiny_and_thin_images(tmp_path, width, height):
     data = mapper(is_train=False)(record(tmp_path / "a.png", [], width, height))
     assert min(data["image"].shape) > 0 and "instances" not in data
 
@@ -102,9 +102,9 @@ def test_another_size_than_the_data_set_says_is_an_error(tmp_path):
         mapper()(data)
 
 
-def test_case_31_the_loader_replaces_a_skipped_picture(tmp_path):
+def test_case_31_the_loader_replaces_a_skipped_image(tmp_path):
     whole, broken = record(tmp_path / "a.png", []), record(tmp_path / "b.png", [])
-    (tmp_path / "b.png").write_bytes(b"not a picture")
+    (tmp_path / "b.png").write_bytes(b"not an image")
     skipping = mapper(broken_images="skip")
     loader = MapDataset([whole, broken], skipping)
     assert loader[1]["file_name"] == whole["file_name"] and skipping.skipped.value == 1

@@ -1,4 +1,4 @@
-"""The optimised copy against the model it was made from."""
+"""The optimized copy against the model it was made from."""
 
 from __future__ import annotations
 
@@ -228,11 +228,11 @@ def test_unknown_dtype():
 
 @pytest.mark.parametrize("backend", ["torch", "openvino"])
 @torch.no_grad()
-def test_a_copy_can_be_copied_and_is_not_optimised_again(backend):
+def test_a_copy_can_be_copied_and_is_not_optimized_again(backend):
     optimized = optimize_for_inference(detector(), "fp32", backend=backend)
     expected = optimized(IMAGES)[0]["instances"]  # the first call lays weights out anew
     assert torch.equal(copy.deepcopy(optimized)(IMAGES)[0]["instances"].scores, expected.scores)
-    with pytest.raises(UserError, match="is an optimised copy already"):
+    with pytest.raises(UserError, match="is an optimized copy already"):
         optimize_for_inference(optimized, "fp32")
 
 
@@ -274,7 +274,7 @@ def test_an_rpn_with_another_activation_keeps_it():
 
 
 @torch.no_grad()
-def test_int8_where_no_calibration_picture_reaches_the_regions_part(caplog):
+def test_int8_where_no_calibration_image_reaches_the_regions_part(caplog):
     model = detector()
     model.proposal_generator.post_nms_topk = {True: 1, False: 1}  # on a map so large the plain order is cheaper
     picture = [{"image": torch.arange(3 * 640 * 640).view(3, 640, 640) * 37 % 255.0}]

@@ -93,7 +93,7 @@ def config(name: str):
 
 @pytest.fixture(scope="module")
 def made_set(tmp_path_factory: pytest.TempPathFactory):
-    """Four pictures with two boxes each, with masks and keypoints."""
+    """Four images with two boxes each, with masks and keypoints."""
     folder = tmp_path_factory.mktemp("other_heads")
     rng = np.random.default_rng(0)
     images, annotations = [], []

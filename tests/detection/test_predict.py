@@ -1,4 +1,4 @@
-"""Prediction on pictures and videos, with a detector that finds the one white rectangle in a picture."""
+"""Prediction on images and videos, with a detector that finds the one white rectangle in an image."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from detectron2.config import get_cfg
@@ -63,18 +63,18 @@ def run(detector, folder, inputs, **choices):
     return summary, json.loads(writer.close().read_text())
 
 
-def test_pictures_are_resized_in_order_and_given_back_in_their_own_pixels(detector, tmp_path):
+def test_images_are_resized_in_order_and_given_back_in_their_own_pixels(detector, tmp_path):
     (tmp_path / "in" / "sub").mkdir(parents=True)
     for number in range(3):
         Image.fromarray(picture(left=20 + 10 * number)).save(tmp_path / "in" / f"{number}.png")
     Image.fromarray(picture()).save(tmp_path / "in" / "sub" / "0.png")
-    (tmp_path / "in" / "notes.txt").write_text("not a picture")
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
     lines = []
     inputs = find_inputs([str(tmp_path / "in")])
     summary, content = run(detector, tmp_path / "out", inputs, batch_size=3, progress=lines.append)
     assert detector._model.batches == [3, 1]
     assert (summary.frames, summary.detections) == (4, 4)
-    assert "4/4 pictures" in lines[-1] and "0 s left" in lines[-1]
+    assert "4/4 images" in lines[-1] and "0 s left" in lines[-1]
     assert [c["name"] for c in content["categories"]] == ["dog", "cat"]
     for number, (image, found) in enumerate(zip(content["images"], content["annotations"], strict=True)):
         assert (found["image_id"], found["category_id"]) == (image["id"], 9)
@@ -87,7 +87,7 @@ def test_pictures_are_resized_in_order_and_given_back_in_their_own_pixels(detect
 
 
 @pytest.mark.parametrize("size", [(9000, 2), (2, 9000)])
-def test_case_37_a_picture_thinner_than_a_pixel_once_resized(detector, size):
+def test_case_37_a_image_thinner_than_a_pixel_once_resized(detector, size):
     (found,) = detector([np.full((*size, 3), 255, dtype=np.uint8)])
     assert len(found) == 2 and np.isfinite(found.boxes).all()
 
@@ -110,12 +110,12 @@ def test_every_mode_becomes_rgb(tmp_path, mode):
 
 
 def test_sixteen_bits_are_read_as_in_training(tmp_path):
-    grey = np.linspace(0, 65535, 160 * 100, dtype=np.uint16).reshape(100, 160)
-    Image.fromarray(grey).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), np.repeat((grey >> 8)[:, :, None], 3, axis=2))
+    gray = np.linspace(0, 65535, 160 * 100, dtype=np.uint16).reshape(100, 160)
+    Image.fromarray(gray).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), np.repeat((gray >> 8)[:, :, None], 3, axis=2))
 
 
-def test_broken_pictures_by_policy(detector, tmp_path):
+def test_broken_images_by_policy(detector, tmp_path):
     Image.fromarray(picture()).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
@@ -136,7 +136,7 @@ def test_files_patterns_folders_and_stdin(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         find_inputs([str(tmp_path / "none*.png")])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         find_inputs([str(tmp_path / "empty")])
 
 
@@ -155,7 +155,7 @@ def test_a_video_in_and_out(detector, tmp_path, name, code):
     drawn = cv2.VideoCapture(str(tmp_path / "out" / name))
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 10 and drawn.get(cv2.CAP_PROP_FPS) == pytest.approx(12)
     there, pixels = drawn.read()
-    # the box's left edge has the class's colour now
+    # the box's left edge has the class's color now
     assert there and np.abs(pixels[30, 0:3].astype(int).mean(0) - pixels[30, 40]).max() > 40
 
 

@@ -8,7 +8,7 @@ import pickle
 import numpy as np
 import pytest
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from detectron2.data.build import load_proposals_into_dataset
@@ -31,7 +31,7 @@ def test_rpn_then_fast_rcnn(tiny_run):
     files = [tiny_run.folder / "rpn" / "proposals" / f"{name}.pkl" for name in (tiny_run.train, tiny_run.test)]
     ids, boxes, logits = read_proposals(files[1])
     assert ids == [1, 2, 3] and all(0 < len(b) == len(x) <= 30 for b, x in zip(boxes, logits, strict=True))
-    assert max(b[:, 2].max() for b in boxes) <= 80 and max(b[:, 3].max() for b in boxes) <= 64, "the pictures' pixels"
+    assert max(b[:, 2].max() for b in boxes) <= 80 and max(b[:, 3].max() for b in boxes) <= 64, "the images' pixels"
     settings = [*FAST, *train, "DATASETS.PROPOSAL_FILES_TRAIN", (str(files[0]),)]
     settings += ["DATASETS.PROPOSAL_FILES_TEST", (str(files[1]),), "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", 20]
     assert run(tiny_run.config("fast", *settings, "TEST.VALIDATION_LOSS", True), False, False)["bbox"]["AP50"] > 0

@@ -21,7 +21,7 @@ def random_boxes(number: int, images: int = 1, height: int = 320, width: int = 4
 
 ODD_BOXES = torch.tensor(
     [
-        [0, 0, 0, 480, 320],  # the whole picture
+        [0, 0, 0, 480, 320],  # the whole image
         [1, 0, 0, 480, 320],
         [0, -1000, -1000, 2000, 2000],  # far beyond it
         [0, 100, 100, 100.5, 100.25],  # tiny

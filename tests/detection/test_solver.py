@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from resnext_det import UserError

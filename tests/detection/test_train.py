@@ -1,4 +1,4 @@
-"""tools/train_net.py as a user calls it: full networks on real pictures, and every mistake one line and code 2."""
+"""tools/train_net.py as a user calls it: full networks on real images, and every mistake one line and code 2."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def train_net(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
 
 
 def few(source: Path, target: Path, images: int) -> Path:
-    """A copy of a COCO file with its first pictures that hold something."""
+    """A copy of a COCO file with its first images that hold something."""
     content = json.loads(source.read_text("utf-8"))
     kept = {annotation["image_id"] for annotation in content["annotations"]}
     content["images"] = [image for image in content["images"] if image["id"] in kept][:images]
@@ -81,7 +81,7 @@ def test_full_network_trains_and_evaluates_on_bccd(pretrained: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_evaluates_on_real_coco_pictures_with_crowds(pretrained: Path, tmp_path: Path) -> None:
+def test_evaluates_on_real_coco_images_with_crowds(pretrained: Path, tmp_path: Path) -> None:
     """The 80-class detector on official annotations; its heads are random, and AP is a number all the same."""
     data = shared_data("coco_mini")
     json_file = next((data / "annotations").glob("*val*.json"))

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 import torch
+from reported import Told, block, told_by_all
 from tiny import TinyRun
-from told import Told, block, told_by_all
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from resnext_det.commands.proposals import _run as dump
@@ -23,13 +23,13 @@ from resnext_det.engine.launch import launch
 
 
 def write_in_vain(cfgs, folder):
-    told = Told()
+    reported = Told()
     RunCheckpointer.set_aside = lambda self: None  # it would move what blocks the last checkpoint
-    told("config", lambda: run(cfgs["config"], False, False))
-    told("early", lambda: run(cfgs["early"], False, False))
-    told("sound", lambda: run(cfgs["sound"], False, False))
-    told("proposals", lambda: dump(cfgs["sound"], cfgs["sound"].DATASETS.TEST, str(folder), False, False))
-    told.write(folder)
+    reported("config", lambda: run(cfgs["config"], False, False))
+    reported("early", lambda: run(cfgs["early"], False, False))
+    reported("sound", lambda: run(cfgs["sound"], False, False))
+    reported("proposals", lambda: dump(cfgs["sound"], cfgs["sound"].DATASETS.TEST, str(folder), False, False))
+    reported.write(folder)
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""A detector small enough to train in a test, and pictures of red and blue rectangles to train it on."""
+"""A detector small enough to train in a test, and images of red and blue rectangles to train it on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SEED: 1
 
 
 def write_set(folder: Path, name: str, images: int, annotations: bool = True) -> tuple[str, str]:
-    """Write a COCO-format set of ``images`` pictures; returns (json file, image folder)."""
+    """Write a COCO-format set of ``images`` images; returns (json file, image folder)."""
     rng = np.random.default_rng(len(name))
     pictures = folder / name
     pictures.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""`python -m resnext_det` speaks whatever is missing or broken, and names what mends it."""
+"""`python -m resnext_det` speaks whatever is missing or broken, and names what fixes it."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def run_without(missing: str = "", broken: str = "") -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-def mending(report: str, name: str) -> str:
-    """The report's one line that mends ``name``."""
-    (line,) = [line for line in report.splitlines() if line.startswith(f"to mend {name}: ")]
+def fixing(report: str, name: str) -> str:
+    """The report's one line that fixes ``name``."""
+    (line,) = [line for line in report.splitlines() if line.startswith(f"to fix {name}: ")]
     return line.partition(": ")[2]
 
 
@@ -75,26 +75,26 @@ def test_missing_libraries(modules: str, names: list[str]) -> None:
     code, report = run_without(missing=modules)
     assert code == 2
     verdict = report.splitlines()[-1]
-    assert verdict.startswith("C4 training and evaluation cannot run here: mend ")
+    assert verdict.startswith("C4 training and evaluation cannot run here: fix ")
     for name in names:
         assert re.search(rf"^{name} +missing: No module named", report, re.M)
-        assert name in mending(report, name) and name in verdict
+        assert name in fixing(report, name) and name in verdict
     if "torch" in names:
-        assert sum(line.startswith("to mend ") for line in report.splitlines()) == 1, report
+        assert sum(line.startswith("to fix ") for line in report.splitlines()) == 1, report
 
 
 def test_broken_torch() -> None:
     code, report = run_without(broken="torch")
     assert code == 2
     assert "broken: RuntimeError: torch was built for another release" in report
-    assert "--force-reinstall torch" in mending(report, "torch")
-    assert "to mend detectron2" not in report  # it only stands on what is broken
+    assert "--force-reinstall torch" in fixing(report, "torch")
+    assert "to fix detectron2" not in report  # it only stands on what is broken
 
 
 def test_missing_detectron2() -> None:
     code, report = run_without(missing="detectron2")
     assert code == 2
-    assert "pb1-detectron2==0.6" in mending(report, "detectron2")
+    assert "pb1-detectron2==0.6" in fixing(report, "detectron2")
 
 
 @needs_detectron2
@@ -102,7 +102,7 @@ def test_broken_detectron2() -> None:
     code, report = run_without(broken="detectron2.engine")
     assert code == 2
     assert "detectron2.engine was built for another release" in report
-    assert "pb1-detectron2==0.6" in mending(report, "detectron2")
+    assert "pb1-detectron2==0.6" in fixing(report, "detectron2")
 
 
 @needs_detectron2
@@ -120,7 +120,7 @@ def test_library_that_detectron2_misses(module: str, package: str, monkeypatch: 
 def test_opencv_is_optional() -> None:
     code, report = run_without(missing="cv2")
     assert code == 0
-    assert mending(report, "OpenCV") == "python -m pip install opencv-python-headless"
+    assert fixing(report, "OpenCV") == "python -m pip install opencv-python-headless"
 
 
 def test_extension_built_for_another_torch_is_told_from_one_that_was_not_built(
@@ -137,7 +137,7 @@ def test_extension_built_for_another_torch_is_told_from_one_that_was_not_built(
 def test_only_required_findings_decide() -> None:
     fine, optional = Finding("a", "1.0"), Finding("b", "missing", ok=False, required=False, mend="get b")
     assert doctor.ready([fine, optional])
-    assert "to mend b: get b" in doctor.report([fine, optional])
+    assert "to fix b: get b" in doctor.report([fine, optional])
     assert not doctor.ready([fine, Finding("c", "missing", ok=False)])
 
 

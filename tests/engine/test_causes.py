@@ -18,14 +18,14 @@ def test_a_dead_data_worker_is_named_once():
     assert cause_of(cause) is cause, "a process reports it, and the command again"
 
 
-def test_a_full_disk_is_the_users_to_mend_and_a_bug_stays_a_bug():
+def test_a_full_disk_is_the_users_to_fix_and_a_bug_stays_a_bug():
     assert isinstance(cause_of(OSError(errno.ENOSPC, "No space left on device")), UserError)
     bug = KeyError("x")
     assert cause_of(bug) is bug
 
 
 @pytest.mark.parametrize("name", ["file/below", "folder", "missing/file", "n" * 300])
-def test_a_place_that_cannot_be_written_is_the_users_to_mend(name, tmp_path):
+def test_a_place_that_cannot_be_written_is_the_users_to_fix(name, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError) as caught:

@@ -27,7 +27,7 @@ def ended(error, capsys) -> tuple[object, str]:
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
-        (UserError("file.json: field: wrong;\n mend it"), 2, "error: file.json: field: wrong; mend it\n"),
+        (UserError("file.json: field: wrong;\n fix it"), 2, "error: file.json: field: wrong; fix it\n"),
         (BrokenImage("a.jpg: cannot be decoded"), 2, "error: a.jpg: cannot be decoded\n"),
         (RunFailed("a process died"), 1, "error: a process died\n"),
         (Stopped("stopped by SIGTERM"), 75, "stopped by SIGTERM\n"),

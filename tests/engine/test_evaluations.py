@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from detectron2.engine import TrainerBase

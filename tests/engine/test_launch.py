@@ -13,7 +13,7 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from told import Told, block, told_by_all
+from reported import Told, block, told_by_all
 from toy import ToyRun, equal
 
 from resnext_det.engine import launch as module
@@ -109,7 +109,7 @@ def train_two(folder, end, ready):
             while end in ("kill", "signal") and not (ready / "go").exists() and time.monotonic() < limit:
                 time.sleep(0.02)
             if end == "bad loss, then error" and comm.get_rank() == 1:
-                raise UserError("rank 1 met a broken picture")
+                raise UserError("rank 1 met a broken image")
         original()
 
     trainer.run_step = step
@@ -170,7 +170,7 @@ def test_a_signal_to_one_of_two_saves_and_both_leave_then_resume(two, tmp_path):
 
 @pytest.mark.slow
 def test_a_bad_loss_is_dumped_by_both_and_an_error_in_one_process_ends_both(two):
-    with pytest.raises(UserError, match="rank 1 met a broken picture"):
+    with pytest.raises(UserError, match="rank 1 met a broken image"):
         two("bad loss, then error")
 
 
@@ -180,13 +180,13 @@ def decide_badly(folder):
             raise error
         return comm.get_rank()
 
-    def told(error):
+    def reported(error):
         try:
             decided_by_main(lambda: decide(error))
         except Exception as found:
             return f"{type(found).__name__}: {found}"
 
-    said = [told(UserError("bad file")), told(ZeroDivisionError("by 0")), str(decided_by_main(decide))]
+    said = [reported(UserError("bad file")), reported(ZeroDivisionError("by 0")), str(decided_by_main(decide))]
     (folder / str(comm.get_rank())).write_text("\n".join(said))
 
 
@@ -208,7 +208,7 @@ class Once(HookBase):
 
 def write_in_vain(folder):
     """Everything that only the first process writes, where it cannot be written."""
-    told = Told()
+    reported = Told()
     (folder / "file").touch()
     (folder / "aside").touch()
 
@@ -220,25 +220,25 @@ def write_in_vain(folder):
     def evaluations(where, **choices):
         return Evaluations(lambda done: {"AP": 1.0}, 1, where, **choices)
 
-    told("log", lambda: start_log(str(folder / "file" / "run")))
-    told("config", lambda: save_config(CfgNode(), block(folder, "run", "config.yaml")))
-    told("metrics", lambda: writers(str(block(folder, "run", "metrics.json")), 2))
+    reported("log", lambda: start_log(str(folder / "file" / "run")))
+    reported("config", lambda: save_config(CfgNode(), block(folder, "run", "config.yaml")))
+    reported("metrics", lambda: writers(str(block(folder, "run", "metrics.json")), 2))
     RunCheckpointer.set_aside = lambda self: Path(self.save_dir, "aside").mkdir()
-    told("aside", training("aside"))
+    reported("aside", training("aside"))
     RunCheckpointer.set_aside = lambda self: None
     block(folder, "periodic", "model_0000000.pth")
-    told("periodic", training("periodic", period=1))
+    reported("periodic", training("periodic", period=1))
     block(folder, "final", "model_final.pth")
-    told("final", training("final"))
+    reported("final", training("final"))
     block(folder, "stopped", "model_0000000.pth")
-    told("stopped", training("stopped", Once()))
-    told("evaluated", training("evaluated", evaluations(block(folder, "evaluated", "evaluations.jsonl"))))
-    told("best", training("best", evaluations(folder / "best", save_best=lambda done: write_much(folder))))
+    reported("stopped", training("stopped", Once()))
+    reported("evaluated", training("evaluated", evaluations(block(folder, "evaluated", "evaluations.jsonl"))))
+    reported("best", training("best", evaluations(folder / "best", save_best=lambda done: write_much(folder))))
     (folder / "broken.jsonl").write_text("{")
     broken = evaluations(folder)
     broken.path = folder / "broken.jsonl"
-    told("broken", training("broken", broken))
-    told.write(folder)
+    reported("broken", training("broken", broken))
+    reported.write(folder)
 
 
 def write_much(folder):

@@ -127,11 +127,11 @@ def test_a_dump_that_is_none_is_refused(tmp_path):
             read_dump(tmp_path)
 
 
-def test_the_message_names_the_first_pictures_and_counts_the_rest(tmp_path):
+def test_the_message_names_the_first_images_and_counts_the_rest(tmp_path):
     with pytest.raises(UserError) as caught:
         ToyRun(tmp_path).train(1, batch_size=6, poison={0: float("nan")})
     names = [sample["file_name"] for sample in ToyLoader(6).describe(0)]
-    assert f"pictures {', '.join(names[:4])} and 2 more;" in str(caught.value)
+    assert f"images {', '.join(names[:4])} and 2 more;" in str(caught.value)
 
 
 def test_of_several_processes_the_dump_of_the_one_at_fault_is_read(tmp_path):

@@ -23,7 +23,7 @@ def example(name: str, folder: Path, *arguments: str | Path) -> subprocess.Compl
 
 
 def few(json_file: Path, target: Path, count: int) -> Path:
-    """A copy of an annotation file with its first pictures alone, so that a run takes seconds."""
+    """A copy of an annotation file with its first images alone, so that a run takes seconds."""
     document = json.loads(json_file.read_text("utf-8"))
     document["images"] = document["images"][:count]
     kept = {image["id"] for image in document["images"]}
@@ -34,7 +34,7 @@ def few(json_file: Path, target: Path, count: int) -> Path:
 
 @pytest.mark.slow
 def test_backbone_in_another_project(tmp_path: Path) -> None:
-    """C4, FPN, RetinaNet and Mask R-CNN on COCO's pictures, by detectron2's own loop and evaluator."""
+    """C4, FPN, RetinaNet and Mask R-CNN on COCO's images, by detectron2's own loop and evaluator."""
     data = shared_data("coco_mini")
     train = few(data / "annotations/instances_train2017.json", tmp_path / "train.json", 12)
     test = few(data / "annotations/instances_val2017.json", tmp_path / "test.json", 4)
@@ -72,11 +72,11 @@ def test_pretrain_then_finetune(tmp_path: Path) -> None:
     for part in ("train", "val"):
         pictures = sorted(Path(sets[2]).iterdir())
         for label, some in (("one", pictures[:4]), ("two", pictures[4:8])):
-            folder = tmp_path / "pictures" / part / label
+            folder = tmp_path / "images" / part / label
             folder.mkdir(parents=True)
             for picture in some:
                 shutil.copy(picture, folder)
-    done = example("pretrain_then_finetune.py", tmp_path, "--pictures", "pictures", *sets, "--classes", "3")
+    done = example("pretrain_then_finetune.py", tmp_path, "--pictures", "images", *sets, "--classes", "3")
     output = tmp_path / "output/pretrain_then_finetune"
     assert "top1_error" in json.loads((output / "classifier/results.json").read_text("utf-8"))
     assert "AP50" in json.loads((output / "detector/results.json").read_text("utf-8"))["bbox"]

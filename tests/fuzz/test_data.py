@@ -1,4 +1,4 @@
-"""Damaged JSON files, boxes and pictures: findings and clear errors, never anything else."""
+"""Damaged JSON files, boxes and images: findings and clear errors, never anything else."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ PICTURES = [
 
 @fuzz
 @given(data=st.sampled_from(PICTURES).flatmap(damaged), policy=st.sampled_from(POLICIES))
-def test_damaged_pictures(folder, data, policy):
-    path = folder / "picture"
+def test_damaged_images(folder, data, policy):
+    path = folder / "image"
     path.write_bytes(data)
     with no_hang(), contextlib.suppress(UserError):
         read_header(path, max_megapixels=1)

@@ -50,7 +50,7 @@ def test_what_a_part_sees_is_a_sample_of_its_calls():
 
 
 @torch.no_grad()
-def test_int8_ranges_are_those_of_the_pictures_it_was_shown():
+def test_int8_ranges_are_those_of_the_images_it_was_shown():
     model = create_model("resnext14_8x4d", num_classes=10).eval()
     x = torch.randn(2, 3, 64, 64)
     expected = model(x)
@@ -60,8 +60,8 @@ def test_int8_ranges_are_those_of_the_pictures_it_was_shown():
     assert near < 0.1 < 0.3 < far
 
 
-def test_int8_without_pictures():
-    with pytest.raises(UserError, match="give calibration pictures"):
+def test_int8_without_images():
+    with pytest.raises(UserError, match="give calibration images"):
         optimize_classifier(create_model("resnext14_8x4d", num_classes=10), "int8")
 
 

@@ -52,7 +52,7 @@ def kaggle(root: Path) -> Path:
 
 
 @pytest.mark.parametrize("kind", [devkit, lines, kaggle])
-def test_validation_pictures_find_their_classes(tmp_path: Path, kind) -> None:
+def test_validation_images_find_their_classes(tmp_path: Path, kind) -> None:
     if kind is devkit:
         pytest.importorskip("scipy")
     make_imagenet_val.main([str(validation(tmp_path)), str(kind(tmp_path)), "--out", str(tmp_path / "val")])
@@ -64,7 +64,7 @@ def test_validation_pictures_find_their_classes(tmp_path: Path, kind) -> None:
 
 def test_validation_mistakes(tmp_path: Path) -> None:
     flat = validation(tmp_path, 4)
-    with pytest.raises(UserError, match="4 pictures and 5 labels; picture number 5 is missing"):
+    with pytest.raises(UserError, match="4 images and 5 labels; image number 5 is missing"):
         make_imagenet_val.main([str(flat), str(lines(tmp_path)), "--out", str(tmp_path / "val")])
     assert not (tmp_path / "val").exists()
     (tmp_path / "labels.txt").write_text("n00000001\n7\n")
@@ -109,7 +109,7 @@ NAMES = [b"ant", b"bee", b"cow"]
 
 
 def published(version: str, classes: int) -> dict[str, bytes]:
-    """Four training and two test pictures, as the authors pack them."""
+    """Four training and two test images, as the authors pack them."""
     rows = PIXELS.reshape(6, -1)
     if version == "python":
         fine, meta = (b"labels", b"label_names") if classes == 10 else (b"fine_labels", b"fine_label_names")
@@ -153,11 +153,11 @@ def test_cifar_runs_no_code(tmp_path: Path) -> None:
     assert not (tmp_path / "harm").exists() and not (tmp_path / "out").exists()
 
 
-def test_cifar_as_pictures(tmp_path: Path) -> None:
+def test_cifar_as_images(tmp_path: Path) -> None:
     names = ["./x/train/ant/1.jpg", "x/train/bee/1.jpg", "x/test/ant/2.jpg", "x/readme.txt", "../../train/cow/3.png"]
     counts = cifar.unpack(archive(tmp_path / "c.tgz", dict.fromkeys(names, b"j")), tmp_path / "out")
     assert counts == {"train": 3, "test": 1} and (tmp_path / "out/train/cow/3.png").read_bytes() == b"j"
-    with pytest.raises(UserError, match="no training or no test pictures"):
+    with pytest.raises(UserError, match="no training or no test images"):
         cifar.unpack(archive(tmp_path / "d.tgz", {"a.txt": b""}), tmp_path / "other")
     (tmp_path / "torn").write_bytes(b"no tar")
     with pytest.raises(UserError, match="torn, or not an archive"):

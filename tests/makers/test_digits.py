@@ -18,7 +18,7 @@ FULL_SPLIT = digits_maker.load_split()
 
 @pytest.fixture(scope="module", autouse=True)
 def fewer_digits():
-    """Every tenth digit, so that the tests write 180 pictures and not 1,797."""
+    """Every tenth digit, so that the tests write 180 images and not 1,797."""
     with pytest.MonkeyPatch.context() as patch:
         train, held_out = FULL_SPLIT
         patch.setattr(digits_maker, "load_split", lambda: (train[::10], held_out[::10]))
@@ -52,7 +52,7 @@ def test_split_is_disjoint_complete_and_even():
     assert not {d.ink.tobytes() for d in train} & {d.ink.tobytes() for d in held_out}
 
 
-def test_same_settings_same_bytes_other_seed_other_pictures(folder, tmp_path):
+def test_same_settings_same_bytes_other_seed_other_images(folder, tmp_path):
     digits_maker.make_digits(tmp_path / "again", SMALL)
     first, again = hashes(folder), hashes(tmp_path / "again")
     assert first == again and len(first) > 100
@@ -136,7 +136,7 @@ def test_box_is_where_the_ink_is():
     assert changed[inside].mean() > 0.3 and changed[~inside].mean() < 0.02
 
 
-def test_every_digit_fits_its_picture_at_its_largest():
+def test_every_digit_fits_its_image_at_its_largest():
     for digit in FULL_SPLIT[0] + FULL_SPLIT[1]:
         for angle in (-digits_maker.MOST_TURNED, 0, digits_maker.MOST_TURNED):
             shape = digits_maker.render_digit(digit.ink, digits_maker.CROP_DIGIT[1], angle).shape
@@ -152,7 +152,7 @@ def test_rendered_digit_touches_its_frame(digit, side):
     assert 0.8 * side <= max(opacity.shape) <= 1.3 * side
 
 
-def test_pictures_are_warmer_than_they_are_blue(folder):
+def test_images_are_warmer_than_they_are_blue(folder):
     pictures = [np.asarray(Image.open(f)).reshape(-1, 3).mean(0) for f in folder.glob("detection/train/*.png")]
     red, _, blue = np.mean(pictures, axis=0)
     assert red > blue + 10
@@ -164,7 +164,7 @@ def test_second_run_does_nothing(folder):
     assert before == {f: f.stat().st_mtime_ns for f in folder.rglob("*")}
 
 
-def test_lost_picture_other_settings_and_interrupted_runs_are_made_again(tmp_path, monkeypatch):
+def test_lost_image_other_settings_and_interrupted_runs_are_made_again(tmp_path, monkeypatch):
     folder = tmp_path / "digits"
     digits_maker.make_digits(folder, SMALL)
     (folder / "mine.txt").write_text("kept")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from resnext_det import UserError

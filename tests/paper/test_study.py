@@ -16,7 +16,7 @@ import pytest
 from common import ROOT
 from PIL import Image
 
-import resnext_det  # noqa: F401  (before detectron2, which it may have to mend)
+import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from resnext_det import UserError

@@ -133,7 +133,7 @@ def test_detector_alone(tmp_path):
     assert not figure.legends
 
 
-def test_several_runs_share_a_legend_and_keep_their_colours(tmp_path):
+def test_several_runs_share_a_legend_and_keep_their_colors(tmp_path):
     runs = read_runs([detector(tmp_path / name) for name in ("R50", "X50", "X101")])
     figure = curves_figure(runs)
     (legend,) = figure.legends

@@ -1,4 +1,4 @@
-"""The page stands alone, shows the evaluation's numbers, and copes with missing pictures and empty results."""
+"""The page stands alone, shows the evaluation's numbers, and copes with missing images and empty results."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_page_stands_alone_and_shows_the_numbers(truth, tmp_path):
     assert left.shape == (336, 560, 3) and len(np.unique(left.reshape(-1, 3), axis=0)) > 1, "boxes are drawn"
 
 
-def test_without_pictures_and_without_detections(truth, tmp_path):
+def test_without_images_and_without_detections(truth, tmp_path):
     page = page_of(truth, Detections.empty(), tmp_path / "report.html")
     assert "AP<b>0.0</b>" in page and "nothing detected" in page
 

@@ -178,7 +178,7 @@ FILES: dict[str, tuple[str, Callable, str]] = {
         lambda s, t: saved(changed(s, fc__weight=torch.eye(3).to_sparse())),
         "fc.weight is not a plain dense tensor; save the float model's state_dict()",
     ),
-    "quantised by hand": (
+    "quantized by hand": (
         ".pth",
         lambda s, t: saved(changed(s, fc__weight=torch.ones(10, 2048, dtype=torch.int8))),
         "fc.weight holds numbers of type int8; save the float model's state_dict()",
@@ -239,7 +239,7 @@ FILES: dict[str, tuple[str, Callable, str]] = {
     "wrong shape": (
         ".pth",
         lambda s, t: saved(changed(s, res3__0__conv1__norm__bias=torch.ones(3))),
-        "res3.0.conv1.norm.bias has shape (3,), which does not fit its neighbours ((224,))",
+        "res3.0.conv1.norm.bias has shape (3,), which does not fit its neighbors ((224,))",
     ),
     "blocks of no network": (
         ".pth",

@@ -1,4 +1,4 @@
-"""Contradictions are refused with the settings that mend them; presets set what belongs together."""
+"""Contradictions are refused with the settings that fix them; presets set what belongs together."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_contradictions(found: dict, message: str) -> None:
     assert str(error.value) == message
 
 
-def test_what_no_key_can_mend() -> None:
+def test_what_no_key_can_fix() -> None:
     with pytest.raises(UserError) as error:
         check_metadata(
             {"channel_order": "BGR", "depth": 101},

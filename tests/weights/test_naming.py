@@ -25,7 +25,7 @@ HUGE = ("resnext101_32x16d", "resnext101_32x32d")
 
 
 def without_values(make: Callable[[], nn.Module]) -> nn.Module:
-    """A model that holds NaN until it is given values; quicker than its own initialisation."""
+    """A model that holds NaN until it is given values; quicker than its own initialization."""
     with torch.device("meta"):
         model = make()
     model.to_empty(device="cpu")
@@ -72,7 +72,7 @@ def test_logits_of_pretrainedmodels(name: str) -> None:
     theirs = with_random_values(lambda: getattr(models, name)(pretrained=None))
 
     def logits(x: Tensor) -> Tensor:
-        # Its pooling window is 7x7 whatever the picture; the mean is the same at 224 pixels and works at 64.
+        # Its pooling window is 7x7 whatever the image; the mean is the same at 224 pixels and works at 64.
         return theirs.last_linear(theirs.features(x).mean(dim=(2, 3)))
 
     check_same_logits(theirs, name, logits)

@@ -1,4 +1,4 @@
-"""Data sets in COCO's format, checked before anything is trained on them: findings, counts, and a mended copy."""
+"""Data sets in COCO's format, checked before anything is trained on them: findings, counts, and a fixed copy."""
 
 from .findings import Finding, Findings
 from .inspection import (
@@ -9,7 +9,7 @@ from .inspection import (
     load_checked,
     read_json,
     report,
-    write_mended,
+    write_fixed,
 )
 
 __all__ = [
@@ -22,5 +22,5 @@ __all__ = [
     "load_checked",
     "read_json",
     "report",
-    "write_mended",
+    "write_fixed",
 ]

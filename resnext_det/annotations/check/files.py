@@ -1,4 +1,4 @@
-"""The pictures behind ``images``: inside the folder, there, whole, and of the size that the document says."""
+"""The images behind ``images``: inside the folder, there, whole, and of the size that the document says."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def check_files(
 ) -> None:
     """Marks in ``table`` what cannot be used and fills in the sizes that the document leaves out.
 
-    Without ``check_images`` only existence is looked at, and the headers of the pictures without a size.
+    Without ``check_images`` only existence is looked at, and the headers of the images without a size.
     """
     pictures.check_policy(policy)
     if not root.is_dir():
-        findings.add("error", "no-image-folder", "no such folder", "give the pictures' folder", file=str(root))
+        findings.add("error", "no-image-folder", "no such folder", "give the images' folder", file=str(root))
         table.keep[:] = False
         return
     present = _present(table, root, findings, follow_links)
@@ -47,7 +47,7 @@ def check_files(
         paths = [root / table.file_names[i] for i in wanted]
         look = _looker(decode and check_images, max_megapixels)
         with ThreadPoolExecutor(workers) as pool:
-            results = list(tqdm(pool.map(look, paths), total=len(paths), desc="pictures", disable=None))
+            results = list(tqdm(pool.map(look, paths), total=len(paths), desc="images", disable=None))
     for i, path, result in zip(wanted.tolist(), paths, results, strict=True):
         _judge(table, i, path, result, findings, policy, max_megapixels)
 
@@ -79,7 +79,7 @@ def _judge(table: Images, i: int, path: Path, result: Picture | UserError, findi
                 )
         if isinstance(result, BrokenImage):
             if policy != "error":
-                severity, does = "warning", "the picture and its annotations are left out"
+                severity, does = "warning", "the image and its annotations are left out"
             findings.add(severity, "broken-image", str(result), does, **here)
             table.keep[i] = False
             return
@@ -100,16 +100,16 @@ def _judge(table: Images, i: int, path: Path, result: Picture | UserError, findi
         return
     if given == actual:
         return
-    # The size stays as it was given: whether the boxes fit the picture is for people to say, so --fix must not hide it.
+    # The size stays as it was given: whether the boxes fit the image is for people to say, so --fix must not hide it.
     if result.turned and given == actual[::-1]:
         why = (
             f"{given[0]}x{given[1]} is the size before the EXIF orientation {result.orientation}; upright {path} is "
             f"{actual[0]}x{actual[1]}"
         )
-        fix = "annotate the upright picture, or store it upright without the EXIF tag"
+        fix = "annotate the upright image, or store it upright without the EXIF tag"
     else:
         why = f"size {given[0]}x{given[1]} is not that of {path}, {actual[0]}x{actual[1]}"
-        fix = "correct width and height, and the boxes if the picture was resized"
+        fix = "correct width and height, and the boxes if the image was resized"
     findings.add("error", "image-size", why, fix, **here)
 
 
@@ -123,7 +123,7 @@ def _salvage(path: Path, error: BrokenImage, max_megapixels: float) -> tuple[Pic
 
 
 def _present(table: Images, root: Path, findings: Findings, follow_links: bool) -> np.ndarray:
-    """Which pictures are files inside ``root``; one listing per folder instead of a look at every file."""
+    """Which images are files inside ``root``; one listing per folder instead of a look at every file."""
     listings: dict[str, dict[str, bool]] = {}
     real_root = os.path.realpath(root)
     missing: list[tuple[int, str]] = []
@@ -151,14 +151,14 @@ def _present(table: Images, root: Path, findings: Findings, follow_links: bool) 
         else:
             findings.add(
                 "error", "path-outside", f"{shorten(name)} is a link out of {root}",
-                "copy the picture into the folder, or allow links with --follow-links (in training "
+                "copy the image into the folder, or allow links with --follow-links (in training "
                 "DATASETS.FOLLOW_LINKS True)",
                 **here,
             )  # fmt: skip
     if missing and len(missing) == len(table.ids) > 1:
         names = [name for _, name in missing]
         findings.add(
-            "error", "missing-image", f"none of the {len(names)} pictures is in {root}: {some(names, 3)}",
+            "error", "missing-image", f"none of the {len(names)} images is in {root}: {some(names, 3)}",
             "correct the image folder", field="images[].file_name", count=len(names),
         )  # fmt: skip
     else:
@@ -168,7 +168,7 @@ def _present(table: Images, root: Path, findings: Findings, follow_links: bool) 
             range(len(missing)),
             lambda k: {
                 "message": f"{shorten(missing[k][1])} is not in {root}{_hint(missing[k][1], listings)}",
-                "fix": "add the picture or remove its entry",
+                "fix": "add the image or remove its entry",
                 "field": f"images[{int(table.rows[missing[k][0]])}].file_name",
                 "id": int(table.ids[missing[k][0]]),
             },

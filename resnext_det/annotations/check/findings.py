@@ -17,7 +17,7 @@ class Finding:
     Attributes:
         severity: one of :data:`SEVERITIES`.
         code: a short name for this kind of finding, the same for every record it is found in.
-        file: the JSON file or the picture.
+        file: the JSON file or the image.
         id: of the image, annotation or category; None where there is none.
         field: the JSON field, such as ``annotations[5].bbox``.
         message: what is wrong.

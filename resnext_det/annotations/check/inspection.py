@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class CheckedDataset:
-    """A data set with what was found in it. The tables hold the mended records.
+    """A data set with what was found in it. The tables hold the fixed records.
 
     Attributes:
         json_file, image_root: where it is from.
@@ -52,7 +52,7 @@ class CheckedDataset:
         return self.findings.count("warning")
 
     def kept(self) -> np.ndarray:
-        """Mask over the annotations: usable, and of a usable picture."""
+        """Mask over the annotations: usable, and of a usable image."""
         table = self.annotations
         if not len(self.images.ids):
             return np.zeros_like(table.keep)
@@ -79,7 +79,7 @@ class CheckedDataset:
     def dataset_dicts(self, *, masks: bool = False, keypoints: bool = False) -> list[dict]:
         """detectron2's standard dicts, in the order of image ids; boxes are XYWH_ABS, classes contiguous.
 
-        Pictures without objects stay, with an empty list. ``masks`` adds ``segmentation`` where it is valid,
+        Images without objects stay, with an empty list. ``masks`` adds ``segmentation`` where it is valid,
         ``keypoints`` those, in detectron2's continuous coordinates. A set without annotations has no key
         ``annotations``.
         """
@@ -120,7 +120,7 @@ class CheckedDataset:
         return [dicts[i] for i in np.argsort(images.ids, kind="stable").tolist() if dicts[i] is not None]
 
     def mended(self) -> dict:
-        """The document with the mended records, for ``--fix`` and as the ground truth of an evaluation."""
+        """The document with the fixed records, for ``--fix`` and as the ground truth of an evaluation."""
         document = dict(self.document)
         images = self.images
         source = document["images"]
@@ -244,20 +244,20 @@ def inspect_document(
     workers: int | None = None,
     listed: int = 20,
 ) -> CheckedDataset:
-    """Everything that is to be found in a parsed document and its pictures. Raises nothing for what it finds.
+    """Everything that is to be found in a parsed document and its images. Raises nothing for what it finds.
 
     Args:
         model_classes: how many the model has, where that is to be compared.
         expected_categories: {id: name} of the training set, for a set to evaluate on.
-        check_images: open every picture; else only see that it is there.
+        check_images: open every image; else only see that it is there.
         decode: decode it whole, which finds truncated files; else read its header.
-        policy: for broken pictures, one of :data:`resnext_det.images.POLICIES`.
-        max_megapixels: larger pictures are errors.
+        policy: for broken images, one of :data:`resnext_det.images.POLICIES`.
+        max_megapixels: larger images are errors.
         follow_links: allow symbolic links that lead out of the folder.
         drop_unused_root: leave out a supercategory that stands among the categories without annotations.
         for_training: annotations are required, and at least one usable box.
         strict: warnings are errors.
-        workers: threads that read pictures; None is one per core.
+        workers: threads that read images; None is one per core.
         listed: findings of a kind that are kept in full; the others are counted.
     """
     findings = Findings(str(json_file), listed)
@@ -374,11 +374,11 @@ def load_checked(
     return checked.dataset_dicts(masks=masks)
 
 
-def write_mended(checked: CheckedDataset, out: str | Path) -> dict:
+def write_fixed(checked: CheckedDataset, out: str | Path) -> dict:
     """Writes :meth:`CheckedDataset.mended` to the new file ``out``, whole or not at all, and returns it.
 
     Raises:
-        UserError: ``out`` exists (the original is never touched), or the document cannot be mended.
+        UserError: ``out`` exists (the original is never touched), or the document cannot be fixed.
     """
     out = Path(out)
     if os.path.lexists(out):

@@ -1,6 +1,6 @@
 """What a COCO-format document must be, and what becomes of records that are not.
 
-The tables hold the mended records: a box outside its picture is clipped there, a missing area filled in. Whether one
+The tables hold the fixed records: a box outside its image is clipped there, a missing area filled in. Whether one
 may train on them is the findings' severity; errors stop, warnings and notes do not.
 """
 
@@ -175,7 +175,7 @@ def check_categories(rows: list[dict], used: set[int], findings: Findings, drop_
 def check_images(rows: list[dict], findings: Findings) -> Images:
     """Ids, file names and the sizes that the document gives."""
     if not rows:
-        findings.add("error", "no-images", "is empty", "list the pictures", field="images")
+        findings.add("error", "no-images", "is empty", "list the images", field="images")
     column = _integers(rows, "image-id", "id", "images", findings)
     bad = np.zeros(len(rows), dtype=bool)
     bad[column.bad] = True
@@ -185,7 +185,7 @@ def check_images(rows: list[dict], findings: Findings) -> Images:
     if len(twice):
         findings.add(
             "error", "duplicate-image-id", f"used more than once: {some(twice.tolist())}",
-            "give every picture its own id",
+            "give every image its own id",
             field="images[].id", count=len(twice),
         )  # fmt: skip
     kept = np.zeros(len(rows), dtype=bool)
@@ -199,7 +199,7 @@ def check_images(rows: list[dict], findings: Findings) -> Images:
         nameless,
         lambda row: {
             "message": f"is {'missing' if names[row] is MISSING else shorten(names[row])}",
-            "fix": "write the picture's path below the image folder",
+            "fix": "write the image's path below the image folder",
             "field": f"images[{row}].file_name",
             "id": _plain(rows[row].get("id", MISSING)),
         },
@@ -209,7 +209,7 @@ def check_images(rows: list[dict], findings: Findings) -> Images:
     same = [name for name, n in Counter(names[row] for row in usable).items() if n > 1]
     if same:
         findings.add(
-            "warning", "duplicate-file-name", f"pictures listed more than once: {some(same)}", "list each picture once",
+            "warning", "duplicate-file-name", f"images listed more than once: {some(same)}", "list each image once",
             field="images[].file_name", count=len(same),
         )  # fmt: skip
     sizes = {}
@@ -225,7 +225,7 @@ def check_images(rows: list[dict], findings: Findings) -> Images:
             wrong,
             lambda row, key=key, raw=raw: {
                 "message": f"is {shorten(raw[row])}, not a positive integer",
-                "fix": "write the picture's size in pixels, or leave it out",
+                "fix": "write the image's size in pixels, or leave it out",
                 "field": f"images[{row}].{key}",
                 "id": _plain(rows[row].get("id", MISSING)),
             },
@@ -235,7 +235,7 @@ def check_images(rows: list[dict], findings: Findings) -> Images:
     unknown = int(((sizes["width"] == 0) | (sizes["height"] == 0)).sum())
     if unknown:
         findings.add(
-            "note", "image-size-missing", f"{unknown} pictures have no width or height; read from the files",
+            "note", "image-size-missing", f"{unknown} images have no width or height; read from the files",
             "nothing to do", field="images[]", count=unknown,
         )  # fmt: skip
     return Images(
@@ -337,7 +337,7 @@ def check_annotations(rows: list[dict], images: Images, categories: Categories, 
             "error",
             "bbox-xyxy",
             f"{shorten(raw_boxes[row])} and the others look like corners x1, y1, x2, y2: as x, y, width, height many "
-            "leave their pictures",
+            "leave their images",
             "write [x, y, width, height], or --fix",
             count=int(sized.sum()),
             **where(row, "bbox"),
@@ -360,8 +360,8 @@ def check_annotations(rows: list[dict], images: Images, categories: Categories, 
         boxes, outside = _clip(boxes, widths, heights, sized & ~empty)
     gone = outside & ((boxes[:, 2] <= 0) | (boxes[:, 3] <= 0))
     for mask, code, what in (
-        (outside & ~gone, "bbox-clipped", "leaves its picture of {}x{}; it is clipped"),
-        (gone, "bbox-outside", "lies outside its picture of {}x{}; the annotation is left out"),
+        (outside & ~gone, "bbox-clipped", "leaves its image of {}x{}; it is clipped"),
+        (gone, "bbox-outside", "lies outside its image of {}x{}; the annotation is left out"),
     ):
         findings.add_each(
             "warning",
@@ -455,7 +455,7 @@ def _annotation_ids(raw: list, findings: Findings) -> np.ndarray:
 def _is_xyxy(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> bool:
     """Whether the boxes make sense as corners and not as x, y, width, height.
 
-    Read as x, y, width, height about three quarters of true corners leave the picture (all whose centre is not in its
+    Read as x, y, width, height about three quarters of true corners leave the image (all whose center is not in its
     upper left quarter), while of true x, y, width, height hardly any does, and few have w > x and h > y.
     """
     if not len(boxes):

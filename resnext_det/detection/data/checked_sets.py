@@ -1,7 +1,7 @@
-"""The dataset check in front of training and evaluation: each COCO-format set is checked once and read as mended.
+"""The dataset check in front of training and evaluation: each COCO-format set is checked once and read as fixed.
 
 The main process checks while the others wait; the records, or the error, then go to all of them. From then on
-detectron2's DatasetCatalog gives the mended records, and :func:`ground_truth` gives the evaluator the same ones.
+detectron2's DatasetCatalog gives the fixed records, and :func:`ground_truth` gives the evaluator the same ones.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from ..class_count import class_count_from_config
 logger = logging.getLogger(__name__)
 
 LEVELS = ("auto", "full", "headers", "json", "off")
-"""How much of a set is checked: every pixel, every picture's header, only the JSON and that the files are there."""
+"""How much of a set is checked: every pixel, every image's header, only the JSON and that the files are there."""
 
 DECODED_AT_MOST = 20_000
-"""Pictures that the level "auto" decodes; of larger sets it reads the headers."""
+"""Images that the level "auto" decodes; of larger sets it reads the headers."""
 
 _ground_truths: dict[str, dict] = {}  # documents that the check has changed, of sets to evaluate on
 
@@ -39,8 +39,8 @@ class CheckOptions:
 
     Attributes:
         level: one of :data:`LEVELS`.
-        broken_images: for pictures that cannot be decoded whole, see :data:`resnext_det.images.POLICIES`.
-        max_megapixels: larger pictures are errors.
+        broken_images: for images that cannot be decoded whole, see :data:`resnext_det.images.POLICIES`.
+        max_megapixels: larger images are errors.
         follow_links: allow symbolic links that lead out of the image folder.
         drop_unused_root: leave out a supercategory that stands among the categories without annotations.
         masks, keypoints: keep these annotations.
@@ -89,7 +89,7 @@ def check_sets_from_config(cfg: CfgNode, *, training: bool) -> None:
 
 
 def check_sets(train: Sequence[str], test: Sequence[str], *, classes: ClassCount | None, options: CheckOptions) -> None:
-    """Check every COCO-format set among ``train`` and ``test`` (registered names), and register what was mended.
+    """Check every COCO-format set among ``train`` and ``test`` (registered names), and register what was fixed.
 
     Sets of other formats are left alone, and all are with the level "off".
 
@@ -124,9 +124,9 @@ def check_sets(train: Sequence[str], test: Sequence[str], *, classes: ClassCount
 
 
 def ground_truth(name: str) -> str | Mapping | None:
-    """What to evaluate the set ``name`` against: its JSON file, or the document as mended where the check changed it.
+    """What to evaluate the set ``name`` against: its JSON file, or the document as fixed where the check changed it.
 
-    None for a set that has no JSON file. Only the main process knows of mended documents.
+    None for a set that has no JSON file. Only the main process knows of fixed documents.
     """
     return _ground_truths.get(name) or MetadataCatalog.get(name).get("json_file")
 
@@ -147,9 +147,9 @@ def _check(
     level = options.level
     if level == "auto":
         level = "full" if pictures <= DECODED_AT_MOST else "headers"
-    if not for_training and options.broken_images == "skip":  # an evaluation sees every picture that its set lists
+    if not for_training and options.broken_images == "skip":  # an evaluation sees every image that its set lists
         options = replace(options, broken_images="error")
-    logger.info("checking %s: %d pictures, %s", name, pictures, _DOES[level])
+    logger.info("checking %s: %d images, %s", name, pictures, _DOES[level])
     checked = inspect_document(
         document,
         json_file,
@@ -172,7 +172,7 @@ def _check(
         mended = checked.mended()
         if mended != document:
             _ground_truths[name] = mended
-            logger.info("%s: evaluation uses the records as mended; tools/check_dataset.py --fix writes them", name)
+            logger.info("%s: evaluation uses the records as fixed; tools/check_dataset.py --fix writes them", name)
     records = pickle.dumps(checked.dataset_dicts(masks=options.masks, keypoints=options.keypoints))
     return _Result(records, checked.metadata())
 
@@ -192,7 +192,7 @@ def _where_sets_go(name: str) -> str:
 
 
 def _counts(checked: CheckedDataset) -> str:
-    used = f"{int(checked.images.keep.sum())} of {len(checked.document['images'])} pictures"
+    used = f"{int(checked.images.keep.sum())} of {len(checked.document['images'])} images"
     if checked.annotations is not None:
         kept = checked.kept()
         used += f", {int(kept.sum())} of {len(kept)} annotations"

@@ -75,13 +75,13 @@ def load_dicts(
     min_keypoints: int = 0,
     proposal_files: Sequence[str] | None = None,
 ) -> list[dict]:
-    """detectron2 dataset dicts of several sets, with every mistake that can be seen without the pictures named.
+    """detectron2 dataset dicts of several sets, with every mistake that can be seen without the images named.
 
     Args:
         names: registered sets.
         classes: of the model, as many as the data has; None for a model without.
-        filter_empty: leave out pictures without an annotation that is not a crowd.
-        min_keypoints: leave out pictures with fewer visible keypoints.
+        filter_empty: leave out images without an annotation that is not a crowd.
+        min_keypoints: leave out images with fewer visible keypoints.
         proposal_files: precomputed proposals, one file for each set.
 
     Raises:
@@ -125,9 +125,9 @@ class TrainingLoader:
 
     Args:
         dicts: of :func:`load_dicts`.
-        mapper: dataset dict -> what the model takes (image (3, H, W), instances), or None to leave the picture out.
-        total_batch_size: pictures per step over all processes.
-        group_by_orientation: keep portrait and landscape pictures in separate batches, which saves padding.
+        mapper: dataset dict -> what the model takes (image (3, H, W), instances), or None to leave the image out.
+        total_batch_size: images per step over all processes.
+        group_by_orientation: keep portrait and landscape images in separate batches, which saves padding.
         rank, world_size: this process among those of the run.
         sets: names of the sets that ``dicts`` are from, for :meth:`describe`.
 
@@ -189,7 +189,7 @@ class TrainingLoader:
 
 
 def annotation_ids(sets: Sequence[str], files: Collection[str]) -> dict[str, list]:
-    """{picture: ids of its annotations} from the JSON files of ``sets``, as far as these can be read."""
+    """{image: ids of its annotations} from the JSON files of ``sets``, as far as these can be read."""
     found: dict[str, list] = {}
     for name in sets:
         metadata = MetadataCatalog.get(name)
@@ -230,7 +230,7 @@ def train_loader_from_config(
     """:class:`TrainingLoader` as DATASETS, DATALOADER, INPUT and SOLVER say.
 
     Args:
-        start_iteration: optimiser steps already made, each of SOLVER.ACCUMULATE batches.
+        start_iteration: optimizer steps already made, each of SOLVER.ACCUMULATE batches.
         dicts: of :func:`train_dicts_from_config`, where they are there already.
         rank, world_size: of another process than this one, to look at what it reads.
     """
@@ -254,7 +254,7 @@ def train_loader_from_config(
 
 
 def test_loader_from_config(cfg, name: str) -> Iterable[list[dict]]:
-    """The pictures of the set ``name``, one by one, read by the same rules as in training."""
+    """The images of the set ``name``, one by one, read by the same rules as in training."""
     files = None
     if cfg.MODEL.LOAD_PROPOSALS:
         known = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
@@ -264,7 +264,7 @@ def test_loader_from_config(cfg, name: str) -> Iterable[list[dict]]:
 
 
 def calibration_inputs(cfg, number: int = 16) -> Iterator[list[dict]]:
-    """About ``number`` pictures spread over DATASETS.TRAIN, as testing sees them: on these int8 measures its ranges.
+    """About ``number`` images spread over DATASETS.TRAIN, as testing sees them: on these int8 measures its ranges.
 
     The same in every process, so that all of them judge with the same network.
     """

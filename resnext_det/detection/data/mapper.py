@@ -1,4 +1,4 @@
-"""From a dataset dict to the model's input: detectron2's DatasetMapper with pictures read by :mod:`.images`."""
+"""From a dataset dict to the model's input: detectron2's DatasetMapper with images read by :mod:`.images`."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 
-from ...compat import mend_resampling
+from ...compat import fix_resampling
 from ...errors import UserError
 from ...images import MAX_MEGAPIXELS, check_policy, read_header, read_image
 
 logger = logging.getLogger(__name__)
 
-mend_resampling()
+fix_resampling()
 
 
 class ResizeShortestEdge(T.ResizeShortestEdge):
-    """detectron2's, which leaves no pixel of a picture some 2000 times as wide as high; this one keeps at least one."""
+    """detectron2's, which leaves no pixel of an image some 2000 times as wide as high; this one keeps at least one."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         transform = super().get_transform(image)
@@ -42,11 +42,11 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
 
 
 class CheckedDatasetMapper(DatasetMapper):
-    """Reads, augments and turns into tensors; a picture to skip becomes None, which detectron2's loader replaces.
+    """Reads, augments and turns into tensors; an image to skip becomes None, which detectron2's loader replaces.
 
     Args:
-        is_train: with annotations and skipping; without, pictures only, and a broken one is always an error, since an
-            evaluation must see every picture that its data set lists.
+        is_train: with annotations and skipping; without, images only, and a broken one is always an error, since an
+            evaluation must see every image that its data set lists.
         augmentations, image_format, other_arguments: detectron2's.
         max_megapixels, broken_images: see :func:`read_image`; ``broken_images`` is its policy.
         min_box_size: boxes with a side shorter than this after resizing and cropping, in pixels, are left out.
@@ -54,7 +54,7 @@ class CheckedDatasetMapper(DatasetMapper):
     ``CheckedDatasetMapper(cfg, is_train)`` reads detectron2's keys; the arguments above may follow by name.
 
     Attributes:
-        skipped: pictures skipped so far in all worker processes, a shared ``multiprocessing.Value``.
+        skipped: images skipped so far in all worker processes, a shared ``multiprocessing.Value``.
     """
 
     @configurable
@@ -81,7 +81,7 @@ class CheckedDatasetMapper(DatasetMapper):
         """The dict with ``image``, uint8 (3, H, W), and in training ``instances``; None to skip.
 
         Raises:
-            UserError: an unusable picture, or one of another size than the dataset dict says.
+            UserError: an unusable image, or one of another size than the dataset dict says.
         """
         dataset_dict = copy.deepcopy(dataset_dict)
         path = dataset_dict["file_name"]
@@ -127,5 +127,5 @@ class CheckedDatasetMapper(DatasetMapper):
         turned = f" after its EXIF orientation {header.orientation}" if header.orientation > 1 else ""
         return UserError(
             f"{path}: is {width}x{height}{turned}, but its data set says width {dataset_dict.get('width')}, height "
-            f"{dataset_dict.get('height')}; correct them, tools/check_dataset.py lists all such pictures"
+            f"{dataset_dict.get('height')}; correct them, tools/check_dataset.py lists all such images"
         )

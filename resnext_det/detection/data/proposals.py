@@ -1,7 +1,7 @@
 """Box proposals in files: the paper's RPN and Fast R-CNN are two networks that share no features (Sec. 5.4).
 
 The file is detectron2's: a pickle of ``{"ids", "boxes", "objectness_logits", "bbox_mode"}``, one array of boxes
-(N, 4) in pixels of the original picture for each image id. It is read without running any code from it.
+(N, 4) in pixels of the original image for each image id. It is read without running any code from it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command ``tools/export.py``: write the graphs, run them on pictures, compare with PyTorch."""
+"""The command ``tools/export.py``: write the graphs, run them on images, compare with PyTorch."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ logger = logging.getLogger(__name__)
 
 FORMATS = {"onnx": "detector.onnx", "torch": "detector.pt2"}
 Run = Callable[[np.ndarray, tuple[int, int]], list[np.ndarray]]
-"""Picture (3, H, W) float32 as the detector takes it, (height, width) of the original -> boxes, scores, classes."""
+"""Image (3, H, W) float32 as the detector takes it, (height, width) of the original -> boxes, scores, classes."""
 
 
 @dataclass
 class Agreement:
-    """An exported detector against the model itself on one picture.
+    """An exported detector against the model itself on one image.
 
     Attributes:
-        picture: its file.
+        image: its file.
         size: (height, width) that the graph saw.
         detections, exported: how many each found.
-        box: largest difference of a coordinate, in pixels of the original picture.
+        box: largest difference of a coordinate, in pixels of the original image.
         score: largest difference of a score.
         unmatched: detections of either that the other has not, scores within 1e-3 of the threshold aside.
     """
@@ -94,7 +94,7 @@ def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray], thresho
 
 @torch.no_grad()
 def check(cfg, model: nn.Module, run: Run, pictures: Sequence[Path]) -> list[Agreement]:
-    """Run both on every picture, resized as in testing."""
+    """Run both on every image, resized as in testing."""
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     outcomes = []
     for path in pictures:
@@ -115,7 +115,7 @@ def check(cfg, model: nn.Module, run: Run, pictures: Sequence[Path]) -> list[Agr
 
 
 def table(outcomes: Sequence[Agreement]) -> str:
-    """One line a picture, and the largest differences."""
+    """One line an image, and the largest differences."""
     lines = [
         f"{'picture':30} {'size':>11} {'PyTorch':>8} {'exported':>9} {'box, px':>9} {'score':>9} {'unmatched':>10}"
     ]
@@ -128,7 +128,7 @@ def table(outcomes: Sequence[Agreement]) -> str:
     worst = max((o.box for o in outcomes), default=0), max((o.score for o in outcomes), default=0)
     detections, unmatched = sum(o.detections for o in outcomes), sum(o.unmatched for o in outcomes)
     lines.append(
-        f"{len(outcomes)} pictures, {detections} detections, {unmatched} differ; boxes within {worst[0]:.1e} pixels, "
+        f"{len(outcomes)} images, {detections} detections, {unmatched} differ; boxes within {worst[0]:.1e} pixels, "
         f"scores within {worst[1]:.1e}"
     )
     return "\n".join(lines)

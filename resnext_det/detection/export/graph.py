@@ -1,8 +1,8 @@
-"""The whole C4 detector as one graph: torch.export and ONNX, with any picture size and batch size.
+"""The whole C4 detector as one graph: torch.export and ONNX, with any image size and batch size.
 
 The graph is ordinary operators, NMS included. RoIAlign is two matrix products a region (see
 :mod:`resnext_det.detection.roi_align`), so no runtime needs an operator of its own for it. The number of proposals and
-of detections is fixed and padded, so every shape but the picture's is known beforehand.
+of detections is fixed and padded, so every shape but the image's is known beforehand.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ..c4_head import ResNeXtC4ROIHeads
 INPUTS = ("images", "sizes", "original_sizes")
 OUTPUTS = ("boxes", "scores", "classes", "count")
 TORCH_THAT_CAN = "2.14"
-"""torch.export of earlier releases ties the sizes of a picture down (2.4, 2.6 and 2.9 were tried)."""
+"""torch.export of earlier releases ties the sizes of an image down (2.4, 2.6 and 2.9 were tried)."""
 NOTHING = -1e4
 """Score of padding; lower than any logit, and finite in every precision."""
 
@@ -34,7 +34,7 @@ class ExportableDetector(nn.Module):
 
     Args:
         model: GeneralizedRCNN with a trunk of grouped bottlenecks and :class:`ResNeXtC4ROIHeads`; stays as it is.
-        regions_at_once: of one picture that go through res5 together; bounds the memory.
+        regions_at_once: of one image that go through res5 together; bounds the memory.
 
     Raises:
         UserError: another kind of detector.
@@ -68,16 +68,16 @@ class ExportableDetector(nn.Module):
         self.regions_at_once = regions_at_once
 
     def forward(self, images: Tensor, sizes: Tensor, original_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Detect in a batch of pictures.
+        """Detect in a batch of images.
 
         Args:
-            images: (N, 3, H, W) float, 0 to 255, in the model's colour order, resized as for testing; smaller pictures
+            images: (N, 3, H, W) float, 0 to 255, in the model's color order, resized as for testing; smaller images
                 of a batch are padded to the right and below with anything.
-            sizes: (N, 2) int64, height and width of each picture in ``images``.
+            sizes: (N, 2) int64, height and width of each image in ``images``.
             original_sizes: (N, 2) int64, height and width that boxes shall refer to.
 
         Returns:
-            boxes (N, D, 4) x1, y1, x2, y2 in pixels of the original picture, scores (N, D), classes (N, D) int64, best
+            boxes (N, D, 4) x1, y1, x2, y2 in pixels of the original image, scores (N, D), classes (N, D) int64, best
             first; count (N,) int64: how many of the D are detections. The rest are zeros, class -1.
         """
         height, width = images.shape[2:]
@@ -107,7 +107,7 @@ class ExportableDetector(nn.Module):
         boxes = _clip(boxes, limits)
         sides = boxes[..., 2:] - boxes[..., :2]
         real = (logits > NOTHING) & (sides > self.min_side).all(2)
-        kept = _nms_in_groups(boxes, logits, _picture_of(boxes), real, self.rpn_nms)
+        kept = _nms_in_groups(boxes, logits, _image_of(boxes), real, self.rpn_nms)
         logits, order = torch.where(kept, logits, NOTHING).topk(self.proposals, dim=1)
         boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
         return torch.where((logits > NOTHING)[:, :, None], boxes, 0.0)
@@ -145,10 +145,10 @@ class ExportableDetector(nn.Module):
         return y.mean(dim=(2, 3)).unflatten(0, (-1, regions.shape[1]))
 
     def _select(self, scores: Tensor, boxes: Tensor, sizes: Tensor, original_sizes: Tensor):
-        """Threshold, NMS in each class, the best of each picture, in pixels of the original."""
+        """Threshold, NMS in each class, the best of each image, in pixels of the original."""
         classes = torch.arange(self.num_classes, device=scores.device).expand_as(scores).flatten(1)
         scores, boxes = scores.flatten(1), boxes.flatten(1, 2)
-        group = _picture_of(boxes) * self.num_classes + classes
+        group = _image_of(boxes) * self.num_classes + classes
         kept = _nms_in_groups(boxes, scores, group, scores > self.threshold, self.nms)
         scores, order = torch.where(kept, scores, 0.0).topk(self.detections, dim=1)
         boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
@@ -194,7 +194,7 @@ def fold_norms(module: nn.Module) -> nn.Module:
 def sampling_matrix(low: Tensor, high: Tensor, size: int, bins: int, sampling_ratio: int) -> Tensor:
     """RoIAlign's interpolation matrix along one axis, (N, R, bins, size), without a loop over the data.
 
-    Equal to :func:`~resnext_det.detection.roi_align.axis_weights` for boxes inside the picture.
+    Equal to :func:`~resnext_det.detection.roi_align.axis_weights` for boxes inside the image.
 
     Args:
         low, high: (N, R) bounds in map pixels, the half pixel already subtracted.
@@ -204,7 +204,7 @@ def sampling_matrix(low: Tensor, high: Tensor, size: int, bins: int, sampling_ra
     if sampling_ratio > 0:
         samples, most = torch.full_like(step, sampling_ratio), sampling_ratio
     else:
-        # A box inside the picture is at most `size` pixels long: that bounds the samples of a bin.
+        # A box inside the image is at most `size` pixels long: that bounds the samples of a bin.
         samples, most = step.ceil(), size // bins + 2
     like = {"dtype": low.dtype, "device": low.device}
     begin = low[..., None] + torch.arange(bins, **like) * step[..., None]
@@ -220,7 +220,7 @@ def sampling_matrix(low: Tensor, high: Tensor, size: int, bins: int, sampling_ra
 
 def _pool(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """(N, C, H, W), (N, R, bins, H), (N, R, bins', W) -> (N * R, C, bins, bins')."""
-    # torch.export cannot see through reshapes that split a product of the picture's size: none is made here.
+    # torch.export cannot see through reshapes that split a product of the image's size: none is made here.
     lines = rows.flatten(1, 2)[:, None] @ maps  # (N, C, R * bins, W)
     lines = lines.unflatten(2, rows.shape[1:3]).transpose(1, 2).flatten(2, 3)  # (N, R, C * bins, W)
     pooled = lines @ columns.transpose(2, 3)
@@ -231,8 +231,8 @@ def _clip(boxes: Tensor, limits: Tensor) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), limits)
 
 
-def _picture_of(boxes: Tensor) -> Tensor:
-    """(N, K, 4) -> (N, K) index of the picture."""
+def _image_of(boxes: Tensor) -> Tensor:
+    """(N, K, 4) -> (N, K) index of the image."""
     return torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand(-1, boxes.shape[1])
 
 
@@ -274,7 +274,7 @@ def export_program(model: nn.Module) -> torch.export.ExportedProgram:
     except Exception as error:  # what it raises differs from release to release
         if torch.__version__ < TORCH_THAT_CAN:
             raise UserError(
-                f"export: torch {torch.__version__} cannot export a detector for every size of picture "
+                f"export: torch {torch.__version__} cannot export a detector for every size of image "
                 f"({type(error).__name__}); install torch {TORCH_THAT_CAN} or later"
             ) from error
         raise
