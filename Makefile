@@ -33,7 +33,7 @@ help:
 	@echo "make setup        only the virtual environment $(VENV); the others do this first"
 	@echo "make oldest       an environment of the oldest versions that setup.py allows: make oldest VENV=/tmp/oldest"
 	@echo "make lint         ruff and mypy"
-	@echo "make docs         API reference from the docstrings, into build/docs"
+	@echo "make docs         one site of the pages and the API reference: build/docs/README.html"
 	@echo "make lock         pin the ranges of setup.py and requirements/*.in anew (FLAGS=--upgrade for newer versions)"
 	@echo "make carry        a folder of packages for a GPU machine without network, CARRY=build/site (docs/gpu.md)"
 	@echo "make clean        remove $(VENV) and caches"
@@ -78,7 +78,10 @@ lint: setup
 	$(BIN)/mypy
 
 docs: setup
-	$(BIN)/python docs/api.py
+	rm -rf build/api build/docs
+	$(BIN)/python -m sphinx.ext.apidoc -q -e -T -o build/api resnext_det
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
+	@echo build/docs/README.html
 
 test: lint
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile

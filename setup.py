@@ -20,13 +20,13 @@ EXTRAS = {
     "webdataset": ["webdataset>=0.2.86,<2"],
     "export": ["onnx>=1.16,<2", "onnxruntime>=1.18,<2", "onnxscript>=0.3,<1"],
     "openvino": ["openvino>=2024.6,<2027", "nncf>=2.15,<4"],  # int8 on CPUs
+    "docs": ["sphinx>=8.1,<10", "myst-parser>=4,<6", "furo>=2024.8.6,<2027"],
 }
 # timm's networks and those of pretrainedmodels (which forgets to name six) are oracles of the tests.
 EXTRAS["dev"] = [
     "hypothesis>=6.100,<7",
     "mypy>=1.13,<3",
     "munch>=4,<5",
-    "pdoc>=14,<17",
     "pretrainedmodels>=0.7.4,<0.8",
     "pytest>=8.1,<10",
     "pytest-xdist>=3.5,<4",
@@ -39,6 +39,7 @@ EXTRAS["dev"] = [
     *EXTRAS["webdataset"],
     *EXTRAS["export"],
     *EXTRAS["openvino"],
+    *EXTRAS["docs"],
 ]
 
 

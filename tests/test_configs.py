@@ -1,10 +1,9 @@
-"""Every detection config is read by the real loader and builds; every key of ours is read by something."""
+"""Every detection config is read by the real loader and builds; every key of ours is read by a run."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,15 @@ import yaml
 from common import ROOT
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
+from recording import leaves, recorded_reads
+from tiny import TinyRun
 
 from resnext_det import add_resnext_config
+from resnext_det.classification.config import get_config
+from resnext_det.commands import pretrain, train
 from resnext_det.detection.backbone import ResNeXtBackbone
 from resnext_det.detection.config import setup
+from resnext_det.makers.synthetic import draw_classes
 from resnext_det.variants import Variant, blocks_per_stage
 
 CONFIGS = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs" / "detection").rglob("*.yaml"))
@@ -68,21 +72,46 @@ def test_no_two_configs_write_into_one_folder() -> None:
     assert len(set(folders)) == len(folders)
 
 
-def leaves(node: dict, prefix: str = "") -> Iterator[str]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
-def test_every_key_of_ours_is_read() -> None:
+def test_every_key_of_ours_is_read_in_a_run(tmp_path: Path) -> None:
+    """A short training of a detector, and an evaluation of its weights."""
     cfg = get_cfg()
     stock = set(leaves(cfg))
     add_resnext_config(cfg)
     ours = set(leaves(cfg)) - stock
-    assert "MODEL.RESNEXT.FAST_C4" in ours
-    package = ROOT / "resnext_det"
-    text = "\n".join(file.read_text("utf-8") for file in package.rglob("*.py") if file.name != "config.py")
-    unread = [key for key in sorted(ours) if not re.search(rf"\.{key.split('.')[-1]}\b", text)]
-    assert not unread, f"keys that nothing reads: {unread}"
+    assert "MODEL.RESNEXT.FAST_C4" in ours and len(ours) > 20
+    tiny = TinyRun(tmp_path)
+    words = ["--config-file", str(tiny.file), *tiny.options("run", "SOLVER.MAX_ITER", 2)]
+    with recorded_reads() as read:
+        train.main(words)
+        train.main(["--eval-only", *words, "MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth")])
+    assert not ours - read, f"keys that nothing reads: {sorted(ours - read)}"
+
+
+def test_every_key_of_pretraining_is_read_in_a_run(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        draw_classes(tmp_path / split, 2)
+    values = {
+        "MODEL.NAME": "resnext14_2x2d", "MODEL.STEM_OUT_CHANNELS": 8, "MODEL.RES2_OUT_CHANNELS": 16,
+        "MODEL.DEVICE": "cpu",
+        "DATASETS.TRAIN": tmp_path / "train", "DATASETS.TEST": tmp_path / "val", "DATALOADER.NUM_WORKERS": 0,
+        "INPUT.CROP_SIZE": 32, "TEST.SHORT_SIDE": 32, "TEST.CROP_SIZE": 32, "SOLVER.EPOCHS": 2, "SOLVER.STEPS": "(1,)",
+        "SOLVER.IMS_PER_BATCH": 2, "OUTPUT_DIR": tmp_path / "run",
+    }  # fmt: skip
+    (tmp_path / "empty.yaml").write_text("VERSION: 2\n")
+    words = ["--config-file", str(tmp_path / "empty.yaml"), *(str(v) for pair in values.items() for v in pair)]
+    evaluation = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "TEST.DTYPE", "fp32"]
+    with recorded_reads() as read:
+        pretrain.main(words)
+        pretrain.main(["--eval-only", *words, *evaluation])
+    unread = set(leaves(get_config())) - read - {"VERSION"}  # load_config's own
+    assert not unread, f"keys that nothing reads: {sorted(unread)}"
+
+
+def test_the_recorder_sees_reads_and_nothing_else() -> None:
+    cfg = get_config()
+    with recorded_reads() as read:
+        solver = cfg.SOLVER
+        assert solver["GAMMA"] and cfg.clone().TEST.CROP_SIZE and hasattr(cfg.MODEL, "NAME")
+        cfg.dump()
+        cfg.merge_from_list(["SEED", "3"])
+    assert read == {"SOLVER.GAMMA", "TEST.CROP_SIZE", "MODEL.NAME"}

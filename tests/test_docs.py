@@ -1,4 +1,4 @@
-"""What the pages show is true: commands parse with the real flags, keys exist, Python runs, YAML merges, links lead on."""
+"""What the pages show is true: commands parse with the real flags, keys exist, Python runs, YAML merges, links lead."""
 
 from __future__ import annotations
 
@@ -85,7 +85,8 @@ def names(block: Block) -> str:
 def called(shell: str, folder: Path) -> list[list[str]]:
     """The program calls of a piece of shell, each as its words: bash runs it, and every program only records them."""
     record = folder / "calls"
-    stub = f'#!/bin/bash\nprintf "%s\\0" "${{0#{folder}/}}" "$@" >> "{record}"\nprintf "\\1\\0" >> "{record}"\n'
+    # One write of the whole call, since both ends of a pipe write at once.
+    stub = f'#!/bin/bash\nprintf "%s\\0" "${{0#{folder}/}}" "$@" $\'\\1\' >> "{record}"\n'
     for name in (*PROGRAMS, *TOOLS):
         path = folder / name.lstrip("/")
         path.parent.mkdir(parents=True, exist_ok=True)

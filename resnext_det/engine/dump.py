@@ -1,7 +1,7 @@
 """What a step that went wrong leaves behind, and how to run that very step again.
 
 ``OUTPUT_DIR/dump_0000123/`` holds ``config.yaml``, ``weights.pth`` (as they were before the step) and one
-``process_R.json`` for each process:
+``process_R.json`` for each process::
 
     iteration, seed, process, processes, accumulate, precision, learning_rate, reason
     losses           {name: value} for each part of the step, of this process

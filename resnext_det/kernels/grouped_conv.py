@@ -124,7 +124,7 @@ def convolve(
 def input_gradient(
     gradient: Tensor, weight: Tensor, stride: int, groups: int, size: tuple[int, int], config: Config | None = None
 ) -> Tensor:
-    """Gradient of :func:`convolve`'s input, (N, C, *size), from that of its output, (N, C, H', W')."""
+    """Gradient of :func:`convolve`'s input, ``(N, C, *size)``, from that of its output, (N, C, H', W')."""
     config = config or configs(*_widths(weight, groups))[0]
     merged = merged_weight(weight, groups, config.tile).transpose(2, 3).contiguous()
     return _run(gradient, merged, size, stride, True, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 from common import ROOT, shared_data
 
+from resnext_det.makers.synthetic import draw_detection_set
 
-def example(name: str, folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
+
+def example(name: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
@@ -82,3 +85,15 @@ def test_pretrain_then_finetune(tmp_path: Path) -> None:
     assert "AP50" in json.loads((output / "detector/results.json").read_text("utf-8"))["bbox"]
     log = done.stdout + done.stderr
     assert "backbone 110/110, res5 35/35, new: " in log, [line for line in log.splitlines() if "backbone" in line]
+
+
+def test_plain_train(tmp_path: Path) -> None:
+    """On drawn shapes: the losses of a page that uses no engine fall, and its detections are evaluated."""
+    json_file, images = draw_detection_set(tmp_path, 4)
+    sets = ["--train", json_file, images, "--test", json_file, images]
+    small = ["--network", 14, 2, 4, "--iterations", 41, "--size", 64, "--rate", 0.01]
+    done = example("plain_train.py", tmp_path, *sets, *small)
+    losses = [float(total) for total in re.findall(r"^iteration \d+: (\S+)", done.stdout, re.M)]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    numbers = json.loads(done.stdout.splitlines()[-1])
+    assert numbers.keys() == {"AP", "AP50"} and json.loads((tmp_path / "detections.json").read_text("utf-8"))
