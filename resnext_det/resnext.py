@@ -295,6 +295,7 @@ class Trunk(nn.Module):
     Attributes:
         strides, channels: {name: stride in pixels}, {name: channels} for the stem and every stage.
         recompute: True keeps only the blocks' inputs in training and runs each block again for its gradient.
+        compiled: (N, 3, H, W) -> the maps, in place of stem and stages; an optimized copy may set it.
     """
 
     recompute = False
@@ -316,9 +317,12 @@ class Trunk(nn.Module):
         if unknown or not out_features:
             raise UserError(f"out_features {list(out_features)}: choose from {', '.join(self.strides)}")
         self.out_features = tuple(out_features)
+        self.compiled: nn.Module | None = None
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> {name: (N, channels[name], ~H / strides[name], ~W / strides[name])}."""
+        if self.compiled is not None:
+            return dict(zip((n for n in self.strides if n in self.out_features), self.compiled(x), strict=True))
         outputs = {}
         x = self.stem(x)
         if "stem" in self.out_features:

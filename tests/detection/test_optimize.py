@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 
 from resnext_det import UserError, add_resnext_config, create_model
 from resnext_det.detection.c4_head import ResNeXtC4ROIHeads
-from resnext_det.detection.optimize import OpenVINOSplitRes5, for_inference, optimize_for_inference
+from resnext_det.detection.optimize import FusedSplit, OpenVINOSplit, for_inference, optimize_for_inference
 from resnext_det.inference import fused, precision
 
 
@@ -96,7 +96,7 @@ def test_int8_moves_by_its_precision(mask):
     logits, own_logits = (m.proposal_generator.rpn_head([maps["res4"]])[0][0] for m in (model, optimized))
     assert 1e-5 < (own_logits - logits).norm() / logits.norm() < 0.05
     boxes = [proposals.proposal_boxes[:70] for proposals in model.proposal_generator(image, maps)[0]]
-    expected, regions = (m.roi_heads._shared_roi_transform([maps["res4"]], boxes) for m in (model, optimized))
+    expected, regions = (m.roi_heads.region_vectors([maps["res4"]], boxes) for m in (model, optimized))
     assert regions.shape == expected.shape and len(regions) == 140  # three chunks, the last not full
     assert 1e-4 < (regions - expected).norm() / expected.norm() < 0.05
     assert len(optimized(IMAGES)[0]["instances"]) > 0
@@ -205,14 +205,14 @@ def test_the_key_chooses_and_the_model_stays_as_it_is():
     assert for_inference(cfg, model) is model
     cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "fp32"
     copy = for_inference(cfg, model)
-    assert copy is not model and copy.roi_heads.optimized is not None and not copy.training
-    assert model.training and model.roi_heads.optimized is None
+    assert copy is not model and isinstance(copy.roi_heads.res5[0], FusedSplit) and not copy.training
+    assert model.training
     assert all(p.requires_grad for p in model.roi_heads.parameters())
     assert isinstance(model.roi_heads, ResNeXtC4ROIHeads) and type(model.roi_heads.res5[0]).__name__ == "Bottleneck"
     cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "int8"
     asked = []
     copy = for_inference(cfg, model, lambda: asked.append(1) or [IMAGES])
-    assert asked and isinstance(copy.roi_heads.optimized, OpenVINOSplitRes5)
+    assert asked and isinstance(copy.roi_heads.res5[0], OpenVINOSplit)
     cfg.MODEL.RESNEXT.INFERENCE_BACKEND = "tensorrt"
     with pytest.raises(UserError, match="INFERENCE_BACKEND is 'tensorrt': choose from auto, torch, openvino"):
         for_inference(cfg, model)
