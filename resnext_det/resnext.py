@@ -36,16 +36,16 @@ class ConvNorm(nn.Conv2d):
         convolve: computes the convolution from (x, weight) in place of PyTorch; :mod:`resnext_det.kernels` sets it.
     """
 
-    convolve: Callable[..., Tensor] | None = None
-
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm | None, **kwargs) -> None:
         super().__init__(in_channels, out_channels, kernel_size, bias=False, **kwargs)
         # "fan_out" counts every output channel, whatever the groups, as the authors' Torch code does (He et al. 2015).
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.norm = norm(out_channels) if norm is not None else None
+        self.convolve: Callable[..., Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x) if self.convolve is None else self.convolve(x, self.weight)
+        # Conv2d's own forward, in words that TorchScript reads.
+        x = self._conv_forward(x, self.weight, self.bias) if self.convolve is None else self.convolve(x, self.weight)
         return x if self.norm is None else self.norm(x)
 
 
@@ -163,8 +163,9 @@ class SumBottleneck(Bottleneck):
 
     def branch(self, x: Tensor) -> Tensor:
         total = self.paths[0](x)
-        for path in self.paths[1:]:
-            total = total + path(x)
+        for i, path in enumerate(self.paths):  # TorchScript has no slices of modules
+            if i > 0:
+                total = total + path(x)
         return self.norm(total)
 
 
@@ -334,6 +335,41 @@ class Trunk(nn.Module):
                 outputs[name] = x
         return outputs
 
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles in place of the trunk: it cannot look modules up by name."""
+        return _ScriptableTrunk(self)
+
+
+class _ScriptableTrunk(nn.Module):
+    """A trunk's forward in TorchScript's words, without recomputation."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.stem = trunk.stem
+        self.stages = nn.ModuleDict({name: getattr(trunk, name) for name in trunk.stage_names})
+        self.out_features = list(trunk.out_features)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+        x = self.stem(x)
+        if "stem" in self.out_features:
+            outputs["stem"] = x
+        for name, stage in self.stages.items():
+            x = stage(x)
+            if name in self.out_features:
+                outputs[name] = x
+        return outputs
+
+
+class _ScriptableClassifier(nn.Module):
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.trunk = _ScriptableTrunk(classifier)
+        self.last, self.fc = classifier.out_features[0], classifier.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.trunk(x)[self.last].mean(dim=(2, 3)))
+
 
 class Classifier(Trunk):
     """A trunk, global average pooling and the fully connected layer ``fc`` (Table 1)."""
@@ -349,6 +385,9 @@ class Classifier(Trunk):
         """(N, 3, H, W) -> logits (N, num_classes)."""
         (features,) = super().forward(x).values()
         return self.fc(features.mean(dim=(2, 3)))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return _ScriptableClassifier(self)
 
 
 def create_model(
