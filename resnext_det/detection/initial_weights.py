@@ -32,6 +32,7 @@ def architecture(cfg: CfgNode) -> Metadata:
         "stem_out_channels": keys.STEM_OUT_CHANNELS,
         "res2_out_channels": keys.RES2_OUT_CHANNELS,
         "stride_in_1x1": keys.STRIDE_IN_1X1,
+        "kind": cfg.MODEL.RESNEXT.KIND,
         "norm_eps": keys.NORM_EPS,
         "channel_order": cfg.INPUT.FORMAT,
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),

@@ -230,9 +230,10 @@ def test_evaluation_needs_no_detectron2():
 
 
 def test_the_benchmark_compares_equal_numbers():
-    from resnext_det.benchmarks.evaluate import benchmark_evaluate
+    from resnext_det.benchmarks.evaluate import coco_evaluation
+    from resnext_det.benchmarks.measure import Setting
 
-    assert benchmark_evaluate(quick=True)["agreement"] == {"all twelve numbers equal": 1.0}
+    assert coco_evaluation(Setting(quick=True))["agreement"] == {"all twelve numbers equal": 1.0}
 
 
 def test_the_command_writes_numbers_and_a_page(tmp_path, capsys):
