@@ -245,8 +245,3 @@ def finite(value: Any) -> Any:
     if hasattr(value, "item"):  # numpy and torch scalars
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def shown(text: object) -> str:
-    """``text`` from data, fit for a terminal, a log or a drawing: control characters are escaped as Python does."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in str(text))

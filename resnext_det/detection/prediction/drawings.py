@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 
 from ...annotations.coco import Detections
 from ...errors import UserError
-from ...files import atomic_write
+from ...files import atomic_path, atomic_write
 from ...reporting.boxes import class_color, draw_boxes
 from .inputs import Frame, is_video
 
@@ -21,7 +22,6 @@ CODECS = {".avi": "MJPG"}
 """Of drawn videos, by extension; mp4v for all others."""
 FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 """Pillow's names; images of other endings become PNG, since they are not for photographs or cannot be written."""
-_UNFINISHED = ".unfinished_"
 
 
 def targets(paths: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -64,20 +64,23 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 class Drawings:
-    """Draws what was found in images and videos; a context manager, which removes what is not finished."""
+    """Draws what was found in images and videos; a context manager, which removes a video that is not finished."""
 
     def __init__(self, targets: Mapping[Path, Path], class_names: Sequence[str]) -> None:
         self._targets, self._class_names = targets, list(class_names)
-        self._video: tuple[Path, cv2.VideoWriter, Path] | None = None
+        self._video: tuple[AbstractContextManager[Path], cv2.VideoWriter] | None = None
 
     def __enter__(self) -> Drawings:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         if self._video is not None:
-            self._video[1].release()
-            shutil.rmtree(self._video[2].parent, ignore_errors=True)
+            unfinished, writer = self._video
+            writer.release()
             self._video = None
+            # It swallows nothing: what is raised inside of it comes out again.
+            with suppress(type(error[1])) if error[1] is not None else nullcontext():
+                unfinished.__exit__(*error)
 
     def add(self, frame: Frame, detections: Detections) -> None:
         """Draw one image, or the next frame of a video, which :meth:`finish` ends. Category ids are the classes."""
@@ -91,31 +94,26 @@ class Drawings:
             return
         if self._video is None:
             code = cv2.VideoWriter_fourcc(*CODECS.get(target.suffix.lower(), "mp4v"))  # type: ignore[attr-defined]
-            # In a new folder that only this process knows, so that no link can wait under the name.
-            unfinished = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=target.parent)) / target.name
-            writer = cv2.VideoWriter(str(unfinished), code, frame.rate, drawn.size)
-            self._video = target, writer, unfinished
+            unfinished = atomic_path(target)
+            writer = cv2.VideoWriter(str(unfinished.__enter__()), code, frame.rate, drawn.size)
+            self._video = unfinished, writer
             if not writer.isOpened():
                 raise UserError(f"{target}: OpenCV cannot write this video; use --no-drawings for the JSON alone")
         self._video[1].write(np.asarray(drawn)[:, :, ::-1])
 
     def finish(self) -> None:
         """Give the video, where one is being drawn, its name."""
-        if self._video is None:
-            return
-        target, writer, unfinished = self._video
-        writer.release()
-        self._video = None
-        os.replace(unfinished, target)
-        unfinished.parent.rmdir()
+        if self._video is not None:
+            unfinished, writer = self._video
+            writer.release()
+            self._video = None
+            unfinished.__exit__(None, None, None)
 
 
 def remove_unfinished(folder: Path, targets: Mapping[Path, Path]) -> None:
     """Delete what a process that was killed while it drew has left in ``folder``; no other may be at work there."""
-    for path in folder.glob(f"{_UNFINISHED}*"):
-        if not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
     names = {target.name for target in targets.values()}
-    for path in folder.glob(".*.part"):
-        if path.name[1:].rsplit(".", 2)[0] in names:
+    for path in folder.glob(".*.part*"):
+        match = re.fullmatch(r"\.(.+)\.\d+\.part(\.\w+)?", path.name)
+        if match and match[1] in names:
             path.unlink(missing_ok=True)

@@ -66,9 +66,10 @@ def find_inputs(inputs: Iterable[str], stdin: Iterable[str] = (), *, output: str
         for path in paths:
             if not path.is_file():
                 continue
+            known = path.suffix.lower() in IMAGE_SUFFIXES or is_video(path)
             if below and _inside(path, own):
-                made.append(path)
-            elif path.suffix.lower() in IMAGE_SUFFIXES or is_video(path):
+                made.extend([path] if known else [])
+            elif known:
                 add(path)
                 count += 1
             else:
