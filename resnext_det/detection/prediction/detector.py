@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from detectron2.structures import Instances
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from ...annotations.classes import match_classes
 from ...annotations.coco import Detections, read_ground_truth
 from ...engine.config import load_config
 from ...errors import UserError
@@ -329,27 +330,39 @@ def load_predictor(
 def categories_of(cfg: CfgNode, class_names: Sequence[str] = ()) -> tuple[list[int], list[str]]:
     """Dataset category ids and names of the model's classes.
 
-    They come from the first set here that has as many classes, else from ``class_names`` (what the weights say of
-    themselves) with the ids of a set that has all these names among others, or 1, 2, …
+    The names are ``class_names`` (what the weights say of themselves), the ids those of the same names in the first set
+    of the config that has as many classes, in whatever order, or that has these among others; else 1, 2, ... Weights
+    without names have those of the first set that has as many.
+
+    Raises:
+        UserError: the set has as many classes and other names.
     """
     count = class_count_from_config(cfg)
     number = count.number if count else 0
+    named = list(class_names) if len(class_names) == number else []
     ids_found = list(range(1, number + 1))
+    for name, names, own in _classes_of_sets(cfg):
+        if named and len(names) == number:
+            places = match_classes(named, names, model=cfg.MODEL.WEIGHTS or "the weights", source=f"the set {name}")
+            if places != sorted(places):
+                logger.warning("the set %s has the classes of the weights in another order; they keep their names", name)
+            return [own[place] for place in places], named
+        if len(names) == number:
+            return own, names
+        if named and set(named) <= set(names):  # DATASETS.DROP_UNUSED_ROOT left out one
+            by_name = dict(zip(names, own, strict=True))
+            ids_found = [by_name[name] for name in named]
+    return ids_found, named or [f"class {i}" for i in range(1, number + 1)]
+
+
+def _classes_of_sets(cfg: CfgNode) -> Iterator[tuple[str, list[str], list[int]]]:
+    """Name, class names and category ids of each set of the config that is known here."""
+    registered = {entry[0]: entry[1] for entry in cfg.DATASETS.REGISTER}
     for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
-        registered = {entry[0]: entry[1] for entry in cfg.DATASETS.REGISTER}
         metadata = MetadataCatalog.get(name)
         names, ids = metadata.get("thing_classes"), metadata.get("thing_dataset_id_to_contiguous_id")
-        if names is None and os.path.isfile(registered.get(name, "")):
+        if names is not None:
+            yield name, list(names), sorted(ids, key=ids.get) if ids else list(range(1, len(names) + 1))
+        elif os.path.isfile(registered.get(name, "")):
             truth = read_ground_truth(registered[name])
-            names, ids = truth.class_names, {c: i for i, c in enumerate(truth.category_ids.tolist())}
-        if names is None:
-            continue
-        own = sorted(ids, key=ids.get) if ids else list(range(1, len(names) + 1))
-        if len(names) == number:
-            return own, list(names)
-        if len(class_names) == number and set(class_names) <= set(names):  # DATASETS.DROP_UNUSED_ROOT left out one
-            by_name = dict(zip(names, own, strict=True))
-            ids_found = [by_name[name] for name in class_names]
-    if len(class_names) == number:
-        return ids_found, list(class_names)
-    return ids_found, [f"class {i}" for i in range(1, number + 1)]
+            yield name, truth.class_names, truth.category_ids.tolist()
