@@ -171,7 +171,7 @@ def test_settings_are_told_from_inputs():
     assert command._settings(["a.jpg", "b.MODEL"], []) == (["a.jpg", "b.MODEL"], [])
 
 
-def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path):
+def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path, caplog):
     truth = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"n{i}"} for i in (0, 2, 5)]}
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     cfg = get_cfg()
@@ -183,7 +183,12 @@ def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path):
     cfg.DATASETS.REGISTER = [["not_here", str(tmp_path / "truth.json"), str(tmp_path)]]  # n0 is an unused root
     assert module.categories_of(cfg, ["n2", "n5"]) == ([2, 5], ["n2", "n5"])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    assert module.categories_of(cfg, ["a", "b", "c"]) == ([0, 2, 5], ["n0", "n2", "n5"])
+    assert module.categories_of(cfg) == ([0, 2, 5], ["n0", "n2", "n5"])
+    assert not caplog.text
+    assert module.categories_of(cfg, ["n5", "n0", "n2"]) == ([5, 0, 2], ["n5", "n0", "n2"])
+    assert "in another order" in caplog.text
+    with pytest.raises(UserError, match="not_here: its classes are not those of the weights"):
+        module.categories_of(cfg, ["a", "n0", "n2"])
 
 
 def test_command_line(tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def white(pixels) -> list[Detections]:
 def write(folder: Path, number: int) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(number):
-        Image.fromarray(np.full((20, 30, 3), 100 + 10 * i, dtype=np.uint8)).save(folder / f"{i:02}.png")
+        Image.fromarray(np.full((20, 30, 3), (100 + 10 * i) % 256, dtype=np.uint8)).save(folder / f"{i:02}.png")
     return sorted(folder.glob("*.png"))
 
 
@@ -128,7 +128,7 @@ def test_what_is_found_and_what_is_left_out(tmp_path, caplog):
     assert [path.name for path in found] == ["00.png", "01.png", "a.jfif", "b.JP2", "c.wmv", "d.mts"]
     assert "left out, neither images nor videos by their ending: 2 (1 no ending, 1 .txt)" in caplog.text
     assert "in the output folder" in caplog.text and "out': 1" in caplog.text
-    with pytest.raises(UserError, match="no images or videos"):
+    with pytest.raises(UserError, match="txt: no images"):
         find_inputs([str(tmp_path / "in" / "*.txt")])
 
 
@@ -372,6 +372,12 @@ def test_what_load_detector_refuses(trained, tmp_path):
         save_checkpoint(tmp_path / "odd.pth", torch.load(weights, weights_only=True)["model"], facts)
         with pytest.raises(UserError, match=expected):
             load_detector(tmp_path / "odd.pth")
+    with pytest.raises(
+        UserError, match="a detector of 2 classes, and MODEL.ROI_HEADS.NUM_CLASSES is 5; set .*config.yaml"
+    ):
+        file = tmp_path / "five.yaml"
+        file.write_text(cfg.dump().replace("NUM_CLASSES: 2", "NUM_CLASSES: 5"))
+        load_detector(weights, config=file, device="cpu")
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_detector(tmp_path)
     with pytest.raises(UserError, match="dtype 'fp4'"):
@@ -445,7 +451,7 @@ def test_a_stopping_signal_leaves_with_75_and_says_what_is_done(trained, tmp_pat
     process = subprocess.Popen(
         [sys.executable, "-m", "resnext_det.cli", "predict", *words], stderr=subprocess.PIPE, text=True
     )
-    while not list((tmp_path / "out").glob("parts/*.jsonl")):
+    while not any(path.read_bytes().count(b"\n") > 1 for path in (tmp_path / "out").glob("parts/*.jsonl")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

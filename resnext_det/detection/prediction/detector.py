@@ -345,7 +345,7 @@ def categories_of(cfg: CfgNode, class_names: Sequence[str] = ()) -> tuple[list[i
         if named and len(names) == number:
             places = match_classes(named, names, model=cfg.MODEL.WEIGHTS or "the weights", source=f"the set {name}")
             if places != sorted(places):
-                logger.warning("the set %s has the classes of the weights in another order; they keep their names", name)
+                logger.warning("the set %s has the weights' classes in another order; they keep their names", name)
             return [own[place] for place in places], named
         if len(names) == number:
             return own, names
