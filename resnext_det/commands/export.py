@@ -64,6 +64,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "agreement": {name: [asdict(o) for o in outcomes] for name, outcomes in agreement.items()},
     }  # fmt: skip
     write_json(folder / "detector.json", about)
-    wrong = [f"{name}: {Path(o.picture).name}" for name, outs in agreement.items() for o in outs if o.unmatched]
+    wrong = [f"{name}: {Path(o.image).name}" for name, outs in agreement.items() for o in outs if o.unmatched]
     if wrong:
         raise UserError(f"export: {len(wrong)} images differ from PyTorch, such as {wrong[0]}; see detector.json")
