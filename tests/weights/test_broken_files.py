@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 UNSAFE = "runs code when it is opened; if you trust whoever made it, add --trust-pickle"
 AGAIN = "copy or download it again"
-FAMILY = "is no part of a plain ResNet or ResNeXt: another family of networks"
+FAMILY = "is no part of a ResNet or ResNeXt: another family of networks"
 
 
 @pytest.fixture(scope="module")
@@ -268,10 +268,10 @@ FILES: dict[str, tuple[str, Callable, str]] = {
         lambda s, t: saved(basic_blocks()),
         "a network of basic blocks (ResNet-18 or 34); the family has bottleneck blocks only",
     ),
-    "squeeze and excitation": (
+    "channel attention": (
         ".pth",
-        lambda s, t: saved(from_native(s, "timm", "") | {"layer1.0.se.fc1.weight": torch.ones(1)}),
-        f"layer1.0.se.fc1.weight {FAMILY}",
+        lambda s, t: saved(from_native(s, "timm", "") | {"layer1.0.se.conv.weight": torch.ones(1)}),
+        f"layer1.0.se.conv.weight {FAMILY}",
     ),
     "torchvision detector": (
         ".pth",
