@@ -59,7 +59,7 @@ def test_model_zoo_says_what_it_has() -> None:
 
 VOC_FILE = """<annotation><filename>{name}.jpg</filename>
 <size><width>64</width><height>48</height><depth>3</depth></size>
-<object><name>dog</name><difficult>0</difficult><truncated>0</truncated>
+<object><name>dog</name><pose>Left</pose><difficult>0</difficult><truncated>0</truncated>
 <bndbox><xmin>5</xmin><ymin>6</ymin><xmax>40</xmax><ymax>30</ymax></bndbox></object></annotation>"""
 
 

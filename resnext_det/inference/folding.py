@@ -5,9 +5,9 @@ from __future__ import annotations
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import Tensor, nn
 
-from ..resnext import ConvNorm
+from ..resnext import ConvNorm, GhostBatchNorm2d
 
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm, GhostBatchNorm2d)
 
 
 def is_constant(norm: nn.Module | None) -> bool:

@@ -147,8 +147,13 @@ def test_stages_and_freeze_are_stocks() -> None:
     assert {n.split(".")[0] for n, p in backbone.named_parameters() if not p.requires_grad} == {"stem", "res2"}
 
 
-@pytest.mark.parametrize("name", ["resnext14_8x4d", "resnext11_2x4d_cifar"])
-@pytest.mark.parametrize("form", ["a", "b", "c"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *((name, form) for name in ("resnext14_8x4d", "resnext11_2x4d_cifar") for form in "abc"),
+        *((name, "c") for name in ("resnetv2_14", "seresnext14_8x4d", "resnext14d_8x4d")),
+    ],
+)
 def test_networks_can_be_scripted(name: str, form: str) -> None:
     model, x = create_model(name, num_classes=4, form=form).eval(), torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(torch.jit.script(model)(x), model(x))
