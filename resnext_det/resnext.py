@@ -143,8 +143,7 @@ class DeepStem(nn.Module):
         self.conv3 = ConvNorm(out_channels // 2, out_channels, 3, norm, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        for conv in (self.conv1, self.conv2, self.conv3):
-            x = F.relu_(conv(x))
+        x = F.relu_(self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x))))))
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 

@@ -186,6 +186,8 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
             part of the memory for a third more arithmetic. Training batch norms need the whole batch: then ignored.
     """
 
+    res5: nn.Sequential
+
     @configurable
     def __init__(self, *, fast: bool = True, chunk_size: int = 32, recompute: bool = False, **kwargs) -> None:
         super().__init__(**kwargs)
