@@ -117,7 +117,7 @@ def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
         average = average_of(model, cfg.SOLVER.EMA_DECAY)
         saved["model_ema"], judged = average, average.module
         trainer.register_hooks([WeightAverage(average, model)])
-    facts = architecture(cfg)
+    facts = {**architecture(cfg), "config": cfg.dump()}  # enough to use the weights without any other file
     checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
     best = BestCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
     results: dict[str, dict] = {}
