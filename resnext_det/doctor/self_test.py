@@ -20,6 +20,7 @@ from ..commands.pretrain import main as pretrain
 from ..detection.config import setup
 from ..detection.train import run as run_detector
 from ..engine.checkpoint import read_run_checkpoint
+from ..engine.run import RunOptions
 from ..errors import RunFailed
 from ..files import atomic_write
 from ..makers.synthetic import classification_config, detection_config
@@ -46,7 +47,7 @@ def self_test() -> None:
         common += ["SOLVER.CHECKPOINT_PERIOD", str(INTERRUPTED)]
         with _step(f"train a detector for {ITERATIONS} iterations and evaluate it"):
             cfg = setup(config, common)
-            found = run_detector(cfg, False, False)["bbox"]["AP50"]
+            found = run_detector(cfg)["bbox"]["AP50"]
             if not found > LEARNED:
                 raise RunFailed(f"self-test: AP50 {found:.1f} after training; above {LEARNED:g} is normal")
         with _step(f"take it back to iteration {INTERRUPTED}, resume, and compare all weights"):
@@ -57,7 +58,7 @@ def self_test() -> None:
                     path.unlink()
             with atomic_write(output / "last_checkpoint") as file:
                 file.write(f"model_{INTERRUPTED - 1:07d}.pth")
-            run_detector(cfg, True, False)
+            run_detector(cfg, RunOptions(resume=True))
             resumed = read_run_checkpoint(output / "model_final.pth")["model"]
             other = [key for key in whole if not torch.equal(whole[key], resumed[key])]
             if other:

@@ -32,7 +32,8 @@ from ..errors import RunFailed, UserError
 from .causes import cause_of
 from .determinism import make_deterministic
 from .exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, exit_code
-from .signals import Stopped, on_stopping_signals
+from .run import RunOptions
+from .signals import Stopped, die_with_parent, on_stopping_signals
 
 TIMEOUT = timedelta(minutes=30)
 GRACE = 10.0
@@ -108,14 +109,14 @@ def launch(
 def start_training(
     args: Namespace,
     cfg: CfgNode,
-    run: Callable[[CfgNode, bool, bool, bool], object],
+    run: Callable[[CfgNode, RunOptions], object],
     replay: Callable[[CfgNode, str], object],
 ) -> None:
     """Do what the flags of :func:`.cli.parse_training_arguments` ask for.
 
     Args:
-        run: told cfg, --resume, --eval-only and --trust-pickle, in every process of the run.
-        replay: told cfg and the dump.
+        run: called with cfg and the flags, in every process of the run.
+        replay: called with cfg and the dump.
     """
     if args.replay:
         make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
@@ -123,7 +124,7 @@ def start_training(
         return
     launch(
         run,
-        (cfg, args.resume, args.eval_only, args.trust_pickle),
+        (cfg, RunOptions(resume=args.resume, eval_only=args.eval_only, trust_pickle=args.trust_pickle)),
         processes=args.num_gpus,
         machines=args.num_machines,
         machine_rank=args.machine_rank,
@@ -206,6 +207,7 @@ def free_port() -> int:
 
 
 def _worker(local_rank: int, places: list[Place], device: str, main: Callable, args: tuple, last_words: str) -> None:
+    die_with_parent()
     try:
         _join(places[local_rank], device, main, args)
     except (Exception, KeyboardInterrupt) as error:

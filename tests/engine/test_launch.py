@@ -20,7 +20,6 @@ from resnext_det.engine import launch as module
 from resnext_det.engine.checkpoint import RunCheckpointer
 from resnext_det.engine.config import save_config
 from resnext_det.engine.evaluations import Evaluations
-from resnext_det.engine.hooks import writers
 from resnext_det.engine.launch import Place, _place_from_slurm, _place_from_torchrun, launch
 from resnext_det.engine.logs import start_log
 from resnext_det.engine.processes import decided_by_main
@@ -222,7 +221,8 @@ def write_in_vain(folder):
 
     reported("log", lambda: start_log(str(folder / "file" / "run")))
     reported("config", lambda: save_config(CfgNode(), block(folder, "run", "config.yaml")))
-    reported("metrics", lambda: writers(str(block(folder, "run", "metrics.json")), 2))
+    block(folder, "metrics", "metrics.json")
+    reported("metrics", training("metrics"))
     RunCheckpointer.set_aside = lambda self: Path(self.save_dir, "aside").mkdir()
     reported("aside", training("aside"))
     RunCheckpointer.set_aside = lambda self: None
