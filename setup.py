@@ -70,7 +70,7 @@ setup(
         "numpy>=1.24,<3",
         "Pillow>=9.4,<14",
         "pycocotools>=2.0.7,<3",
-        "faster-coco-eval>=1.6,<2",
+        "hotcoco>=1.3,<2",
         "fvcore>=0.1.5.post20211023,<0.2",
         "iopath>=0.1.9,<0.2",
         "yacs>=0.1.8,<0.2",

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files and what is said of them: opened with limits, whole or not there, under safe names, shown as plain text."""
 
 from __future__ import annotations
 
@@ -6,42 +6,223 @@ import errno
 import json
 import math
 import os
+import re
+import shutil
+import stat
+import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
+
+from .errors import UserError
+
+SHOWN = 200
+"""Characters of a text from data that are printed, logged or drawn."""
+
+CONFIG_BYTES = 1 << 20
+"""Largest YAML file, list of classes or other small text of a user's."""
+
+_COMPONENT_BYTES = 200  # file systems take 255; a name grows by an ending and by what marks a half-written file
+_RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, where Windows opens them
+_JOINERS = "\u200c\u200d"  # invisible, and part of words in Persian, Hindi, ...
+
+
+def open_regular(path: str | os.PathLike, limit: int | None = None) -> BinaryIO:
+    """Open a user's file for reading, in bytes.
+
+    A pipe, which would wait for ever, a device, which need not end, and a folder are refused.
+
+    Args:
+        limit: most bytes that the file may have; None for any number.
+
+    Raises:
+        UserError: no such file, not a regular file, larger than ``limit``, or not readable.
+    """
+    name = shown(path)
+    try:
+        _check_regular(os.stat(path), name, limit)  # before it is opened: opening a device can do something
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        try:
+            _check_regular(os.fstat(handle), name, limit)
+        except UserError:
+            os.close(handle)
+            raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{name}: no such file") from None
+    except PermissionError:
+        raise UserError(f"{name}: not readable; give read permission") from None
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise UserError(f"{name}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
+    return os.fdopen(handle, "rb")
+
+
+def read_regular(path: str | os.PathLike, limit: int) -> bytes:
+    """All bytes of a user's file; errors as :func:`open_regular`, and for a file that cannot be read."""
+    try:
+        with open_regular(path, limit) as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{shown(path)}: cannot be read: {error.strerror}") from None
+    if len(data) > limit:  # it grew, or lies in a file system that states no sizes
+        raise UserError(f"{shown(path)}: more than the limit of {limit} bytes")
+    return data
+
+
+def _check_regular(status: os.stat_result, name: str, limit: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((what for is_kind, what in _KINDS if is_kind(status.st_mode)), "no regular file")
+        raise UserError(f"{name}: is {kind}; give a file")
+    if limit is not None and status.st_size > limit:
+        raise UserError(f"{name}: has {status.st_size} bytes, more than the limit of {limit}")
+
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def expanded(path: str) -> str:
+    """A path as the user wrote it, with ``~`` and ``$VAR`` replaced as a shell does; other text is unchanged."""
+    return os.path.expandvars(os.path.expanduser(path)) if "~" in path or "$" in path else path
+
+
+def safe_component(name: object, what: str = "name") -> str:
+    """``name``, which comes from data, where it can be the name of one file or folder within a folder.
+
+    Args:
+        what: it is, for the message, such as "class name".
+
+    Raises:
+        UserError: a path, a hidden or reserved name, control characters, or too long.
+    """
+    reason = _unsafe(name)
+    if reason:
+        raise UserError(f"{what} {shown(name)!r} cannot name a file ({reason}); rename it")
+    return str(name)
+
+
+def _unsafe(name: object) -> str:
+    if not isinstance(name, str):
+        return f"a {type(name).__name__}, not text"
+    if not name.strip():
+        return "empty"
+    if any(separator in name for separator in ("/", "\\")):
+        return "holds a path"
+    if name.startswith("."):
+        return "hidden"
+    if shown(name, len(name)) != name:
+        return "control characters"
+    if len(name.encode()) > _COMPONENT_BYTES:
+        return f"longer than {_COMPONENT_BYTES} bytes"
+    if name != name.strip() or name.endswith(".") or _RESERVED.fullmatch(name) or any(c in name for c in ':*?"<>|'):
+        return "not allowed on every system"
+    return ""
+
+
+def shown(text: object, limit: int = SHOWN) -> str:
+    """``text``, which comes from data, as it may be printed, logged or drawn: one line that obeys nobody.
+
+    Control characters, escape sequences, changes of direction and lone surrogates become escapes such as ``\\n`` and
+    ``\\x1b``; longer text ends in an ellipsis.
+
+    Args:
+        limit: most characters.
+    """
+    text = os.fspath(text) if isinstance(text, os.PathLike) else text
+    text = os.fsdecode(text) if isinstance(text, bytes) else str(text)
+    if len(text) > limit:
+        text = text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+    if text.isprintable():
+        return text
+    text = "".join(
+        c if c.isprintable() or c in _JOINERS or unicodedata.category(c) == "Zs" else ascii(c)[1:-1] for c in text
+    )
+    return text if len(text) <= limit else text[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     """Open a file that takes the place of ``path`` only once it is written whole and on the disk.
 
-    If the block raises, or the machine stops, whatever stood at ``path`` before is untouched.
+    If the block raises, or the machine stops, whatever stood at ``path`` before is untouched. A link at ``path`` is
+    replaced, and what it leads to is untouched.
     """
+    with _in_place_of(path, ".part") as part:
+        with open(_create(part), mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """A path beside ``path``, with its ending, for a library that opens its file, or fills its folder, itself.
+
+    What stands there when the block ends takes the place of ``path``; see :func:`atomic_write`. A folder takes the
+    place of a folder.
+    """
+    with _in_place_of(path, f".part{Path(path).suffix}") as part:
+        yield part
+
+
+@contextmanager
+def _in_place_of(path: str | os.PathLike, ending: str) -> Iterator[Path]:
     path = Path(path)
     if not path.name:  # "." or ""
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{_cut(path.name)}.{os.getpid()}{ending}")
     try:
-        with open(part, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        _sync_folder(path.parent)
+        _remove(part)  # of a killed process with this number, or planted
+        yield part
+        for file in [part, *part.rglob("*")] if part.is_dir() else [part]:
+            _flush(file)
+        if part.is_dir() and path.is_dir() and not path.is_symlink():
+            before = part.with_name(f"{part.name}.before")
+            path.rename(before)
+            part.rename(path)
+            _remove(before)
+        else:
+            os.replace(part, path)
+        _flush(path.parent)
     except OSError as error:
-        if error.filename is None:  # a full disk names none
+        if error.filename is None or error.filename == str(part):  # a full disk names none
             error.filename = str(path)
         raise
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            _remove(part)
 
 
-def _sync_folder(folder: Path) -> None:
-    """The file is on the disk; so must be its name, or a power cut leaves the old one."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
+def _cut(name: str) -> str:
+    """So that the name of a half-written file is no longer than a file system takes."""
+    while len(os.fsencode(name)) > _COMPONENT_BYTES:
+        name = name[:-1]
+    return name
+
+
+def _create(part: Path) -> int:
+    """A new file with the rights that the umask leaves; never one that is there, nor a link."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.open(part, flags, 0o666)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """A file's contents onto the disk, or a folder's names: else a power cut leaves a name without contents."""
+    if os.name == "posix" and not path.is_symlink():
+        handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:

@@ -21,12 +21,45 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .errors import UserError
-from .variants import parse_name, stage_channels
+from .variants import KINDS, parse_name, stage_channels
 
 Norm = Callable[[int], nn.Module]
 """Makes the normalization layer for a number of channels."""
 
 FORMS = ("a", "b", "c")
+
+
+class GhostBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics in training are those of ``images`` images: as on several GPUs, in one process.
+
+    Every group of ``images`` is normalized by its own mean and variance; their means go into the running statistics.
+    Batches of up to ``images`` images are one group.
+
+    Raises:
+        UserError: a larger batch that does not divide into such groups.
+    """
+
+    def __init__(self, channels: int, images: int) -> None:
+        super().__init__(channels)
+        self.images = images
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups, rest = divmod(len(x), self.images)
+        if not self.training or len(x) <= self.images:
+            return super().forward(x)
+        if rest:
+            raise UserError(f"MODEL.NORM_IMAGES {self.images}: does not divide the {len(x)} images of a forward pass")
+        # The groups lie side by side as channels: image i is of group i modulo ``groups``.
+        mean, variance, weight, bias = (
+            t.repeat(groups) for t in (self.running_mean, self.running_var, self.weight, self.bias)
+        )
+        wide = x.reshape(self.images, groups * x.shape[1], *x.shape[2:])
+        y = F.batch_norm(wide, mean, variance, weight, bias, True, self.momentum, self.eps)
+        with torch.no_grad():
+            self.running_mean.copy_(mean.view(groups, -1).mean(0))
+            self.running_var.copy_(variance.view(groups, -1).mean(0))
+            self.num_batches_tracked.add_(1)
+        return y.view_as(x)
 
 
 class ConvNorm(nn.Conv2d):
@@ -54,7 +87,7 @@ class Stem(nn.Module):
 
     stride = 4
 
-    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = nn.BatchNorm2d) -> None:
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm | None = nn.BatchNorm2d) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.conv1 = ConvNorm(in_channels, out_channels, 7, norm, stride=2, padding=3)
@@ -68,13 +101,51 @@ class CifarStem(nn.Module):
 
     stride = 1
 
-    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = nn.BatchNorm2d) -> None:
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm | None = nn.BatchNorm2d) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.conv1 = ConvNorm(in_channels, out_channels, 3, norm, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu_(self.conv1(x))
+
+
+class PreactStem(Stem):
+    """:class:`Stem` of a pre-activation network: the first block begins with the norm and the ReLU."""
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = nn.BatchNorm2d) -> None:
+        super().__init__(in_channels, out_channels, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
+
+
+class PreactCifarStem(CifarStem):
+    """:class:`CifarStem` without norm and ReLU."""
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = nn.BatchNorm2d) -> None:
+        super().__init__(in_channels, out_channels, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv1(x)
+
+
+class DeepStem(nn.Module):
+    """Three 3x3 convolutions in place of the 7x7 one (He et al. 2019, ResNet-C): half the channels in the first two."""
+
+    stride = 4
+
+    def __init__(self, in_channels: int = 3, out_channels: int = 64, norm: Norm = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.out_channels = out_channels
+        self.conv1 = ConvNorm(in_channels, out_channels // 2, 3, norm, stride=2, padding=1)
+        self.conv2 = ConvNorm(out_channels // 2, out_channels // 2, 3, norm, padding=1)
+        self.conv3 = ConvNorm(out_channels // 2, out_channels, 3, norm, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv in (self.conv1, self.conv2, self.conv3):
+            x = F.relu_(conv(x))
+        return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
 class Bottleneck(nn.Module):
@@ -114,7 +185,10 @@ class Bottleneck(nn.Module):
         stride_1x1, stride_3x3 = (stride, 1) if stride_in_1x1 else (1, stride)
         self._build_branch(in_channels, out_channels, bottleneck_channels, stride_1x1, stride_3x3, dilation, norm)
         project = residual and (stride != 1 or in_channels != out_channels)
-        self.shortcut = ConvNorm(in_channels, out_channels, 1, norm, stride=stride) if project else None
+        self.shortcut = self._projection(in_channels, out_channels, stride, norm) if project else None
+
+    def _projection(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> ConvNorm:
+        return ConvNorm(in_channels, out_channels, 1, norm, stride=stride)
 
     def _build_branch(self, in_channels, out_channels, bottleneck, stride_1x1, stride_3x3, dilation, norm) -> None:
         self.conv1 = ConvNorm(in_channels, bottleneck, 1, norm, stride=stride_1x1)
@@ -168,6 +242,91 @@ class SumBottleneck(Bottleneck):
         return self.norm(total)
 
 
+class PreactBottleneck(Bottleneck):
+    """Full pre-activation (He et al., ECCV 2016, Fig. 4e): norm, ReLU, convolution, three times; the sum is left alone.
+
+    A projection shortcut shares the first norm and ReLU. The network's last stage ends with :class:`NormReLU`.
+    """
+
+    def _build_branch(self, in_channels, out_channels, bottleneck, stride_1x1, stride_3x3, dilation, norm) -> None:
+        super()._build_branch(in_channels, out_channels, bottleneck, stride_1x1, stride_3x3, dilation, norm)
+        for conv in (self.conv1, self.conv2, self.conv3):
+            conv.norm = None
+        self.norm1, self.norm2, self.norm3 = norm(in_channels), norm(bottleneck), norm(bottleneck)
+
+    def _projection(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> ConvNorm:
+        return ConvNorm(in_channels, out_channels, 1, None, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu_(self.norm1(x))
+        y = self.conv1(active)
+        y = self.conv3(F.relu_(self.norm3(self.conv2(F.relu_(self.norm2(y))))))
+        if not self.residual:
+            return y
+        return y + (x if self.shortcut is None else self.shortcut(active))
+
+
+class NormReLU(nn.Module):
+    """Norm and ReLU behind the last block of a pre-activation network."""
+
+    stride = 1
+
+    def __init__(self, channels: int, norm: Norm) -> None:
+        super().__init__()
+        self.out_channels = channels
+        self.norm = norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu_(self.norm(x))
+
+
+class SqueezeExcitation(nn.Module):
+    """Every channel times a factor in (0, 1) that its mean and the others' decide (Hu et al. 2018): same shape.
+
+    The layer between has a sixteenth of the channels, rounded to a multiple of 8 as in timm, whose names these are.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        reduced = max(8, int(channels / 16 + 4) // 8 * 8)
+        self.fc1 = nn.Conv2d(channels, reduced, 1)
+        self.fc2 = nn.Conv2d(reduced, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.fc2(F.relu_(self.fc1(x.mean((2, 3), keepdim=True)))).sigmoid()
+
+
+class SEBottleneck(Bottleneck):
+    """:class:`Bottleneck` with :class:`SqueezeExcitation` behind the branch."""
+
+    def _build_branch(self, in_channels, out_channels, *arguments) -> None:
+        super()._build_branch(in_channels, out_channels, *arguments)
+        self.se = SqueezeExcitation(out_channels)
+
+    def branch(self, x: Tensor) -> Tensor:
+        return self.se(super().branch(x))
+
+
+class PooledProjection(ConvNorm):
+    """Means of ``pool`` x ``pool`` pixels, then a 1x1 convolution of stride 1 (He et al. 2019, ResNet-D)."""
+
+    def __init__(self, in_channels: int, out_channels: int, pool: int, norm: Norm) -> None:
+        super().__init__(in_channels, out_channels, 1, norm)
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(
+            F.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False) if self.pool > 1 else x
+        )
+
+
+class PooledBottleneck(Bottleneck):
+    """:class:`Bottleneck` whose projection of stride 2 is a :class:`PooledProjection`."""
+
+    def _projection(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> ConvNorm:
+        return PooledProjection(in_channels, out_channels, stride, norm)
+
+
 def _make_paths(in_channels, bottleneck, groups, stride_1x1, stride_3x3, dilation, norm) -> nn.ModuleList:
     width = bottleneck // groups
     paths = nn.ModuleList()
@@ -183,7 +342,16 @@ def _make_paths(in_channels, bottleneck, groups, stride_1x1, stride_3x3, dilatio
     return paths
 
 
-BLOCKS: dict[str, type[Bottleneck]] = {"a": SumBottleneck, "b": ConcatBottleneck, "c": Bottleneck}
+FORM_BLOCKS: dict[str, type[Bottleneck]] = {"a": SumBottleneck, "b": ConcatBottleneck, "c": Bottleneck}
+KIND_BLOCKS: dict[str, type[Bottleneck]] = {"v2": PreactBottleneck, "se": SEBottleneck, "d": PooledBottleneck}
+STEMS: dict[str, type[nn.Module]] = {"v2": PreactStem, "d": DeepStem}
+
+
+def make_stem(kind: str, in_channels: int, out_channels: int, norm: Norm, *, cifar: bool = False) -> nn.Module:
+    """The stem of a network of that kind."""
+    if cifar:
+        return (PreactCifarStem if kind == "v2" else CifarStem)(in_channels, out_channels, norm)
+    return STEMS.get(kind, Stem)(in_channels, out_channels, norm)
 
 
 def make_stage(
@@ -199,16 +367,26 @@ def make_stage(
     norm: Norm = nn.BatchNorm2d,
     residual: bool = True,
     form: str = "c",
+    kind: str = "plain",
 ) -> nn.Sequential:
     """``blocks`` blocks of one kind; the first has ``stride`` and changes the channels.
 
     Trunk and C4 head build their stages here, so res5 is the same network in both.
 
+    Raises:
+        UserError: unknown kind or form; another form than "c" of a kind that has no other.
+
     Shapes: (N, in_channels, H, W) -> (N, out_channels, ceil(H / stride), ceil(W / stride)).
     """
+    if kind not in KINDS:
+        raise UserError(f"kind {kind!r}: choose from {', '.join(KINDS)}")
+    if form not in FORMS or (kind != "plain" and form != "c"):
+        allowed = FORMS if kind == "plain" else ("c",)
+        raise UserError(f"form {form!r}: choose from {', '.join(allowed)} (paper Fig. 3)")
+    block = KIND_BLOCKS.get(kind, FORM_BLOCKS[form])
     return nn.Sequential(
         *(
-            BLOCKS[form](
+            block(
                 in_channels if i == 0 else out_channels,
                 out_channels,
                 bottleneck_channels,
@@ -234,15 +412,19 @@ def make_resnext_stage(
     res2_out_channels: int = 256,
     first_stride: int = 2,
     dilation: int = 1,
+    norm: Norm = nn.BatchNorm2d,
+    kind: str = "plain",
+    last: bool = False,
     **block_arguments,
 ) -> nn.Sequential:
     """Stage ``stage`` (0 for res2) with the channels of :func:`variants.stage_channels`.
 
-    A dilated stage keeps the map's size instead of halving it.
+    A dilated stage keeps the map's size instead of halving it. The ``last`` stage of a pre-activation network ends with
+    its norm and ReLU.
     """
     bottleneck, out_channels = stage_channels(stage, cardinality, width, res2_out_channels)
     stride = 1 if dilation > 1 else first_stride
-    return make_stage(
+    made = make_stage(
         blocks,
         in_channels,
         out_channels,
@@ -250,8 +432,13 @@ def make_resnext_stage(
         stride=stride,
         groups=cardinality,
         dilation=dilation,
+        norm=norm,
+        kind=kind,
         **block_arguments,
     )
+    if last and kind == "v2":
+        made.add_module("end", NormReLU(out_channels, norm))
+    return made
 
 
 def recomputed(stage: nn.Sequential, x: Tensor) -> Tensor:
@@ -332,13 +519,19 @@ class Trunk(nn.Module):
 
 
 class Classifier(Trunk):
-    """A trunk, global average pooling and the fully connected layer ``fc`` (Table 1)."""
+    """A trunk, global average pooling and the fully connected layer ``fc`` (Table 1).
 
-    def __init__(self, stem: nn.Module, stages: Sequence[nn.Sequential], num_classes: int = 1000) -> None:
+    ``fc`` starts unbiased, its weights normal with ``fc_std``: small, for even class probabilities (Goyal et al. 2017,
+    Sec. 5.1). 0 leaves them as Torch and PyTorch draw them, uniform in +-1 / sqrt(channels), as the authors' code does.
+    """
+
+    def __init__(
+        self, stem: nn.Module, stages: Sequence[nn.Sequential], num_classes: int = 1000, fc_std: float = 0.01
+    ) -> None:
         super().__init__(stem, stages, out_features=[f"res{len(stages) + 1}"])
         self.fc = nn.Linear(self.channels[self.out_features[0]], num_classes)
-        # Small and unbiased, so that training starts from even class probabilities (Goyal et al. 2017, Sec. 5.1).
-        nn.init.normal_(self.fc.weight, std=0.01)
+        if fc_std:
+            nn.init.normal_(self.fc.weight, std=fc_std)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -357,16 +550,19 @@ def create_model(
     stem_out_channels: int = 64,
     res2_out_channels: int = 256,
     stride_in_1x1: bool = False,
+    fc_std: float = 0.01,
 ) -> Classifier:
     """A classifier of the family with He-initialised weights.
 
     Args:
-        name: ``resnet50``, ``resnext50_32x4d``, ..., any ``resnext{depth}_{C}x{d}d``, ``_cifar`` for 32x32 images.
+        name: ``resnet50``, ``resnext50_32x4d``, ..., any ``resnext{depth}_{C}x{d}d``, ``_cifar`` for 32x32 images;
+            ``resnetv2_200``, ``seresnext50_32x4d``, ``resnext50d_32x4d`` are of other kinds, in form "c" only.
         num_classes: outputs of ``fc``.
         form: "a" (sum of paths), "b" (early concatenation) or "c" (grouped convolution) of Fig. 3; equal functions.
         residual: False builds the network of Sec. 5.1 without shortcuts.
         norm: makes each norm layer from its number of channels.
         stem_out_channels, res2_out_channels, stride_in_1x1: detectron2's keys of the same names.
+        fc_std: see :class:`Classifier`.
 
     Raises:
         UserError: unknown name or form.
@@ -377,9 +573,7 @@ def create_model(
         torch.Size([1, 1000])
     """
     variant = parse_name(name)
-    if form not in FORMS:
-        raise UserError(f"form {form!r}: choose from {', '.join(FORMS)} (paper Fig. 3)")
-    stem = (CifarStem if variant.cifar else Stem)(3, stem_out_channels, norm)
+    stem = make_stem(variant.kind, 3, stem_out_channels, norm, cifar=variant.cifar)
     stages = make_stages(
         variant.blocks,
         stem_out_channels,
@@ -390,8 +584,10 @@ def create_model(
         norm=norm,
         residual=residual,
         form=form,
+        kind=variant.kind,
+        last_stage=len(variant.blocks) - 1,
     )
-    return Classifier(stem, stages, num_classes)
+    return Classifier(stem, stages, num_classes, fc_std)
 
 
 def make_stages(
@@ -402,9 +598,13 @@ def make_stages(
     width: int,
     res2_out_channels: int = 256,
     res5_dilation: int = 1,
+    last_stage: int = 3,
     **block_arguments,
 ) -> list[nn.Sequential]:
-    """The stages res2, res3, ... with ``blocks`` blocks each; every stage but the first halves the map."""
+    """The stages res2, res3, ... with ``blocks`` blocks each; every stage but the first halves the map.
+
+    ``last_stage`` is that of the whole network (3 is res5), of which a detector's backbone may hold only a part.
+    """
     stages = []
     for stage, count in enumerate(blocks):
         stages.append(
@@ -417,6 +617,7 @@ def make_stages(
                 res2_out_channels=res2_out_channels,
                 first_stride=1 if stage == 0 else 2,
                 dilation=res5_dilation if stage == 3 else 1,
+                last=stage == last_stage,
                 **block_arguments,
             )
         )

@@ -23,6 +23,10 @@ BLOCKS_PER_STAGE: dict[int, tuple[int, ...]] = {
 CIFAR_STAGES = 3  # at 32, 16 and 8 pixels (Sec. 5.3)
 LAYERS_PER_BLOCK = 3  # 1x1, 3x3, 1x1
 
+KINDS = ("plain", "v2", "se", "d")
+"""Of block and stem: the paper's; full pre-activation (He et al., ECCV 2016); squeeze-and-excitation (Hu et al., CVPR
+2018); deep stem and pooled shortcuts (He et al., CVPR 2019). The names of the last three are timm's."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -33,12 +37,14 @@ class Variant:
         cardinality: C, the number of paths in a block (``MODEL.RESNETS.NUM_GROUPS``). 1 is a plain ResNet.
         width: d, the bottleneck width of one path in res2 (``MODEL.RESNETS.WIDTH_PER_GROUP``).
         cifar: three stages after a 3x3 stem for 32x32 images instead of four after a 7x7 stem.
+        kind: one of :data:`KINDS`.
     """
 
     depth: int
     cardinality: int = 1
     width: int = 64
     cifar: bool = False
+    kind: str = "plain"
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -54,8 +60,9 @@ class Variant:
     def name(self) -> str:
         """The name :func:`parse_name` reads back."""
         plain = self.cardinality == 1 and self.width == 64
-        stem = f"resnet{self.depth}" if plain else f"resnext{self.depth}_{self.template}"
-        return stem + ("_cifar" if self.cifar else "")
+        depth = {"v2": f"v2_{self.depth}", "d": f"{self.depth}d"}.get(self.kind, f"{self.depth}")
+        name = f"resnet{depth}" if plain else f"resnext{depth}_{self.template}"
+        return ("se" if self.kind == "se" else "") + name + ("_cifar" if self.cifar else "")
 
 
 _LISTED = (
@@ -68,11 +75,17 @@ _LISTED = (
     "resnext101_1x100d resnext101_2x64d resnext101_64x4d resnext101_32x8d resnext152_32x8d "
     # Table 7 and Figure 7
     "resnet29_cifar resnext29_2x64d_cifar resnext29_4x64d_cifar resnext29_8x64d_cifar resnext29_16x64d_cifar "
-    "resnext29_1x128d_cifar resnext29_1x192d_cifar resnext29_1x256d_cifar"
+    "resnext29_1x128d_cifar resnext29_1x192d_cifar resnext29_1x256d_cifar "
+    # Full pre-activation: Table 4's ResNet-200, and the blocks of the paper's own CIFAR figures
+    "resnetv2_50 resnetv2_101 resnetv2_200 resnextv2_50_32x4d "
+    "resnetv2_29_cifar resnextv2_29_8x64d_cifar resnextv2_29_16x64d_cifar "
+    # Neighbors of the family
+    "seresnet50 seresnext50_32x4d seresnext101_32x4d resnet50d resnext50d_32x4d"
 ).split()
 
 _NAME = re.compile(
-    r"(?:resnet(?P<plain>\d+)|resnext(?P<depth>\d+)_(?P<cardinality>\d+)x(?P<width>\d+)d)(?P<cifar>_cifar)?"
+    r"(?P<se>se)?resne(?P<x>x?)t(?P<v2>v2_)?(?P<depth>\d+)(?P<d>d)?"
+    r"(?:_(?P<cardinality>\d+)x(?P<width>\d+)d)?(?P<cifar>_cifar)?"
 )
 
 
@@ -84,20 +97,21 @@ def list_models() -> list[str]:
 def parse_name(name: str) -> Variant:
     """Read ``resnet50``, ``resnext50_32x4d``, ``resnext29_8x64d_cifar``, ... into a :class:`Variant`.
 
+    Other :data:`KINDS`: ``resnetv2_200``, ``resnextv2_50_32x4d``, ``seresnext50_32x4d``, ``resnext50d_32x4d``.
+
     Raises:
         UserError: the name is not of that form, or its depth is not one of the family's.
     """
     match = _NAME.fullmatch(name)
-    if match is None:
+    kinds = [kind for kind in KINDS[1:] if match and match[kind]]
+    grouped = bool(match and match["x"])
+    if match is None or grouped != bool(match["cardinality"]) or len(kinds) > 1 or ("d" in kinds and match["cifar"]):
         raise UserError(
-            f"unknown model {name!r}: write resnet{{depth}} or resnext{{depth}}_{{C}}x{{d}}d, optionally _cifar"
-            f"{nearest(name, _LISTED)}"
+            f"unknown model {name!r}: write resnet{{depth}} or resnext{{depth}}_{{C}}x{{d}}d, optionally _cifar; "
+            f"resnetv2_{{depth}}, seresnet{{depth}} and resnet{{depth}}d are other kinds{nearest(name, _LISTED)}"
         )
-    cifar = match["cifar"] is not None
-    if match["plain"]:
-        variant = Variant(int(match["plain"]), cifar=cifar)
-    else:
-        variant = Variant(int(match["depth"]), int(match["cardinality"]), int(match["width"]), cifar)
+    paths = (int(match["cardinality"]), int(match["width"])) if grouped else (1, 64)
+    variant = Variant(int(match["depth"]), *paths, match["cifar"] is not None, *kinds)
     if variant.cardinality < 1 or variant.width < 1:
         raise UserError(f"unknown model {name!r}: cardinality and width must be at least 1")
     variant.blocks  # noqa: B018 (raises for a depth that is not in the family)

@@ -13,15 +13,15 @@ import torch
 from common import ROOT
 
 from resnext_det import UserError, create_model
-from resnext_det.benchmarks import grouped_conv, networks
+from resnext_det.benchmarks import BENCHMARKS, grouped_conv, networks
 from resnext_det.benchmarks.measure import Rows, Setting
-from resnext_det.commands.benchmark import BENCHMARKS, main
+from resnext_det.commands.benchmark import main, run_benchmark
 from resnext_det.resnext import ConvNorm
 
 
 @pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "c4-memory"])
 def test_sides_agree(name):
-    outcome = BENCHMARKS[name](Setting(quick=True))
+    outcome = run_benchmark(name, Setting(quick=True))
     assert outcome["ratios"] and all(value > 0 for value in outcome["ratios"].values())
     assert not [label for label, row in outcome.get("rows", {}).items() if "failed" in row]
     for key, value in outcome["agreement"].items():

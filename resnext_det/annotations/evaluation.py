@@ -1,23 +1,20 @@
 """COCO's average precision of a set of detections, equal to pycocotools in every digit, in little time and memory.
 
-faster-coco-eval does the matching. Average precision is a mean over categories that never see each other, so one
-category is evaluated at a time: only its detections are ever Python objects, the rest stay arrays. No detectron2.
+hotcoco does the matching. It gets our columns with images, categories and annotations numbered from 1. No detectron2.
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
-from faster_coco_eval.core import mask as mask_tools
-from faster_coco_eval.core.cocoeval import Params
+from hotcoco import COCO, COCOeval, Params
+from hotcoco import mask as mask_tools
 
 from ..errors import UserError
 from .coco import Detections, GroundTruth, listed, read_ground_truth
@@ -28,6 +25,7 @@ IOU_TYPES = ("bbox", "segm", "keypoints")
 MAX_DETECTIONS = (1, 10, 100)
 """COCO's limits per image and category; average precision uses the last."""
 MAX_DETECTIONS_KEYPOINTS = (20,)
+COCO_SIGMAS = Params("keypoints").kpt_oks_sigmas
 AREA_LETTERS = {"small": "s", "medium": "m", "large": "l"}
 SCORE_THRESHOLD = 0.05
 """detectron2's usual ``MODEL.ROI_HEADS.SCORE_THRESH_TEST``: above it detections that AP counts are cut away."""
@@ -122,7 +120,7 @@ def evaluate(
     image_ids: Iterable[int] | None = None,
     kpt_oks_sigmas: Sequence[float] = (),
 ) -> Evaluation:
-    """Match ``detections`` with ``truth`` category by category and accumulate precision and recall.
+    """Match ``detections`` with ``truth`` and accumulate precision and recall.
 
     With ``segm`` small, medium and large go by the mask's area, as in detectron2, also where records carry boxes.
 
@@ -145,47 +143,29 @@ def evaluate(
     check_detections(truth, detections, iou_type)
     known = truth.image_ids
     chosen = known if image_ids is None else np.intersect1d(known, list(image_ids))
-    # 1, 2, … in the order of the ids: pycocotools' order, whatever the ids are.
-    position = {image_id: i for i, image_id in enumerate(chosen.tolist(), start=1)}
-    sizes = {position[r["id"]]: (r.get("height"), r.get("width")) for r in truth.images if r["id"] in position}
-
-    annotations: dict[int, list[dict]] = {}
-    for record in truth.annotations:
-        if record["image_id"] in position:
-            annotations.setdefault(record["category_id"], []).append(record)
-    order, starts = _order(detections, chosen, truth.category_ids, limits[-1])
-
-    parts = []
-    with _no_cycle_search():
-        for k, category_id in enumerate(truth.category_ids.tolist()):
-            gt = [_annotation(record, position, iou_type, truth.source) for record in annotations.get(category_id, ())]
-            found = _records(detections, order[starts[k] : starts[k + 1]], chosen, iou_type)
-            parts.append(_evaluate_category(gt, found, iou_type, limits, sizes, kpt_oks_sigmas))
-    params = Params(iouType=iou_type)
+    if iou_type == "keypoints":
+        sigmas = list(kpt_oks_sigmas) or COCO_SIGMAS
+        tables = _keypoint_tables(truth, detections, chosen, len(sigmas))
+    else:
+        tables = _tables(truth, detections, chosen, with_masks=iou_type == "segm")
+    evaluation = COCOeval(*tables, iou_type)
+    params = evaluation.params
+    params.max_dets = limits
+    if iou_type == "keypoints":
+        params.kpt_oks_sigmas = sigmas
+    evaluation.evaluate()
+    evaluation.accumulate()
     return Evaluation(
         iou_type,
-        np.concatenate([precision for precision, _ in parts], axis=2),
-        np.concatenate([recall for _, recall in parts], axis=1),
-        params.iouThrs,
-        params.recThrs,
-        list(params.areaRngLbl),
+        evaluation.eval["precision"],
+        evaluation.eval["recall"],
+        np.array(params.iou_thrs),
+        np.array(params.rec_thrs),
+        list(params.area_rng_lbl),
         limits,
         truth.category_ids,
         truth.class_names,
     )
-
-
-@contextlib.contextmanager
-def _no_cycle_search() -> Iterator[None]:
-    """Python's search for reference cycles, called again and again by hundreds of thousands of small records without
-    any, would take 40% of the time."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def check_detections(truth: GroundTruth, detections: Detections, iou_type: str = "bbox") -> None:
@@ -221,137 +201,93 @@ def check_detections(truth: GroundTruth, detections: Detections, iou_type: str =
         )
 
 
-def _order(
-    detections: Detections, image_ids: np.ndarray, category_ids: np.ndarray, limit: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the best ``limit`` detections of each image and category, sorted by category, image and falling
-    score, and where each category begins (one more than there are categories)."""
-    here = np.flatnonzero(np.isin(detections.image_ids, image_ids))
-    category, image = detections.category_ids[here], detections.image_ids[here]
-    order = np.lexsort((-detections.scores[here], image, category))  # stable: among equals the earlier comes first
-    category, image = category[order], image[order]
-    first = np.ones(len(order), dtype=bool)
-    first[1:] = (category[1:] != category[:-1]) | (image[1:] != image[:-1])
-    starts = np.flatnonzero(first)
-    rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    kept = rank < limit
-    order, category = here[order[kept]], category[kept]
-    return order, np.append(np.searchsorted(category, category_ids), len(order))
+def _numbers(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """1, 2, ... for the rising ids ``known``: pycocotools' order, and whatever the ids are, numbers for hotcoco."""
+    return np.searchsorted(known, ids) + 1
 
 
-def _annotation(record: dict, position: Mapping[int, int], iou_type: str, source: str) -> dict:
-    """One annotation as faster-coco-eval wants it: no more than it reads, since it keeps all it gets."""
-    made = {
-        "id": record["number"],
-        "image_id": position[record["image_id"]],
-        "category_id": 1,
-        "bbox": record["bbox"],
-        "area": record["area"],
-        "iscrowd": record["iscrowd"],
-    }
-    needed = {"segm": ("segmentation",), "keypoints": ("keypoints", "num_keypoints")}.get(iou_type, ())
-    for key in needed:
-        if not record.get(key) and record.get(key) != 0:
-            name = record.get("id", f"number {record['number']}")
-            raise UserError(f"{source}: annotation {name} has no {key}, which {iou_type} needs; evaluate bbox")
-        made[key] = record[key]
-    return made
+def _frame(truth: GroundTruth, chosen: np.ndarray) -> tuple[list[dict], list[dict]]:
+    """The images ``chosen`` and the categories as hotcoco wants them, numbered from 1."""
+    known = set(chosen.tolist())
+    images = [record for record in truth.images if record["id"] in known]
+    sizes = [(int(record.get("height") or 0), int(record.get("width") or 0)) for record in images]
+    return (
+        [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes, start=1)],
+        [{"id": k, "name": str(k)} for k in range(1, len(truth.categories) + 1)],
+    )
 
 
-def _records(detections: Detections, index: np.ndarray, image_ids: np.ndarray, iou_type: str) -> list[dict]:
-    """The detections at ``index`` as faster-coco-eval wants them."""
-    images = (np.searchsorted(image_ids, detections.image_ids[index]) + 1).tolist()
-    scores = detections.scores[index].tolist()
-    boxes = detections.boxes[index].tolist()
-    records = [
-        {"id": i, "image_id": image, "category_id": 1, "bbox": box, "area": box[2] * box[3], "iscrowd": 0,
-         "score": score}
-        for i, (image, box, score) in enumerate(zip(images, boxes, scores, strict=True), start=1)
-    ]  # fmt: skip
-    if iou_type == "segm":
-        for record, i in zip(records, index.tolist(), strict=True):
-            record["segmentation"] = {"size": detections.mask_sizes[i].tolist(), "counts": detections.masks[i]}
-            record["area"] = mask_tools.area(record["segmentation"])
-    elif iou_type == "keypoints":
-        for record, keypoints in zip(records, detections.keypoints[index], strict=True):
-            record["keypoints"] = keypoints.tolist()
-            if not np.isfinite(record["bbox"]).all():  # the file held keypoints alone: the box around them
-                x, y = keypoints[0::3], keypoints[1::3]
-                record["area"] = float((x.max() - x.min()) * (y.max() - y.min()))
-    return records
+def _tables(truth: GroundTruth, detections: Detections, chosen: np.ndarray, *, with_masks: bool) -> tuple[COCO, COCO]:
+    """Ground truth and detections of the images ``chosen``, for boxes or masks."""
+    known = set(chosen.tolist())
+    records = [record for record in truth.annotations if record["image_id"] in known]
+    table = COCO.from_arrays(
+        *_frame(truth, chosen),
+        _numbers(chosen, np.array([record["image_id"] for record in records], dtype=np.int64)),
+        _numbers(truth.category_ids, np.array([record["category_id"] for record in records], dtype=np.int64)),
+        np.array([record["bbox"] for record in records], dtype=float).reshape(-1, 4),
+        area=np.array([record["area"] for record in records], dtype=float),
+        iscrowd=np.array([record["iscrowd"] for record in records], dtype=np.int64),
+        segmentation=[_needed(record, "segmentation", truth.source) for record in records] if with_masks else None,
+    )
+    here = np.flatnonzero(np.isin(detections.image_ids, chosen))
+    columns = np.column_stack([
+        _numbers(chosen, detections.image_ids[here]),
+        np.zeros((len(here), 4)) if with_masks else detections.boxes[here].astype(float),
+        detections.scores[here],
+        _numbers(truth.category_ids, detections.category_ids[here]),
+    ])  # fmt: skip
+    if not with_masks:
+        return table, table.load_res(columns)
+    sizes = detections.mask_sizes[here].tolist() if len(here) else []
+    masks = [{"size": size, "counts": detections.masks[i]} for size, i in zip(sizes, here.tolist(), strict=True)]
+    found = table.load_res(columns, segmentation=masks)
+    if masks:  # small, medium and large go by the mask, not by the box around it
+        found.update_anns(ids=np.arange(1, len(masks) + 1), area=np.asarray(mask_tools.area(masks), dtype=float))
+    return table, found
 
 
-def _evaluate_category(
-    annotations: list[dict],
-    detections: list[dict],
-    iou_type: str,
-    limits: list[int],
-    sizes: Mapping[int, tuple[int, int]],
-    kpt_oks_sigmas: Sequence[float],
-) -> tuple[np.ndarray, np.ndarray]:
-    """pycocotools' precision (T, R, 1, A, M) and recall (T, 1, A, M); nothing else outlives the call."""
-    # Images without either say nothing. COCOeval wants one at least.
-    images = sorted({record["image_id"] for records in (annotations, detections) for record in records}) or [1]
-    image_records = [
-        {"id": i, "height": sizes[i][0], "width": sizes[i][1]} if i in sizes else {"id": i} for i in images
-    ]
-    tables = []
-    for records in (annotations, detections):
-        table = COCO()
-        table.dataset = {"images": image_records, "annotations": records, "categories": [{"id": 1, "name": "1"}]}
-        table.createIndex()
-        tables.append(table)
-    evaluation = COCOeval_faster(*tables, iou_type, print_function=lambda *_: None)
-    evaluation.params.imgIds, evaluation.params.catIds = images, [1]
-    evaluation.params.maxDets = limits
-    if iou_type == "keypoints":
-        if len(kpt_oks_sigmas):
-            evaluation.params.kpt_oks_sigmas = np.asarray(kpt_oks_sigmas, dtype=float)
-        _check_keypoints(annotations, detections, len(evaluation.params.kpt_oks_sigmas))
-    second, thresholds = _with_second_match(evaluation.params, annotations)
-    evaluation.params.recThrs = thresholds
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return _as_pycocotools(evaluation.eval["precision"], second), evaluation.eval["recall"]
-
-
-# pycocotools divides by (matches + misses + 2.2e-16), faster-coco-eval does not. It shows in one place: a precision of
-# one match and no miss is 0.9999999999999998 there and 1 here; with two matches both round to 1. Which of the two a
-# precision of 1 comes from is seen at the recall of the second match, so that recall is asked for as well.
-_ONE_MATCH = 1 / (1 + np.spacing(1.0))
-
-
-def _with_second_match(params: Params, annotations: list[dict]) -> tuple[list[int], np.ndarray]:
-    """Where the recall of two matches stands for each area among the recall thresholds, and all these thresholds."""
-    ignored = np.array([
-        record["iscrowd"] or (params.iouType == "keypoints" and record["num_keypoints"] == 0) for record in annotations
-    ], dtype=bool)  # fmt: skip
-    areas = np.array([record["area"] for record in annotations], dtype=float)
-    recalls = [
-        2 / max(np.count_nonzero(~ignored & (areas >= low) & (areas <= high)), 1) for low, high in params.areaRng
-    ]
-    thresholds = np.concatenate([params.recThrs, recalls])
-    order = np.argsort(thresholds, kind="stable")
-    places = np.argsort(order, kind="stable")
-    return places[len(params.recThrs) :].tolist(), thresholds[order]
-
-
-def _as_pycocotools(precision: np.ndarray, second: list[int]) -> np.ndarray:
-    """(T, R + A, 1, A, M) with the recalls of the second match -> pycocotools' (T, R, 1, A, M)."""
-    found = np.delete(precision, second, axis=1)
-    for area, place in enumerate(second):
-        part = found[:, :, :, area]
-        part[(part == 1) & (precision[:, place : place + 1, :, area] != 1)] = _ONE_MATCH
-    return found
-
-
-def _check_keypoints(annotations: list[dict], detections: list[dict], expected: int) -> None:
-    for records, name in ((annotations, "ground truth"), (detections, "detections")):
-        if records and len(records[0]["keypoints"]) != 3 * expected:
-            found = len(records[0]["keypoints"]) // 3
+def _keypoint_tables(truth: GroundTruth, detections: Detections, chosen: np.ndarray, number: int) -> tuple[COCO, COCO]:
+    """The like for keypoints, which hotcoco reads from records only; ``number`` is how many an object has."""
+    known = set(chosen.tolist())
+    objects = []
+    for record in truth.annotations:
+        if record["image_id"] not in known:
+            continue
+        objects.append({
+            "id": len(objects) + 1,
+            "image_id": int(_numbers(chosen, record["image_id"])),
+            "category_id": int(_numbers(truth.category_ids, record["category_id"])),
+            **{key: record[key] for key in ("bbox", "area", "iscrowd")},
+            **{key: _needed(record, key, truth.source) for key in ("keypoints", "num_keypoints")},
+        })  # fmt: skip
+    found = []
+    for i in np.flatnonzero(np.isin(detections.image_ids, chosen)).tolist():
+        points = detections.keypoints[i]
+        found.append({
+            "image_id": int(_numbers(chosen, detections.image_ids[i])),
+            "category_id": int(_numbers(truth.category_ids, detections.category_ids[i])),
+            "keypoints": points.tolist(),
+            "score": float(detections.scores[i]),
+            **({"bbox": detections.boxes[i].tolist()} if np.isfinite(detections.boxes[i]).all() else {}),
+        })  # fmt: skip
+    for records, name in ((objects, "ground truth"), (found, "detections")):
+        if records and len(records[0]["keypoints"]) != 3 * number:
             raise UserError(
-                f"TEST.KEYPOINT_OKS_SIGMAS: {expected} sigmas, but the {name} have {found} keypoints; give one for each"
+                f"TEST.KEYPOINT_OKS_SIGMAS: {number} sigmas, but the {name} have {len(records[0]['keypoints']) // 3} "
+                "keypoints; give one for each"
             )
+    images, categories = _frame(truth, chosen)
+    table = COCO({"images": images, "categories": categories, "annotations": objects})
+    return table, table.load_res(found)
+
+
+def _needed(record: dict, key: str, source: str) -> Any:
+    value = record.get(key)
+    if not value and value != 0:
+        name = record.get("id", f"number {record['number']}")
+        raise UserError(f"{source}: annotation {name} has no {key}; without it only bbox can be evaluated")
+    return value
 
 
 def evaluate_detections(

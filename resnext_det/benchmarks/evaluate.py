@@ -16,6 +16,7 @@ import numpy as np
 
 from ..annotations.coco import Detections
 from ..annotations.evaluation import evaluate_detections
+from .measure import Setting
 
 
 def made_up_set(images: int, detections: int, classes: int, seed: int) -> tuple[dict, Detections]:
@@ -42,7 +43,7 @@ def made_up_set(images: int, detections: int, classes: int, seed: int) -> tuple[
     return truth, Detections(where[pick], found, near, rng.random(detections).round(4))
 
 
-def benchmark_evaluate(device: str = "cpu", quick: bool = False) -> dict[str, dict]:
+def coco_evaluation(setting: Setting) -> dict[str, dict]:
     """Evaluate the same files by :func:`~resnext_det.annotations.evaluation.evaluate_detections` and by pycocotools.
 
     5,000 images, 475,000 detections, 80 classes; each side in a process of its own (``quick``: a hundredth, in this
@@ -53,8 +54,8 @@ def benchmark_evaluate(device: str = "cpu", quick: bool = False) -> dict[str, di
         all twelve numbers are the same in every digit, ``seconds``, ``cpu_seconds`` and ``peak_mib`` (of the whole
         process, Python and numpy included) of both sides.
     """
-    truth, found = made_up_set(50, 4750, 8, seed=0) if quick else made_up_set(5000, 475_000, 80, seed=0)
-    call = _measured if quick else _in_a_process
+    truth, found = made_up_set(50, 4750, 8, seed=0) if setting.quick else made_up_set(5000, 475_000, 80, seed=0)
+    call = _measured if setting.quick else _in_a_process
     with tempfile.TemporaryDirectory() as folder:
         files = Path(folder) / "truth.json", Path(folder) / "detections.json"
         files[0].write_text(json.dumps(truth), encoding="utf-8")

@@ -44,7 +44,8 @@ def metadata(cfg: CfgNode, model: Classifier, classes: Sequence[str]) -> Metadat
         "stem_out_channels": cfg.MODEL.STEM_OUT_CHANNELS,
         "res2_out_channels": cfg.MODEL.RES2_OUT_CHANNELS,
         "stride_in_1x1": cfg.MODEL.STRIDE_IN_1X1,
-        "norm_eps": model.stem.conv1.norm.eps,
+        "kind": variant.kind,
+        "norm_eps": next(module.eps for module in model.modules() if hasattr(module, "eps")),
         "channel_order": "RGB",
         "pixel_mean": on_255(cfg.INPUT.MEAN),
         "pixel_std": on_255(cfg.INPUT.STD),
@@ -89,7 +90,8 @@ def _in_config_terms(found: Mapping[str, Any]) -> Metadata:
     """The network by its name, and the statistics on the config's scale, 0-1."""
     terms = {key: value for key, value in found.items() if key in CONFIG_KEYS}
     if {"depth", "cardinality", "width", "cifar"} <= found.keys():
-        terms["name"] = Variant(found["depth"], found["cardinality"], found["width"], found["cifar"]).name
+        kind = found.get("kind", "plain")
+        terms["name"] = Variant(found["depth"], found["cardinality"], found["width"], found["cifar"], kind).name
     for key in ("mean", "std"):
         if found.get(f"pixel_{key}") is not None:
             terms[key] = [float(f"{value / 255:.7g}") for value in found[f"pixel_{key}"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.config import save_config
@@ -34,13 +35,14 @@ from ..errors import UserError
 from ..files import write_json
 from ..inference.trunks import optimize_classifier
 from ..kernels.layer import use_grouped_conv
-from ..resnext import Classifier, create_model
+from ..resnext import Classifier, GhostBatchNorm2d, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
 from .data import Pictures, TrainingLoader, evaluation_loader
 from .evaluate import evaluate
 from .initial_weights import check_against_config, load_initial_weights, metadata
 from .shards import open_images
+from .solver import build_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -50,16 +52,27 @@ WARMUP_FACTOR = 0.001
 class TrainingModel(nn.Module):
     """Classifier with its normalization and loss: a training batch in, {"loss": scalar} out."""
 
-    def __init__(self, classifier: Classifier, normalize: Normalize, label_smoothing: float) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        normalize: Normalize,
+        label_smoothing: float,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         super().__init__()
         self.classifier, self.normalize, self.label_smoothing = classifier, normalize, label_smoothing
+        self.mix = mix
 
     def forward(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         images, labels, colors = (part.to(self.normalize.mean.device, non_blocking=True) for part in batch)
-        logits = self.classifier(self.normalize(images, colors))
+        images, targets = self.normalize(images, colors), labels
+        if self.mix is not None:
+            images, targets = self.mix(images, labels)
+            labels = targets.argmax(1)
+        logits = self.classifier(images)
         error = 100 * (1 - (logits.argmax(1) == labels).float().mean())
         get_event_storage().put_scalar("train/top1_error", error.item())
-        return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)}
+        return {"loss": F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)}
 
 
 def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
@@ -69,6 +82,8 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         logger.warning("MODEL.NORM SyncBN: one process, so plain batch norm")
     elif cfg.MODEL.NORM == "SyncBN":
         norm = nn.SyncBatchNorm if cfg.MODEL.DEVICE.startswith("cuda") else NaiveSyncBatchNorm
+    elif cfg.MODEL.NORM_IMAGES:
+        norm = partial(GhostBatchNorm2d, images=cfg.MODEL.NORM_IMAGES)
     model = create_model(
         cfg.MODEL.NAME,
         num_classes,
@@ -78,6 +93,7 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         stem_out_channels=cfg.MODEL.STEM_OUT_CHANNELS,
         res2_out_channels=cfg.MODEL.RES2_OUT_CHANNELS,
         stride_in_1x1=cfg.MODEL.STRIDE_IN_1X1,
+        fc_std=cfg.MODEL.FC_STD,
     )
     model.recompute = cfg.MODEL.RECOMPUTE
     use_grouped_conv(model, cfg.MODEL.GROUPED_CONV)
@@ -90,7 +106,9 @@ def build_training_model(cfg: CfgNode, num_classes: int) -> TrainingModel:
     if cfg.MODEL.COMPILE:
         model.compile()
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
-    return TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING)
+    kinds = ((v2.MixUp, cfg.INPUT.MIXUP), (v2.CutMix, cfg.INPUT.CUTMIX))
+    mixes = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha]
+    return TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING, v2.RandomChoice(mixes) if mixes else None)
 
 
 @dataclass(frozen=True)
@@ -146,20 +164,23 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
     pictures = open_images(cfg.DATASETS.TEST, classes)
     place = {"workers": cfg.DATALOADER.NUM_WORKERS, "rank": comm.get_rank(), "world_size": comm.get_world_size()}
     if cfg.TEST.DENSE_SIZES:  # whole images differ in shape: one at a time
-        loaders = [evaluation_loader(pictures, CenterCrop(size, 0), 1, **place) for size in cfg.TEST.DENSE_SIZES]
+        whole = [CenterCrop(size, 0, cfg.INPUT.INTERPOLATION) for size in cfg.TEST.DENSE_SIZES]
+        loaders = [evaluation_loader(pictures, transform, 1, **place) for transform in whole]
     else:
-        transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
+        transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE, cfg.INPUT.INTERPOLATION)
         loaders = [evaluation_loader(pictures, transform, cfg.TEST.BATCH_SIZE, **place)]
     if comm.get_world_size() > 1:  # every process judges with the batch-norm statistics that are saved: the first's
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
     model, autocast_dtype = _judged(cfg, model, normalize)
+    of_test = np.unique(pictures.labels).tolist()
     return evaluate(
         model,
         normalize,
         loaders,
         flip=bool(cfg.TEST.DENSE_SIZES),
-        among=np.unique(pictures.labels).tolist() if cfg.TEST.AMONG == "test" else None,
+        among=of_test if cfg.TEST.AMONG == "test" else None,
+        also_among=of_test if cfg.TEST.AMONG == "both" else None,
         autocast_dtype=autocast_dtype,
     )
 
@@ -176,7 +197,7 @@ def _examples(cfg: CfgNode, normalize: Normalize, number: int = 256) -> Iterator
     """About ``number`` images spread over DATASETS.TRAIN, as testing sees them; the same in every process."""
     pictures = open_images(cfg.DATASETS.TRAIN)
     step = max(1, len(pictures) // number)
-    transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
+    transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE, cfg.INPUT.INTERPOLATION)
     workers = cfg.DATALOADER.NUM_WORKERS
     for images, _ in evaluation_loader(pictures, transform, 16, workers=workers, world_size=step):
         yield normalize(images.to(cfg.MODEL.DEVICE))
@@ -237,13 +258,7 @@ def train(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
     )
     training_model = build_training_model(cfg, len(pictures.classes))
     model, normalize = training_model.classifier, training_model.normalize
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        plan.lr,
-        momentum=cfg.SOLVER.MOMENTUM,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        nesterov=cfg.SOLVER.NESTEROV,
-    )
+    optimizer = build_optimizer(cfg, model, plan.lr)
     run = Run(
         model,
         optimizer,
@@ -269,6 +284,7 @@ def train(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
         metric="top1_error",
         mode="min",
         describe=lambda results: {"top1_error": results["top1_error"]},
+        patience=cfg.TEST.PATIENCE,
     )
     save_config(cfg, cfg.OUTPUT_DIR)
 
@@ -300,10 +316,21 @@ def training_loader(
 
 
 def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
+    mean = [255 * value for value in cfg.INPUT.MEAN]
     if cfg.INPUT.AUGMENTATION == "cifar":
-        return CifarTraining(cfg.INPUT.CROP_SIZE, cfg.INPUT.FLIP)
+        fill = [round(value) for value in mean] if cfg.INPUT.PADDING == "mean" else (0, 0, 0)
+        return CifarTraining(cfg.INPUT.CROP_SIZE, cfg.INPUT.FLIP, fill=fill)
     return ImageNetTraining(
-        cfg.INPUT.CROP_SIZE, cfg.INPUT.AREA, cfg.INPUT.FLIP, cfg.INPUT.COLOR_JITTER, cfg.INPUT.LIGHTING
+        cfg.INPUT.CROP_SIZE,
+        cfg.INPUT.AREA,
+        cfg.INPUT.FLIP,
+        cfg.INPUT.COLOR_JITTER,
+        cfg.INPUT.LIGHTING,
+        aspect=cfg.INPUT.ASPECT,
+        interpolation=cfg.INPUT.INTERPOLATION,
+        policy=cfg.INPUT.POLICY,
+        erasing=cfg.INPUT.ERASING,
+        fill=mean,
     )
 
 

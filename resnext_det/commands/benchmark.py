@@ -1,4 +1,4 @@
-"""The command ``tools/benchmark.py``."""
+"""``resnext-det benchmark``: measure this package against its peers."""
 
 from __future__ import annotations
 
@@ -7,32 +7,24 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..benchmarks.c4 import c4_inference, c4_memory, c4_train
-from ..benchmarks.classify import classify
-from ..benchmarks.evaluate import benchmark_evaluate
-from ..benchmarks.grouped_conv import grouped_conv
-from ..benchmarks.input import input_pipeline
-from ..benchmarks.measure import Result, Row, Setting, machine, report
-from ..benchmarks.networks import networks
-from ..benchmarks.roi_align import roi_align
+from ..benchmarks import BENCHMARKS
 from ..errors import UserError
 from ..files import write_json
 from .arguments import at_least
 
-BENCHMARKS: dict[str, Callable[[Setting], Result]] = {
-    "c4-inference": c4_inference,
-    "c4-train": c4_train,
-    "c4-memory": c4_memory,
-    "classify": classify,
-    "networks": networks,
-    "roi-align": roi_align,
-    "grouped-conv": grouped_conv,
-    "input": input_pipeline,
-    "coco-evaluation": lambda setting: benchmark_evaluate(setting.device, setting.quick),
-}
+if TYPE_CHECKING:
+    from ..benchmarks.measure import Result, Row, Setting
+
+
+def run_benchmark(name: str, setting: Setting) -> Result:
+    """The result of the benchmark of that name."""
+    module, function = BENCHMARKS[name].split(":")
+    return getattr(import_module(f"resnext_det.benchmarks.{module}"), function)(setting)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="begin no row of networks or grouped-conv later; the same command goes on with the others",
     )
     args = parser.parse_args(argv)
+    from ..benchmarks.measure import Setting, machine, report  # torch takes seconds to import
+
     begin = time.monotonic()
     description = machine(args.threads, args.device)
     command = " ".join(["tools/benchmark.py", *(sys.argv[1:] if argv is None else argv)])
@@ -82,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         _known(args.json, facts) if args.json else {},
         keep,
     )
-    result = {**BENCHMARKS[args.what](setting), "machine": facts}
+    result = {**run_benchmark(args.what, setting), "machine": facts}
     print(report(args.what, result))
     if args.json:
         write_json(args.json, result)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import UserError
 from ..kernels.layer import use_grouped_conv
-from ..resnext import Norm, Stem, Trunk, make_resnext_stage, make_stages
+from ..resnext import Norm, Trunk, make_resnext_stage, make_stages, make_stem
 from ..variants import blocks_per_stage
 
 
@@ -75,6 +75,7 @@ def stage_arguments(cfg) -> dict:
         "width": keys.WIDTH_PER_GROUP,
         "res2_out_channels": keys.RES2_OUT_CHANNELS,
         "stride_in_1x1": keys.STRIDE_IN_1X1,
+        "kind": _kind(cfg),
         "norm": norm_factory(keys.NORM, keys.NORM_EPS if "NORM_EPS" in keys else 1e-5),
     }
 
@@ -87,10 +88,15 @@ def make_res5(cfg) -> nn.Sequential:
         blocks_per_stage(keys.DEPTH)[3],
         keys.RES2_OUT_CHANNELS * 4,
         dilation=keys.RES5_DILATION,
+        last=True,
         **stage_arguments(cfg),
     )
     use_grouped_conv(stage, _grouped_conv(cfg))
     return stage
+
+
+def _kind(cfg) -> str:
+    return cfg.MODEL.RESNEXT.KIND if "RESNEXT" in cfg.MODEL else "plain"
 
 
 def _grouped_conv(cfg) -> str:
@@ -112,7 +118,7 @@ def build_resnext_backbone(cfg, input_shape: ShapeSpec) -> ResNeXtBackbone:
         raise UserError(f"MODEL.RESNETS.OUT_FEATURES is {out_features}: choose from {', '.join(names)}")
     needed = max(names.index(name) for name in out_features)
     arguments = stage_arguments(cfg)
-    stem = Stem(input_shape.channels, keys.STEM_OUT_CHANNELS, arguments["norm"])
+    stem = make_stem(_kind(cfg), input_shape.channels, keys.STEM_OUT_CHANNELS, arguments["norm"])
     stages = make_stages(
         blocks_per_stage(keys.DEPTH)[:needed],
         keys.STEM_OUT_CHANNELS,

@@ -57,6 +57,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.INPUT.setdefault("PRESET", "none")
     if "RESNEXT" not in cfg.MODEL:
         cfg.MODEL.RESNEXT = CfgNode()
+        # Of block and stem: plain; v2 (full pre-activation), se (squeeze-and-excitation), d (deep stem): timm's words.
+        cfg.MODEL.RESNEXT.KIND = "plain"
         # res5's first 1x1 and its shortcut run once on the map instead of once per region: equal results, less work.
         cfg.MODEL.RESNEXT.FAST_C4 = True
         # Regions that go through res5 together; it bounds the memory of inference.

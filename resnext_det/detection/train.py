@@ -99,7 +99,7 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, dict]:
         optimizer,
         scheduler,
         folder=cfg.OUTPUT_DIR,
-        metadata=architecture(cfg),
+        metadata={**architecture(cfg), "config": cfg.dump()},  # enough to use the weights without any other file
         iterations=cfg.SOLVER.MAX_ITER,
         seed=seed,
         precision=precision_of(cfg),

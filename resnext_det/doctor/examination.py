@@ -72,7 +72,7 @@ def examine() -> list[Finding]:
         _check("Pillow", _version_of("PIL", "Pillow"), "Pillow"),
         _check("OpenCV", _version_of("cv2"), "opencv-python-headless", required=False),
         _check("pycocotools", _version_of("pycocotools.mask", "pycocotools"), "pycocotools"),
-        _check("faster-coco-eval", _version_of("faster_coco_eval", "faster-coco-eval"), "faster-coco-eval"),
+        _check("hotcoco", _version_of("hotcoco"), "hotcoco"),
         _check("fvcore", _version_of("fvcore.nn", "fvcore"), "fvcore iopath yacs"),
     ]
     return libraries + _detectron2(libraries_work=ready(libraries))

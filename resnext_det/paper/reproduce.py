@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -236,7 +236,7 @@ def _classifier_width(config: Path, width: Fraction) -> list[str]:
         return []
     model = _read(config)["MODEL"]
     variant = parse_name(model["NAME"])
-    scaled = Variant(variant.depth, variant.cardinality, _whole(variant.width, width), variant.cifar).name
+    scaled = replace(variant, width=_whole(variant.width, width)).name
     stem, res2 = model.get("STEM_OUT_CHANNELS", 64), model.get("RES2_OUT_CHANNELS", 256)
     return ["MODEL.NAME", scaled, "MODEL.STEM_OUT_CHANNELS", str(_whole(stem, width)), "MODEL.RES2_OUT_CHANNELS",
             str(_whole(res2, width))]  # fmt: skip

@@ -26,6 +26,7 @@ from typing import IO
 import torch
 import yaml
 
+from ..benchmarks import BENCHMARKS
 from ..engine.exits import EXIT_STOPPED
 from ..engine.signals import on_stopping_signals
 from ..errors import UserError, nearest
@@ -91,8 +92,6 @@ def read_study(file: str) -> list[Step]:
     Raises:
         UserError: unreadable, unknown keys, tables, rows or benchmarks, names that stand twice.
     """
-    from ..commands.benchmark import BENCHMARKS
-
     try:
         entries = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..resnext import CifarStem, Classifier, Stem, make_stages
+from ..resnext import Classifier, make_stages, make_stem
 from ..variants import Variant
 from .checkpoint import Checkpoint, read_checkpoint, save_checkpoint
 from .loading import COUNTER, part_of
@@ -19,7 +19,7 @@ from .metadata import Metadata, same
 from .naming import classifier_tensors, from_native, is_detector, trunk_name
 
 # What a network of torchvision or timm cannot be told: with other values the same tensors compute something else.
-_FOREIGN_FUNCTION: Metadata = {"stride_in_1x1": False, "norm_eps": 1e-5, "form": "c", "residual": True}
+_FOREIGN_FUNCTION: Metadata = {"stride_in_1x1": False, "norm_eps": 1e-5, "form": "c", "residual": True, "kind": "plain"}
 
 
 def convert(source: str | os.PathLike, target: str | os.PathLike, to: str = "native", *, trust_pickle: bool = False):
@@ -79,7 +79,7 @@ def check_whole(tensors: Mapping[str, Tensor], architecture: Metadata, where: st
             raise UserError(f"{where}: {name} has shape {given[name]}, which does not fit its neighbors ({shape})")
     left = [name for name in given if name not in expected]
     if left:
-        raise UserError(f"{where}: {left[0]} is no part of a plain ResNet or ResNeXt: another family of networks")
+        raise UserError(f"{where}: {left[0]} is no part of a ResNet or ResNeXt: another family of networks")
 
 
 def _skeleton(tensors: Mapping[str, Tensor], architecture: Metadata, where: str) -> dict[str, tuple[int, ...]]:
@@ -87,12 +87,13 @@ def _skeleton(tensors: Mapping[str, Tensor], architecture: Metadata, where: str)
     if not {"depth", "cardinality", "stem_out_channels", "res2_out_channels"} <= architecture.keys():
         raise UserError(f"{where}: its blocks make no network of the family; see resnext_det.list_models()")
     cifar = architecture["cifar"]
-    variant = Variant(architecture["depth"], architecture["cardinality"], architecture["width"], cifar)
+    kind = architecture["kind"]
+    variant = Variant(architecture["depth"], architecture["cardinality"], architecture["width"], cifar, kind)
     channels = architecture["stem_out_channels"]
     fc = tensors.get("fc.weight")
     with torch.device("meta"):
         model: nn.Module = Classifier(
-            (CifarStem if cifar else Stem)(tensors["stem.conv1.weight"].shape[1], channels),
+            make_stem(kind, tensors["stem.conv1.weight"].shape[1], channels, nn.BatchNorm2d, cifar=cifar),
             make_stages(
                 variant.blocks,
                 channels,
@@ -101,6 +102,8 @@ def _skeleton(tensors: Mapping[str, Tensor], architecture: Metadata, where: str)
                 res2_out_channels=architecture["res2_out_channels"],
                 residual=architecture["residual"],
                 form=architecture["form"],
+                kind=kind,
+                last_stage=len(variant.blocks) - 1,
             ),
             num_classes=1 if fc is None else fc.shape[0],
         )

@@ -10,6 +10,7 @@ stem_out_channels  channels behind the first convolution, 64 in the paper (int)
 res2_out_channels  channels behind res2, 256 in the paper (int)
 cifar              a 3x3 stem and three stages, for images of 32x32 (bool)
 form               of the block: "a", "b" or "c" of the paper's Fig. 3
+kind               of block and stem, one of ``variants.KINDS`` (str)
 residual           with shortcuts (bool; False is the network of Sec. 5.1)
 stride_in_1x1      a stage halves the map in its first 1x1 convolution instead of the 3x3 (bool)
 norm_eps           added to the variance of every batch norm (float)
@@ -22,6 +23,7 @@ source             where the weights come from: a library, or a file's name (str
 source_sha256      of the file they were converted from (str)
 recipe             name of the training recipe (str)
 top1_error         percent on the validation set of the pretraining, single crop (float)
+config             a detector's whole configuration, YAML of detectron2's keys and ours (str)
 =================  ====================================================================================
 """
 
@@ -47,6 +49,7 @@ KEYS: dict[str, type] = {
     "res2_out_channels": int,
     "cifar": bool,
     "form": str,
+    "kind": str,
     "residual": bool,
     "stride_in_1x1": bool,
     "norm_eps": float,
@@ -59,6 +62,7 @@ KEYS: dict[str, type] = {
     "source_sha256": str,
     "recipe": str,
     "top1_error": float,
+    "config": str,
 }
 
 DETECTRON2_KEYS: dict[str, str] = {
@@ -68,6 +72,7 @@ DETECTRON2_KEYS: dict[str, str] = {
     "stem_out_channels": "MODEL.RESNETS.STEM_OUT_CHANNELS",
     "res2_out_channels": "MODEL.RESNETS.RES2_OUT_CHANNELS",
     "stride_in_1x1": "MODEL.RESNETS.STRIDE_IN_1X1",
+    "kind": "MODEL.RESNEXT.KIND",
     "norm_eps": "MODEL.RESNETS.NORM_EPS",
     "channel_order": "INPUT.FORMAT",
     "pixel_mean": "MODEL.PIXEL_MEAN",
@@ -105,6 +110,10 @@ def metadata_of_source(source: str, architecture: Metadata) -> Metadata:
     """What is known of every file of a source; nothing for detectors, whose config decided."""
     if source in ("torchvision", "timm", "cadene", "detectron2-torchvision"):
         return {**IMAGENET_RGB, "source": source}
+    if source == "timm-d":
+        return {**IMAGENET_RGB, "source": "timm"}
+    if source == "timm-v2":  # its files differ in their color statistics
+        return {"channel_order": "RGB", "stride_in_1x1": False, "norm_eps": 1e-5, "source": "timm"}
     if source == "detectron2-zoo":
         # The zoo's ResNets are MSRA's, its ResNeXt was trained at FAIR.
         return {**(MSRA if architecture.get("cardinality", 1) == 1 else FAIR_RESNEXT), "source": source}
@@ -127,11 +136,15 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> Metadata:
             paths += path is not None
             found |= {"cardinality": paths or tensor.shape[0] // tensor.shape[1], "width": tensor.shape[1]}
     counts = tuple(blocks[stage] for stage in sorted(blocks))
-    stem, out = trunk.get("stem.conv1.weight"), _last_convolution(trunk)
+    deep = "stem.conv3.weight" in trunk
+    stem, out = trunk.get("stem.conv3.weight" if deep else "stem.conv1.weight"), _last_convolution(trunk)
     if stem is not None and stem.ndim == 4:
-        found |= {"stem_out_channels": stem.shape[0], "cifar": stem.shape[2] == 3 and 5 not in blocks}
+        cifar = stem.shape[2] == 3 and 5 not in blocks and not deep
+        found |= {"stem_out_channels": stem.shape[0], "cifar": cifar}
     if out is not None:
         found |= {"res2_out_channels": out.shape[0], "residual": any(".shortcut." in name for name in trunk)}
+        kinds = {"res2.0.norm1.weight": "v2", "res2.0.se.fc1.weight": "se", "stem.conv3.weight": "d"}
+        found["kind"] = next((kind for name, kind in kinds.items() if name in trunk), "plain")
         found["form"] = "c" if not paths else "b" if "res2.0.conv3.weight" in trunk else "a"
     if sorted(blocks) == [2, 3, 4] and len(set(counts)) == 1 and found.get("cifar"):
         return {"depth": 9 * counts[0] + 2, **found}

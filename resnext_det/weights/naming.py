@@ -20,14 +20,16 @@ _DETECTOR_CONSTANTS = re.compile(r"pixel_(mean|std)|.*\banchor_generator\.cell_a
 _CAFFE2_STATE = re.compile(r".*_momentum|lr|model_iter|weight_order|conv1_b")
 _CAFFE2_CONV = {"branch2a": "conv1", "branch2b": "conv2", "branch2c": "conv3", "branch1": "shortcut"}
 _CAFFE2_NORM = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
+_SE_NAME = re.compile(r"layer([1-4])\.(\d+\.se\.fc[12]\.(?:weight|bias))")
 # The children of a block in the files converted from the authors' Torch models.
 _CADENE_CONV = {"0.0.0": "conv1", "0.0.3": "conv2", "0.1": "conv3", "1.0": "shortcut"}
 _CADENE_NORM = {"0.0.1": "conv1", "0.0.4": "conv2", "0.2": "conv3", "1.1": "shortcut"}
 
 
 def detect(names: Iterable[str], where: str) -> str:
-    """Which library's names these are: ``torchvision`` (timm's are the same), ``cadene``, ``detectron2-zoo``,
-    ``detectron2-torchvision``, ``native-classifier`` or ``native-detector`` (detectron2's detectors are named alike).
+    """Which library's names these are: ``torchvision`` (timm's are the same), ``timm-d`` (deep stem), ``timm-v2``
+    (pre-activation), ``cadene``, ``detectron2-zoo``, ``detectron2-torchvision``, ``native-classifier`` or
+    ``native-detector`` (detectron2's detectors are named alike).
 
     Raises:
         UserError: names of no library that is read.
@@ -45,6 +47,15 @@ def detect(names: Iterable[str], where: str) -> str:
         return "detectron2-zoo"
     if "features.0.weight" in names and any(name.startswith("features.4.0.0.") for name in names):
         return "cadene"
+    if "stem.conv.weight" in names and any(name.startswith("stages.0.blocks.0.") for name in names):
+        if "stages.0.blocks.0.norm1.running_mean" not in names:
+            raise UserError(
+                f"{where}: BiT's network has group norm and standardized weights, another function; of timm's "
+                "pre-activation networks those with batch norm are read, such as resnetv2_50"
+            )
+        return "timm-v2"
+    if "conv1.0.weight" in names and any(name.startswith("layer1.") for name in names):
+        return "timm-d"
     if "conv1.weight" in names and any(name.startswith("layer1.") for name in names):
         return "torchvision"
     raise UserError(
@@ -57,7 +68,7 @@ def to_native(tensors: Mapping[str, Tensor], source: str, where: str) -> dict[st
     """Translate every name of ``source`` to ours. The tensors stay as they are.
 
     Raises:
-        UserError: a name that the source's ResNets and ResNeXts do not have, such as a squeeze-and-excitation layer's.
+        UserError: a name that the source's ResNets and ResNeXts do not have, such as an attention layer's.
     """
     rename = _RENAME[source]
     native: dict[str, Tensor] = {}
@@ -68,10 +79,10 @@ def to_native(tensors: Mapping[str, Tensor], source: str, where: str) -> dict[st
             continue
         new = rename(name)
         if new is None:
-            raise UserError(f"{where}: {name} is no part of a plain ResNet or ResNeXt: another family of networks")
+            raise UserError(f"{where}: {name} is no part of a ResNet or ResNeXt: another family of networks")
         if new in native:
             raise UserError(f"{where}: {name} is there twice under different names")
-        native[new] = tensor
+        native[new] = tensor.flatten(1) if name == "head.fc.weight" else tensor  # timm's is a 1x1 convolution
     if source == "detectron2-zoo":
         _add_folded_statistics(native)
     if any(trunk_name(name) == "res2.0.conv2.weight" for name in native) and not any(
@@ -143,12 +154,37 @@ def _torchvision_to_native(name: str) -> str | None:
     if match := re.fullmatch(r"(conv|bn)1\.(\w+)", name):
         kind, leaf = match.groups()
         return f"stem.conv1.{leaf}" if kind == "conv" else f"stem.conv1.norm.{leaf}"
+    if match := _SE_NAME.fullmatch(name):
+        return f"res{int(match[1]) + 1}.{match[2]}"
     if match := re.fullmatch(r"layer([1-4])\.(\d+)\.(?:(conv|bn)([123])|downsample\.([01]))\.(\w+)", name):
         layer, block, kind, number, part, leaf = match.groups()
         is_norm = kind == "bn" or part == "1"
         conv = f"conv{number}" if kind else "shortcut"
         return f"res{int(layer) + 1}.{block}.{conv}.{'norm.' if is_norm else ''}{leaf}"
     return None
+
+
+def _timm_d_to_native(name: str) -> str | None:
+    """The stem is one sequence of three convolutions, and the pooling of a shortcut counts as a layer of it."""
+    if match := re.fullmatch(r"conv1\.([013467])\.(\w+)", name):
+        layer = int(match[1])
+        return f"stem.conv{layer // 3 + 1}.{'norm.' if layer % 3 else ''}{match[2]}"
+    if name.startswith("bn1."):
+        return f"stem.conv3.norm.{name[4:]}"
+    if match := re.fullmatch(r"(layer[1-4]\.\d+\.downsample\.)([12])(\.\w+)", name):
+        name = f"{match[1]}{int(match[2]) - 1}{match[3]}"
+    return _torchvision_to_native(name)
+
+
+def _timm_v2_to_native(name: str) -> str | None:
+    if match := re.fullmatch(r"head\.fc\.(weight|bias)", name):
+        return f"fc.{match[1]}"
+    if match := re.fullmatch(r"stages\.([0-3])\.blocks\.(\d+)\.(conv[123]|norm[123]|downsample\.conv)\.(\w+)", name):
+        part = "shortcut" if match[3].startswith("downsample") else match[3]
+        return f"res{int(match[1]) + 2}.{match[2]}.{part}.{match[4]}"
+    if match := re.fullmatch(r"norm\.(\w+)", name):
+        return f"res5.end.norm.{match[1]}"
+    return "stem.conv1.weight" if name == "stem.conv.weight" else None
 
 
 def _native_to_torchvision(name: str) -> str | None:
@@ -197,6 +233,8 @@ def _caffe2_to_native(name: str) -> str | None:
 _RENAME: dict[str, Callable[[str], str | None]] = {
     "torchvision": _torchvision_to_native,
     "timm": _torchvision_to_native,
+    "timm-d": _timm_d_to_native,
+    "timm-v2": _timm_v2_to_native,
     "cadene": _cadene_to_native,
     "detectron2-zoo": _caffe2_to_native,
     "detectron2-torchvision": _without_stem,

@@ -66,8 +66,8 @@ def test_whole_installation_is_ready() -> None:
         ("torch", ["torch"]),
         ("torchvision", ["torchvision"]),
         (
-            "numpy,PIL,pycocotools,faster_coco_eval,fvcore",
-            ["numpy", "Pillow", "pycocotools", "faster-coco-eval", "fvcore"],
+            "numpy,PIL,pycocotools,hotcoco,fvcore",
+            ["numpy", "Pillow", "pycocotools", "hotcoco", "fvcore"],
         ),
     ],
 )

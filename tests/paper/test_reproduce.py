@@ -134,10 +134,10 @@ def test_lines_of_one_network_share_a_training(tmp_path, monkeypatch, capsys):
     assert runs.tools() == ["pretrain", "pretrain"] and ["--eval-only" in line for line in runs.lines] == [False, True]
     evaluation = runs.lines[1]
     assert evaluation[evaluation.index("TEST.CROP_SIZE") + 1] == "320"
-    assert evaluation[evaluation.index("MODEL.NAME") + 1] == "resnext200_1x32d"
+    assert evaluation[evaluation.index("MODEL.NAME") + 1] == "resnextv2_200_1x32d"
     assert Path(evaluation[evaluation.index("MODEL.WEIGHTS") + 1]).parent.name == "seed0"
     out = capsys.readouterr().out
-    assert "22.00" in out and "ResNet-200, 224x224, here resnext200_1x32d" in out
+    assert "22.00" in out and "ResNet-200, 224x224, here resnextv2_200_1x32d" in out
     main([*command[:2], "--rows", "resnet200-224", *command[-3:], "--output", str(tmp_path / "out"), "--width", "1/2"])
     four = ["--table", "4", "--rows", "resnet200", "--data", str(tmp_path / "set"), "--run", "--width", "1/2"]
     main([*four, "--output", str(tmp_path / "out")])

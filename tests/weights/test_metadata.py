@@ -101,7 +101,14 @@ def test_preset() -> None:
         preset({"stride_in_1x1": True, "norm_eps": 1e-5}, "f")
 
 
-PAPER = {"stem_out_channels": 64, "res2_out_channels": 256, "cifar": False, "form": "c", "residual": True}
+PAPER = {
+    "stem_out_channels": 64,
+    "res2_out_channels": 256,
+    "cifar": False,
+    "form": "c",
+    "residual": True,
+    "kind": "plain",
+}
 
 
 @pytest.mark.parametrize(
@@ -124,6 +131,7 @@ def test_architecture_of_the_other_forms(form: str, residual: bool) -> None:
     with torch.device("meta"):
         state = create_model("resnext14_8x14d", form=form, residual=residual, **channels).state_dict()
     expected = {"depth": 14, "cardinality": 8, "width": 14, "cifar": False, "form": form, "residual": residual}
+    expected["kind"] = "plain"
     assert architecture_of(state) == expected | channels
 
 
