@@ -36,7 +36,7 @@ def test_rpn_then_fast_rcnn(tiny_run):
     settings += ["DATASETS.PROPOSAL_FILES_TEST", (str(files[1]),), "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", 20]
     assert run(tiny_run.config("fast", *settings, "TEST.VALIDATION_LOSS", True))["bbox"]["AP50"] > 0
     with pytest.raises(UserError, match="none for 3 of 6 images"):
-        run(tiny_run.config("fast", *settings, "DATASETS.PROPOSAL_FILES_TRAIN", (str(files[1]),)), False, False)
+        run(tiny_run.config("fast", *settings, "DATASETS.PROPOSAL_FILES_TRAIN", (str(files[1]),)))
     with pytest.raises(UserError, match="0 files for 1 sets"):
         run(tiny_run.config("fast", *FAST))
 
