@@ -15,7 +15,8 @@ from ..detection.config import setup
 from ..detection.export.comparison import FORMATS, check, runner, table
 from ..detection.export.graph import INPUTS, OUTPUTS, export_onnx, export_program
 from ..detection.initial_weights import apply_preset, load_initial_weights
-from ..detection.predictor import categories_of, find_inputs
+from ..detection.prediction.detector import categories_of
+from ..detection.prediction.inputs import find_inputs
 from ..errors import UserError
 from ..files import write_json
 from .arguments import TRUST_PICKLE, at_least

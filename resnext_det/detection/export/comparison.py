@@ -14,7 +14,7 @@ from torch import nn
 
 from ...errors import UserError
 from ..data.mapper import ResizeShortestEdge
-from ..predictor import read_picture
+from ..prediction.inputs import read_picture
 from .graph import INPUTS, OUTPUTS
 
 logger = logging.getLogger(__name__)
