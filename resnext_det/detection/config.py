@@ -14,7 +14,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     """Add this package's keys, each with its default, to a detectron2 config. Safe to call twice."""
     # Equal bits on the same machine, together with SEED; slower, see docs/training_safety.md.
     cfg.setdefault("DETERMINISTIC", False)
-    # A user's own COCO-format sets: a list of [name, json_file, image_root]; the names go into DATASETS.TRAIN and TEST.
+    # A user's own sets: a list of [name, annotations, image_root], COCO's JSON or labels of YOLO, VOC, CVAT or LabelMe
+    # (docs/formats.md); the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])
     # How much of every COCO-format set is checked before a run: full (each image decoded), headers (each image's
     # size), json (only that the files are there), off; auto is full for up to 20,000 images and headers above.
