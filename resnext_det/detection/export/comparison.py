@@ -14,8 +14,8 @@ from torch import nn
 
 from ...errors import UserError
 from ..data.mapper import ResizeShortestEdge
-from ..predictor import read_picture
-from .graph import INPUTS, OUTPUTS
+from ..prediction.inputs import read_picture
+from .graph import INPUTS, OUTPUTS, SIDES
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class Agreement:
         unmatched: detections of either that the other has not, scores within 1e-3 of the threshold aside.
     """
 
-    picture: str
+    image: str
     size: tuple[int, int]
     detections: int
     exported: int
@@ -58,9 +58,17 @@ def runner(path: Path) -> Run:
         def call(*inputs: np.ndarray) -> list[np.ndarray]:
             return session.run(list(OUTPUTS), dict(zip(INPUTS, inputs, strict=True)))
     else:
+        import torchvision  # noqa: F401  (its NMS is one of the program's operators)
+
         program = torch.export.load(str(path)).module()
 
         def call(*inputs: np.ndarray) -> list[np.ndarray]:
+            height, width = inputs[0].shape[2:]
+            if min(height, width) < SIDES[0] or max(height, width) > SIDES[1]:
+                raise UserError(
+                    f"{path}: an image of {height}x{width} once resized; it takes sides of {SIDES[0]} to {SIDES[1]} "
+                    "pixels; set INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST for that"
+                )
             with torch.no_grad():
                 return [output.numpy() for output in program(*map(torch.from_numpy, inputs))]
 
@@ -122,7 +130,7 @@ def table(outcomes: Sequence[Agreement]) -> str:
     for o in outcomes:
         size = f"{o.size[0]}x{o.size[1]}"
         lines.append(
-            f"{Path(o.picture).name[-30:]:30} {size:>11} {o.detections:8} {o.exported:9} {o.box:9.1e} {o.score:9.1e} "
+            f"{Path(o.image).name[-30:]:30} {size:>11} {o.detections:8} {o.exported:9} {o.box:9.1e} {o.score:9.1e} "
             f"{o.unmatched:7}"
         )
     worst = max((o.box for o in outcomes), default=0), max((o.score for o in outcomes), default=0)
