@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 class VOCEvaluator(FastCOCOEvaluator):
-    """VOC's metrics in place of detectron2's ``PascalVOCDetectionEvaluator``: the same digits on any number of processes.
+    """VOC's metrics in place of detectron2's ``PascalVOCDetectionEvaluator``: equal digits on any number of processes.
 
-    Results: ``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", ...}, "coco": {...}}``; ``coco`` holds COCO's numbers of the
-    boxes, in which objects marked difficult count like others.
+    Results: ``{"bbox": {"AP", "AP50", "AP75", "AP-<class>", ...}, "coco": {...}}``; ``coco`` holds COCO's numbers of
+    the boxes, in which objects marked difficult count like others.
     """
 
     def __init__(self, dataset_name: str, *args, year: int | None = None, rounding: bool = True, **options) -> None:

@@ -113,7 +113,8 @@ def test_equal_to_detectron2_in_every_digit_on_odd_sets(seed: int, tmp_path: Pat
     year = int(generator.choice([2007, 2012]))
     wanted, found = both(
         tmp_path, "test", year, tmp_path / "JPEGImages",
-        lambda document, image: detections(document, generator, image, classes), processes=int(generator.integers(1, 4)),
+        lambda document, image: detections(document, generator, image, classes),
+        processes=int(generator.integers(1, 4)),
     )  # fmt: skip
     np.testing.assert_array_equal([found["bbox"][key] for key in wanted], list(wanted.values()))
     assert "APs" in found["coco"]
