@@ -72,6 +72,9 @@ def add_resnext_config(cfg: CfgNode) -> None:
         cfg.MODEL.RESNEXT.C4_CHUNK_SIZE = 32
         # Compute each chunk again in the backward pass instead of keeping it: about a third of the memory.
         cfg.MODEL.RESNEXT.C4_RECOMPUTE = False
+        # One more norm behind res5, of MODEL.RESNETS.NORM, as in the transfer benchmarks since MoCo (He et al. 2020):
+        # it evens out the scales of backbones that were not trained with labels.
+        cfg.MODEL.RESNEXT.RES5_EXTRA_NORM = False
         # How evaluation and prediction run: fp32, bf16, fp16 or int8 on an optimized copy of the model, auto for what
         # the hardware is good at (never int8), off for the layers of training as they are.
         cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "auto"

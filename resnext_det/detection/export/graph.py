@@ -172,12 +172,14 @@ class ExportableDetector(nn.Module):
 
 def _check_kind(model: nn.Module) -> None:
     heads = getattr(model, "roi_heads", None)
-    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, ResNeXtC4ROIHeads) or not heads.fast:
+    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, ResNeXtC4ROIHeads):
         raise UserError("export: only Faster R-CNN with ResNeXtC4ROIHeads on its fast path is known")
     if heads.mask_on:
         raise UserError("export: masks are not exported; set MODEL.MASK_ON False")
-    if heads.optimized is not None:
+    if getattr(model, "for_inference", False):
         raise UserError("export: give the detector itself, not one that optimize_for_inference has rewritten")
+    if heads.plan() is None:
+        raise UserError("export: only Faster R-CNN with ResNeXtC4ROIHeads on its fast path is known")
 
 
 def fold_norms(module: nn.Module) -> nn.Module:
