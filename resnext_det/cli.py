@@ -21,6 +21,7 @@ COMMANDS = {
     "export": "write a C4 detector as ONNX and torch.export",
     "proposals": "write a detector's proposals, to train or test on",
     "reproduce": "the paper's tables, its numbers beside ours",
+    "transfer": "pretrained backbones on VOC07+12 and COCO with a C4 detector",
     "study": "benchmarks and tables in a row, in stretches of machine time",
     "quickstart": "handwritten digits: pretrain, fine-tune, evaluate, draw",
     "make-digits": "the quickstart's data: digits alone and in scenes",

@@ -90,3 +90,14 @@ def test_more_splits_than_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "all.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match="1 different images cannot fill 2 splits"):
         cli.call("split", [str(tmp_path / "all.json"), str(tmp_path / "o"), "--images", str(tmp_path / "images")])
+
+
+def test_check_names_the_images_that_two_splits_share(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    paths = pictures(tmp_path / "val", 3)
+    pictures(tmp_path / "train", 1)
+    record = {"id": 1, "file_name": paths[0].name}
+    document = {"categories": [{"id": 1, "name": "a"}], "annotations": [], "images": [record]}
+    (tmp_path / "val.json").write_text(json.dumps(document))
+    files = ["--json", str(tmp_path / "val.json"), "--images", str(tmp_path / "val")]
+    cli.call("check", [*files, "--shares-with", str(tmp_path / "train")])
+    assert f"{paths[0]}: same bytes: {tmp_path / 'train' / '000.png'}" in capsys.readouterr().out
