@@ -168,7 +168,9 @@ def _one_line(name: str, kind: str) -> Iterator[None]:
     except (pickles.TooMuch, MemoryError, OverflowError) as error:
         reason = f" ({error})" if str(error) else ""
         raise UserError(f"{name}: asks for more than a real file does{reason}; it is damaged or was made so") from None
-    except (pickles.Torn, zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError) as error:
+    except UserError:
+        raise
+    except (pickles.Torn, zipfile.BadZipFile, LookupError, RuntimeError, EOFError, ValueError, struct.error) as error:
         reason = shown(error) if isinstance(error, pickles.Torn) else type(error).__name__
         raise UserError(f"{name}: torn or not {kind} ({reason}); copy or download it again") from None
     except OSError as error:
