@@ -34,7 +34,8 @@ _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.co
 _NOT_WEIGHTS = {"n_averaged"}  # the counter that torch's AveragedModel keeps beside them
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # what torch < 1.6 begins its files with
 
-_UNSAFE = "runs code when it is opened; if you trust whoever made it, add --trust-pickle"
+_UNSAFE = "runs code when it is opened"
+_TRUST = "; if you trust whoever made it, add --trust-pickle"
 _FOREIGN = {
     b"<": "is a web page or XML, not weights: the download failed",
     b"version https://git-lfs": "is a Git LFS pointer, not the weights: run `git lfs pull`",
@@ -62,7 +63,7 @@ def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> Content
         UserError: missing, torn, foreign, unsafe or absurd file; one line that names it.
     """
     name = shown(path)
-    with open_regular(path) as file, _one_line(name, "a file of weights"):
+    with open_regular(path) as file, _one_line(name, "a file of weights", _TRUST):
         head = file.read(64)
         size = file.seek(0, os.SEEK_END)
         # A .safetensors file begins with the length of its header, whose bytes can look like any other file's first.
@@ -72,7 +73,7 @@ def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> Content
             raise UserError(f"{name}: {_what(head)}")
         if trust_pickle:
             return _tensors(_trusted(path, file, bare=_is_bare(head)), name, _no_load)
-        content, load = (unpickle(file, name, size), _no_load) if _is_bare(head) else _open_torch(file, name)
+        content, load = (_bare(file, size), _no_load) if _is_bare(head) else _open_torch(file, name)
         return _tensors(content, name, load)
 
 
@@ -133,9 +134,13 @@ def read_pickle(path: str | os.PathLike, trust_pickle: bool = False) -> Any:
 
 def unpickle(file: IO[bytes], name: str, size: int, *, encoding: str = "latin1") -> Any:
     """As :func:`read_pickle`, of an open file called ``name`` with ``size`` bytes."""
-    file.seek(0)
     with _one_line(name, "a pickle"):
-        return pickles.read(file, size, encoding=encoding)
+        return _bare(file, size, encoding)
+
+
+def _bare(file: IO[bytes], size: int, encoding: str = "latin1") -> Any:
+    file.seek(0)
+    return pickles.read(file, size, encoding=encoding)
 
 
 def read_torch(path: str | os.PathLike) -> Any:
@@ -160,11 +165,11 @@ def _open_torch(file: IO[bytes], name: str) -> tuple[Any, Callable[[StoredTensor
 
 
 @contextmanager
-def _one_line(name: str, kind: str) -> Iterator[None]:
+def _one_line(name: str, kind: str, advice: str = "") -> Iterator[None]:
     try:
         yield
     except pickles.CodeInPickle as error:
-        raise UserError(f"{name}: uses {shown(error)}: it {_UNSAFE}") from None
+        raise UserError(f"{name}: uses {shown(error)}: it {_UNSAFE}{advice}") from None
     except (pickles.TooMuch, MemoryError, OverflowError) as error:
         reason = f" ({error})" if str(error) else ""
         raise UserError(f"{name}: asks for more than a real file does{reason}; it is damaged or was made so") from None
