@@ -315,7 +315,9 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     if resume and done is None:
         logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
     if cfg.MODEL.WEIGHTS and done is None:
-        load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
+        load_initial_weights(
+            cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, branch=cfg.MODEL.WEIGHTS_BRANCH)
+        )
     place = {"rank": comm.get_rank(), "world_size": processes}
     trainer.set_data_loader(training_loader(cfg, pictures, plan.batch_size, trainer.seed, start, **place))
     try:

@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..files import open_regular, shown
 from . import pickles
 from .pickles import Refused, StoredTensor
+from .trunks import holds_trunk
 
 METADATA = "metadata"  # the entry of a .pth, and of a .safetensors header (there as JSON)
 
@@ -228,9 +229,22 @@ def _tensors(content: Any, path: str, load: Load) -> Content:
         metadata = content.get(METADATA, metadata)
         name = next((name for name in WRAPPINGS if isinstance(content.get(name), Mapping | nn.Module)), None)
         if name is None:
+            if not holds_trunk(content):
+                content = _nested(content) or content
             return _named_tensors(content, path, load), _plain(metadata, path), entry
         content, entry = content[name], name
     raise UserError(f"{path}: {entry} within {entry}, again and again; save a model's state_dict()")
+
+
+def _nested(content: Mapping[str, Any], depth: int = _DEEPEST) -> dict[str, Any]:
+    """Every mapping within ``content`` that holds a trunk, under names that begin with where it was."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        value = value.state_dict() if isinstance(value, nn.Module) else value
+        if isinstance(value, Mapping) and isinstance(key, str):
+            inner = value if holds_trunk(value) else _nested(value, depth - 1) if depth else {}
+            found |= {f"{key}.{name}": item for name, item in inner.items() if isinstance(name, str)}
+    return found
 
 
 def _plain(metadata: Any, path: str) -> dict[str, Any]:
