@@ -23,16 +23,14 @@ from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamSc
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from ..engine.averaging import WeightAverage, average_of
-from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
+from ..engine.checkpoint import RunCheckpointer
 from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
-from ..engine.evaluations import EarlyStop, Evaluations
-from ..engine.hooks import settings_of, settle, standard_hooks, writers
 from ..engine.logs import start_log
-from ..engine.processes import decided_by_main, wrap_distributed
+from ..engine.processes import decided_by_main
+from ..engine.run import NEW_RUN, Run, RunOptions
 from ..engine.sampler import seed_everything
-from ..engine.trainer import PRECISIONS, Trainer, choose_seed, weak
+from ..engine.trainer import PRECISIONS, choose_seed
 from ..errors import UserError
 from ..files import write_json
 from ..inference.trunks import optimize_classifier
@@ -205,16 +203,18 @@ def _examples(cfg: CfgNode, normalize: Normalize, number: int = 256) -> Iterator
         yield normalize(images.to(cfg.MODEL.DEVICE))
 
 
-def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False) -> dict[str, float]:
-    """Evaluate trained weights and write ``results.json``.
+def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
+    """One process of a run: train, or only evaluate, as the options say."""
+    return evaluate_only(cfg, options) if options.eval_only else train(cfg, options)
 
-    Args:
-        newest: evaluate the newest checkpoint of OUTPUT_DIR instead of MODEL.WEIGHTS.
-        trust_pickle: also open a MODEL.WEIGHTS that may run code.
+
+def evaluate_only(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
+    """Evaluate MODEL.WEIGHTS, to resume the newest checkpoint of OUTPUT_DIR, and write ``results.json``.
 
     Raises:
         UserError: no weights, or they do not fit.
     """
+    newest = options.resume
     if not (newest or cfg.MODEL.WEIGHTS):
         raise UserError("--eval-only evaluates MODEL.WEIGHTS, which is empty: add MODEL.WEIGHTS FILE")
     start_log(cfg.OUTPUT_DIR)
@@ -223,7 +223,7 @@ def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False
         weights, _ = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole()
         if weights is None:
             raise UserError(f"{cfg.OUTPUT_DIR} holds no checkpoint: give the weights to evaluate, MODEL.WEIGHTS FILE")
-    checkpoint = read_checkpoint(weights, trust_pickle=trust_pickle and not newest)
+    checkpoint = read_checkpoint(weights, trust_pickle=options.trust_pickle and not newest)
     # Published weights name their classes in words, or not at all: their outputs follow ImageNet's sorted folders.
     names = checkpoint.metadata.get("class_names") if "source" not in checkpoint.metadata else None
     classes = names or open_images(cfg.DATASETS.TRAIN).classes
@@ -233,7 +233,7 @@ def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False
     return _report(cfg, model, run_evaluation(cfg, model, normalize, classes))
 
 
-def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dict[str, float]:
+def train(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
     """Train as ``cfg`` says, in every process of the run.
 
     Writes into OUTPUT_DIR: ``config.yaml``, ``log.txt``, ``metrics.json``, TensorBoard events, checkpoints
@@ -259,73 +259,46 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     training_model = build_training_model(cfg, len(pictures.classes))
     model, normalize = training_model.classifier, training_model.normalize
     optimizer = build_optimizer(cfg, model, plan.lr)
-    trainer = Trainer(
-        wrap_distributed(training_model),
+    run = Run(
+        model,
         optimizer,
+        build_scheduler(cfg, optimizer, plan),
+        losses=training_model,
+        folder=cfg.OUTPUT_DIR,
+        metadata=metadata(cfg, model, pictures.classes),
+        iterations=plan.iterations,
         seed=seed,
         precision=cfg.SOLVER.PRECISION,
         accumulate=cfg.SOLVER.ACCUMULATE,
+        ema_decay=cfg.SOLVER.EMA_DECAY,
+        checkpoint_period=plan.period(cfg.SOLVER.CHECKPOINT_PERIOD),
+        keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS,
     )
-    saved: dict[str, Any] = {"trainer": weak(trainer)}
-    judged: nn.Module = model
-    if cfg.SOLVER.EMA_DECAY:
-        judged = average_of(model, cfg.SOLVER.EMA_DECAY)
-        saved["model_ema"] = judged
-    facts = metadata(cfg, model, pictures.classes)
-    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
 
-    results: dict[str, float] = {}
-    best_facts = dict(facts)
-    best = BestCheckpointer(model, cfg.OUTPUT_DIR, best_facts, **saved)
+    def evaluate(model: nn.Module, done: int) -> dict[str, float]:
+        return {**run_evaluation(cfg, model, normalize, pictures.classes), "epoch": done / plan.per_epoch}
 
-    def judge(done: int) -> dict[str, float]:
-        results.update(run_evaluation(cfg, judged, normalize, pictures.classes))
-        best_facts["top1_error"] = results["top1_error"]
-        return {**results, "epoch": done / plan.per_epoch}
-
-    evaluations = Evaluations(
-        judge,
+    run.evaluate_with(
+        evaluate,
         plan.period(cfg.TEST.EVAL_PERIOD),
-        cfg.OUTPUT_DIR,
         metric="top1_error",
         mode="min",
-        save_best=lambda done: best.save("model_best", iteration=done - 1),
+        describe=lambda results: {"top1_error": results["top1_error"]},
         patience=cfg.TEST.PATIENCE,
     )
-    trainer.register_hooks([WeightAverage(judged, model)] if judged is not model else [])
-    scheduler = build_scheduler(cfg, optimizer, plan)
-    trainer.register_hooks(
-        standard_hooks(
-            optimizer,
-            scheduler,
-            checkpointer,
-            checkpoint_period=plan.period(cfg.SOLVER.CHECKPOINT_PERIOD),
-            keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS,
-        )
-    )
-    trainer.register_hooks([evaluations])
     save_config(cfg, cfg.OUTPUT_DIR)
-    trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
 
-    settings = settings_of(optimizer)
-    done = checkpointer.resume(partial(check_against_config, cfg, model)) if resume else None
-    start = 0 if done is None else done + 1
-    if 0 < start < plan.iterations:
-        settle(optimizer, scheduler, settings)
-    if resume and done is None:
-        logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
-    if cfg.MODEL.WEIGHTS and done is None:
-        load_initial_weights(
-            cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, branch=cfg.MODEL.WEIGHTS_BRANCH)
-        )
+    def load() -> None:
+        if cfg.MODEL.WEIGHTS:
+            branch = cfg.MODEL.WEIGHTS_BRANCH
+            found = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=options.trust_pickle, branch=branch)
+            load_initial_weights(cfg, model, found)
+
+    start = run.begin(resume=options.resume, check=partial(check_against_config, cfg, model), load_initial_weights=load)
     place = {"rank": comm.get_rank(), "world_size": processes}
-    trainer.set_data_loader(training_loader(cfg, pictures, plan.batch_size, trainer.seed, start, **place))
-    try:
-        trainer.train(start, plan.iterations)
-    except EarlyStop as stop:
-        last = stop.done - 1
-        decided_by_main(lambda: checkpointer.save("model_final", iteration=last))
-    return _report(cfg, model, results)
+    data = training_loader(cfg, pictures, plan.batch_size, run.trainer.seed, start, **place)
+    results = run.train(data, start)
+    return _report(cfg, model, {key: value for key, value in results.items() if key != "epoch"})
 
 
 def training_loader(
