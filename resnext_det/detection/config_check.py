@@ -76,6 +76,8 @@ def _check_values(cfg: CfgNode) -> None:
         value = reduce(getattr, key.split("."), cfg)
         if value not in known:
             raise UserError(f"{key} {value!r}: choose from {', '.join(known)}")
+    if cfg.INPUT.CROP.ENABLED:
+        _check_crop(cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE))
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not sizes or min(sizes) < 0:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)}: give at least one size, in pixels")
@@ -91,6 +93,16 @@ def _check_values(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r}: detectron2 has no such norm; FrozenBN, BN, SyncBN, GN are "
             "usual"
         ) from None
+
+
+def _check_crop(kind: str, size: list) -> None:
+    kinds = ("relative", "relative_range", "absolute", "absolute_range")
+    if kind not in kinds:
+        raise UserError(f"INPUT.CROP.TYPE {kind!r}: choose from {', '.join(kinds)}")
+    absolute = kind.startswith("absolute")
+    if len(size) != 2 or not all(value >= 1 and value == int(value) if absolute else 0 < value <= 1 for value in size):
+        wanted = "whole numbers of pixels" if absolute else "shares of the image, in (0, 1]"
+        raise UserError(f"INPUT.CROP.SIZE {size}: INPUT.CROP.TYPE {kind} takes two {wanted}")
 
 
 def _check_head(cfg: CfgNode) -> None:

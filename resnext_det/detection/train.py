@@ -16,6 +16,7 @@ from ..engine.averaging import average_of
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
+from ..engine.folder import locked
 from ..engine.logs import start_log
 from ..engine.run import NEW_RUN, Run, RunOptions
 from ..engine.sampler import seed_everything
@@ -41,18 +42,39 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
     check_config(cfg, eval_only=options.eval_only, resume=options.resume)
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     register_sets(cfg.DATASETS.REGISTER)
-    known_sets(cfg.DATASETS.TEST, "TEST")
+    if cfg.DATASETS.TEST or options.eval_only:
+        known_sets(cfg.DATASETS.TEST, "TEST")
+    else:
+        logger.warning("DATASETS.TEST is empty: nothing is evaluated")
     if not options.eval_only:
         known_sets(cfg.DATASETS.TRAIN, "TRAIN")
     start_log(cfg.OUTPUT_DIR)
-    cfg = apply_preset(cfg, trust_pickle=options.trust_pickle)
+    cfg = _preset(cfg, options)
     _log_run(cfg)
     check_sets_from_config(cfg, training=not options.eval_only)
     if options.eval_only:
+        save_config(cfg, cfg.OUTPUT_DIR)
         model = build_model(cfg)
         load_to_evaluate(cfg, model, newest=options.resume, trust_pickle=options.trust_pickle)
         return evaluate_model(cfg, model)
-    return _train(cfg, options)
+    with locked(cfg.OUTPUT_DIR):
+        return _train(cfg, options)
+
+
+def _preset(cfg: CfgNode, options: RunOptions) -> CfgNode:
+    """INPUT.PRESET applied: from the checkpoint that the run resumes, where there is one, else from MODEL.WEIGHTS."""
+    newest = None
+    if options.resume and cfg.INPUT.PRESET == "auto":
+        newest, _ = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole()
+    if newest is None:
+        return apply_preset(cfg, trust_pickle=options.trust_pickle)
+    weights, cfg = cfg.MODEL.WEIGHTS, cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(newest)
+    cfg = apply_preset(cfg)
+    cfg.MODEL.WEIGHTS = weights
+    cfg.freeze()
+    return cfg
 
 
 def _log_run(cfg: CfgNode) -> None:
@@ -62,7 +84,6 @@ def _log_run(cfg: CfgNode) -> None:
     logger.info(
         "torch %s on %s (%s), %d processes", torch.__version__, cfg.MODEL.DEVICE, devices, comm.get_world_size()
     )
-    logger.info("the whole config is in %s", save_config(cfg, cfg.OUTPUT_DIR))
 
 
 def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pickle: bool = False) -> None:
@@ -84,7 +105,7 @@ def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pick
 
 
 def _train(cfg: CfgNode, options: RunOptions) -> dict[str, dict]:
-    dicts = train_dicts_from_config(cfg)
+    dicts, config = train_dicts_from_config(cfg), cfg.dump()
     cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))  # of the weights that start anew
@@ -102,9 +123,12 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, dict]:
         metadata={**architecture(cfg), "config": cfg.dump()},  # enough to use the weights without any other file
         iterations=cfg.SOLVER.MAX_ITER,
         seed=seed,
+        given_seed=cfg.SEED >= 0,
         precision=precision_of(cfg),
         accumulate=cfg.SOLVER.ACCUMULATE,
         ema_decay=cfg.SOLVER.EMA_DECAY,
+        batch=cfg.SOLVER.IMS_PER_BATCH,
+        config=config,
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS or None,
     )
@@ -113,7 +137,8 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, dict]:
         loss = validation_loss(cfg, model) if cfg.TEST.VALIDATION_LOSS else {}
         return {**evaluate_model(cfg, model), **({"validation_loss": loss} if loss else {})}
 
-    run.evaluate_with(evaluate, cfg.TEST.EVAL_PERIOD, metric=cfg.TEST.BEST_METRIC, patience=cfg.TEST.PATIENCE)
+    if cfg.DATASETS.TEST:
+        run.evaluate_with(evaluate, cfg.TEST.EVAL_PERIOD, metric=cfg.TEST.BEST_METRIC, patience=cfg.TEST.PATIENCE)
     start = run.begin(
         resume=options.resume,
         check=partial(check_against_config, cfg),

@@ -26,12 +26,6 @@ class Checkpoints(PeriodicCheckpointer, HookBase):
 
     def before_train(self) -> None:
         self.max_iter = self.trainer.max_iter
-        decided_by_main(self._clear_up)
-
-    def _clear_up(self) -> None:
-        self.checkpointer.remove_parts()
-        if self.trainer.start_iter == 0:
-            self.checkpointer.set_aside()
         self.recent_checkpoints = self.checkpointer.periodic_checkpoints()  # those that the run has left so far
 
     def after_step(self) -> None:
