@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import reduce
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import get_norm
 from detectron2.utils import comm
 
@@ -29,6 +29,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False) -> None
         _typed("SOLVER", check_solver, cfg)
     elif not cfg.MODEL.WEIGHTS and not resume:
         raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
+    _refuse_stock_keys(cfg)
     _typed("INPUT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD", _check_values, cfg)
     _typed("MODEL.RESNETS, MODEL.FPN", _check_head, cfg)
     _typed("MODEL.ANCHOR_GENERATOR, MODEL.RPN", _check_anchors, cfg)
@@ -36,6 +37,27 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False) -> None
         raise UserError("MODEL.RESNETS.NORM SyncBN: torch has it for GPUs only; set naiveSyncBN, detectron2's own")
     if comm.is_main_process():
         _warn(cfg)
+
+
+WITHOUT_EFFECT = {
+    "SOLVER.REFERENCE_WORLD_SIZE": "set SOLVER.REFERENCE_BATCH, by which the schedule follows the batch",
+    "TEST.EXPECTED_RESULTS": "compare OUTPUT_DIR/results.json",
+}
+"""Keys of stock detectron2 that this training does not honor, and what serves instead."""
+
+
+def _refuse_stock_keys(cfg: CfgNode) -> None:
+    """Raises UserError for a stock key that would have no effect and differs from its default."""
+    defaults = get_cfg()
+    for key, instead in WITHOUT_EFFECT.items():
+        value, default = (reduce(getattr, key.split("."), node) for node in (cfg, defaults))
+        if value != default:
+            raise UserError(f"{key} {value}: has no effect here; {instead}, and leave it at {default}")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        if cfg.TEST.PRECISE_BN.NUM_ITER < 1:
+            raise UserError(f"TEST.PRECISE_BN.NUM_ITER {cfg.TEST.PRECISE_BN.NUM_ITER}: must be at least 1")
+        if cfg.SOLVER.EMA_DECAY:
+            raise UserError("TEST.PRECISE_BN.ENABLED with SOLVER.EMA_DECAY: choose one of them")
 
 
 def _typed(keys: str, check: Callable[[CfgNode], None], cfg: CfgNode) -> None:

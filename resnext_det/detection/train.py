@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from functools import partial
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
@@ -17,6 +19,7 @@ from ..engine.checkpoint import RunCheckpointer
 from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
 from ..engine.folder import locked
+from ..engine.hooks import PreciseBatchNorm
 from ..engine.logs import start_log
 from ..engine.run import NEW_RUN, Run, RunOptions
 from ..engine.sampler import seed_everything
@@ -40,15 +43,16 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
         also in ``OUTPUT_DIR/results.json``.
     """
     check_config(cfg, eval_only=options.eval_only, resume=options.resume)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     register_sets(cfg.DATASETS.REGISTER)
     if cfg.DATASETS.TEST or options.eval_only:
         known_sets(cfg.DATASETS.TEST, "TEST")
-    else:
-        logger.warning("DATASETS.TEST is empty: nothing is evaluated")
     if not options.eval_only:
         known_sets(cfg.DATASETS.TRAIN, "TRAIN")
     start_log(cfg.OUTPUT_DIR)
+    if not cfg.DATASETS.TEST:
+        logger.warning("DATASETS.TEST is empty: nothing is evaluated")
     cfg = _preset(cfg, options)
     _log_run(cfg)
     check_sets_from_config(cfg, training=not options.eval_only)
@@ -104,6 +108,16 @@ def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pick
         logger.info("evaluating model_ema, the average of the weights")
 
 
+def _precise_batch_norm(cfg: CfgNode, model: nn.Module, dicts: list[dict]) -> list[HookBase]:
+    if not cfg.TEST.PRECISE_BN.ENABLED:
+        return []
+
+    def data(seed: int, done: int) -> Iterable:
+        return train_loader_from_config(cfg, seed, done, dicts)
+
+    return [PreciseBatchNorm(model, data, cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER)]
+
+
 def _train(cfg: CfgNode, options: RunOptions) -> dict[str, dict]:
     dicts, config = train_dicts_from_config(cfg), cfg.dump()
     cfg = resolve_schedule(cfg, len(dicts))
@@ -129,6 +143,7 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, dict]:
         ema_decay=cfg.SOLVER.EMA_DECAY,
         batch=cfg.SOLVER.IMS_PER_BATCH,
         config=config,
+        before_saving=_precise_batch_norm(cfg, model, dicts),
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS or None,
     )

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 RESULTS = ("model_*.pth", "last_checkpoint", "evaluations.jsonl", "metrics.json", "results.json")
 """What makes a folder that of an earlier run."""
-BESIDE = ("config.yaml", "events.out.tfevents.*", "inference", "dump_*")
+BESIDE = ("config.yaml", "events.out.tfevents.*")
+FOLDERS = ("inference", "dump_*")
 """What else belongs to it; of the log, what was written before this run."""
 
 
@@ -77,11 +78,13 @@ def archive(folder: str | os.PathLike) -> Path | None:
         That folder; None where there was nothing.
     """
     folder = Path(folder)
-    if not any(any(folder.glob(pattern)) for pattern in RESULTS):
+    old = [path for pattern in RESULTS for path in folder.glob(pattern) if path.is_file()]
+    if not old:
         return None
+    old += [path for pattern in BESIDE for path in folder.glob(pattern) if path.is_file()]
+    old += [path for pattern in FOLDERS for path in folder.glob(pattern) if path.is_dir()]
     target = next(t for n in itertools.count(1) if not (t := folder / f"earlier_run_{n}").exists())
     target.mkdir()
-    old = [path for pattern in (*RESULTS, *BESIDE) for path in folder.glob(pattern)]
     for path in old:
         os.replace(path, target / path.name)
     archive_log(folder, target)

@@ -8,7 +8,7 @@ what is left behind when a step goes wrong or a signal comes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from signal import Signals
 from typing import Any
@@ -69,6 +69,7 @@ class Run:
         ema_decay: of the average of the weights, which is evaluated and saved beside them; 0 for none.
         batch: images of one step, over all processes.
         config: YAML that goes into the folder as ``config.yaml``; "" for none.
+        before_saving: hooks whose changes to the model are saved with it.
         checkpoint_period: iterations.
         keep_checkpoints: how many of the periodic ones stay; None for all.
 
@@ -93,6 +94,7 @@ class Run:
         ema_decay: float = 0.0,
         batch: int = 1,
         config: str = "",
+        before_saving: Sequence[HookBase] = (),
         checkpoint_period: int,
         keep_checkpoints: int | None = None,
     ) -> None:
@@ -120,6 +122,7 @@ class Run:
                 *first,
                 hooks.IterationTimer(),
                 hooks.LRScheduler(optimizer, scheduler),
+                *before_saving,
                 Checkpoints(self.checkpointer, checkpoint_period, keep_checkpoints),
             ]
         )

@@ -154,7 +154,7 @@ class Trainer(SimpleTrainer):
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self._skipped = self._skipped + 1 if self.scaler.get_scale() < scale else 0
-        if self._skipped >= min(SKIPPED_LIMIT, self.max_iter - self.start_iter):
+        if self._skipped and self._skipped >= min(SKIPPED_LIMIT, self.max_iter - self.start_iter):
             raise BadStep(Reason.STEPS_SKIPPED, parts)
 
     def losses_and_gradients(self, iteration: int, rank: int) -> tuple[list[dict[str, torch.Tensor]], float]:

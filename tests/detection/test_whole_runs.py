@@ -15,13 +15,19 @@ from tiny import TinyRun
 import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import update_bn_stats
+
 from resnext_det.commands.proposals import _run as dump
+from resnext_det.detection.data.loaders import train_loader_from_config
 from resnext_det.detection.train import run
 from resnext_det.engine import run as run_module
 from resnext_det.engine.checkpoint import read_run_checkpoint
 from resnext_det.engine.evaluations import read_evaluations
 from resnext_det.engine.launch import launch
 from resnext_det.engine.run import RunOptions
+from resnext_det.engine.sampler import seed_everything
 
 
 def write_in_vain(cfgs, folder):
@@ -112,8 +118,6 @@ def test_the_average_of_the_weights_is_kept_and_evaluated(tiny_run):
         expected = decay * expected + (1 - decay) * state["model"][name]
     torch.testing.assert_close(states[-1]["model_ema"]["module." + name], expected)
 
-    from detectron2.modeling import build_model
-
     from resnext_det.detection.train import load_to_evaluate
 
     for settings, newest in ((["MODEL.WEIGHTS", tiny_run.folder / "average" / files[-1]], False), ([], True)):
@@ -140,3 +144,32 @@ def test_a_preset_is_resumed_without_the_first_weights(tiny_run):
     weights.unlink()
     run(tiny_run.config("second", *more, "SOLVER.MAX_ITER", 2), RunOptions(resume=True))
     assert read_run_checkpoint(tiny_run.folder / "second" / "model_final.pth")["iteration"] == 1
+
+
+def test_precise_batch_norm_is_fvcores_and_saved_and_resumable(tiny_run):
+    more = ["TEST.REPORT", False, "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 3]
+    more += ["SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2]
+    run(tiny_run.config("plain", "TEST.REPORT", False))
+    cfg = tiny_run.config("precise", *more)
+    run(cfg)
+    final = read_run_checkpoint(tiny_run.folder / "precise" / "model_final.pth")["model"]
+    plain = read_run_checkpoint(tiny_run.folder / "plain" / "model_final.pth")["model"]
+    for key in plain:  # what is trained is untouched, what is measured is not
+        assert torch.equal(final[key], plain[key]) != ("running_" in key or "num_batches" in key), key
+    # fvcore's own function on the same weights and data
+    model = build_model(cfg)
+    model.load_state_dict(plain)
+    model.train()
+    seed_everything((cfg.SEED, 4))
+    with EventStorage():
+        update_bn_stats(model, train_loader_from_config(cfg, cfg.SEED, 4), 3)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, final[key]) or "num_batches" in key, key
+    # from the checkpoint after the second step
+    folder = tiny_run.folder / "precise"
+    (folder / "model_final.pth").unlink()
+    (folder / "model_0000003.pth").unlink()
+    (folder / "last_checkpoint").write_text("model_0000001.pth")
+    run(cfg, RunOptions(resume=True))
+    again = read_run_checkpoint(folder / "model_final.pth")["model"]
+    assert all(torch.equal(again[key], final[key]) for key in final)
