@@ -7,6 +7,7 @@ detectron2's DatasetCatalog gives the fixed records, and :func:`ground_truth` gi
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ...annotations import formats
 from ...annotations.check import CheckedDataset, inspect_document, read_json
 from ...annotations.check.inspection import ClassCount
 from ...engine.processes import decided_by_main
@@ -100,7 +102,7 @@ def check_sets(train: Sequence[str], test: Sequence[str], *, classes: ClassCount
     for name in dict.fromkeys((*train, *test)):
         metadata = MetadataCatalog.get(name)
         _ground_truths.pop(name, None)
-        if metadata.get("evaluator_type") != "coco" or metadata.get("json_file") is None:
+        if metadata.get("evaluator_type") not in ("coco", "pascal_voc") or metadata.get("json_file") is None:
             continue
         if options.level == "off":
             logger.warning("%s: not checked, since DATASETS.CHECK is off", name)
@@ -128,7 +130,36 @@ def ground_truth(name: str) -> str | Mapping | None:
 
     None for a set that has no JSON file. Only the main process knows of fixed documents.
     """
-    return _ground_truths.get(name) or MetadataCatalog.get(name).get("json_file")
+    metadata = MetadataCatalog.get(name)
+    return _ground_truths.get(name) or (
+        document_of(name) if metadata.get("labels_format") else metadata.get("json_file")
+    )
+
+
+def document_of(name: str) -> dict:
+    """What the file of the set ``name`` holds, in COCO's form, whatever its format.
+
+    Raises:
+        UserError: no such file, or one that cannot be used.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("labels_format") is None:
+        return read_json(metadata.json_file, hint=_where_sets_go(name))
+    if not os.path.exists(metadata.json_file) and metadata.labels_format == "voc":
+        raise UserError(f"{metadata.json_file}: no such file; {_where_sets_go(name)}")
+    source = formats.read(metadata.json_file, metadata.image_root, metadata.get("thing_classes"))
+    for note in source.notes:
+        logger.warning("%s: %s", metadata.json_file, note)
+    return source.document
+
+
+def unchecked_records(name: str) -> list[dict]:
+    """Dataset dicts of a set that is not in COCO's format, where no check has read it before."""
+    metadata = MetadataCatalog.get(name)
+    checked = inspect_document(document_of(name), metadata.json_file, metadata.image_root, check_images=False)
+    checked.raise_errors()
+    metadata.set(**checked.metadata())
+    return checked.dataset_dicts(masks=True)
 
 
 def _check(
@@ -142,7 +173,7 @@ def _check(
     start = time.perf_counter()
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.json_file, metadata.image_root
-    document = read_json(json_file, hint=_where_sets_go(name))
+    document = document_of(name)
     pictures = len(document["images"]) if isinstance(document.get("images"), list) else 0
     level = options.level
     if level == "auto":

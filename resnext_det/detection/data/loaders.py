@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+import numpy as np
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
@@ -17,12 +18,14 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
-from ...annotations.check import read_json
+from ...annotations import formats
 from ...annotations.check.inspection import ClassCount
+from ...annotations.formats.voc import metric_year
 from ...engine.sampler import SeededDataset, TrainingBatches
 from ...engine.signals import outlive_stopping_signals
 from ...errors import UserError, nearest
 from ..class_count import class_count_from_config
+from .checked_sets import document_of, unchecked_records
 from .mapper import CheckedDatasetMapper
 from .proposals import attach_proposals
 
@@ -30,25 +33,55 @@ logger = logging.getLogger(__name__)
 
 
 def register_sets(entries: Sequence[Sequence[str]]) -> None:
-    """Register COCO-format sets from DATASETS.REGISTER, a list of ``[name, json_file, image_root]``.
+    """Register the sets of DATASETS.REGISTER, a list of ``[name, annotations, image_root]``.
+
+    ``annotations`` is a COCO JSON file, or a file or folder of another of :data:`~resnext_det.annotations.formats`:
+    ``data.yaml:train``, ``VOC2007/ImageSets/Main/trainval.txt``, a folder of LabelMe's files. For those ``image_root``
+    may be empty: the images are where the format keeps them. detectron2's VOC sets are read by the same readers.
 
     Raises:
-        UserError: an entry of another form, a name that is taken, a file or folder that is not there.
+        UserError: an entry of another form, a name that is taken, a file or folder that is not there or unusable.
     """
+    for name in [name for name in DatasetCatalog.list() if name.startswith("voc_")]:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("dirname") and metadata.get("json_file") is None:
+            DatasetCatalog.remove(name)
+            file = os.path.join(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt")
+            _register_labels(name, file, os.path.join(metadata.dirname, "JPEGImages"), "voc")
     for entry in entries:
         if not isinstance(entry, list | tuple) or len(entry) != 3 or not all(isinstance(part, str) for part in entry):
-            raise UserError(f"DATASETS.REGISTER: {entry!r} is not [name, json_file, image_root]")
-        name, json_file, image_root = entry
-        if not os.path.isfile(json_file):
-            raise UserError(f"DATASETS.REGISTER {name}: json_file {json_file}: no such file")
+            raise UserError(f"DATASETS.REGISTER: {entry!r} is not [name, annotations, image_root]")
+        name, file, image_root = entry
+        is_json = file.lower().endswith(".json")
+        if is_json and not os.path.isfile(file):
+            raise UserError(f"DATASETS.REGISTER {name}: json_file {file}: no such file")
+        try:
+            labels = formats.recognize(file)
+            if not is_json and not image_root:
+                image_root = formats.read(file).image_root
+        except UserError as error:
+            raise UserError(f"DATASETS.REGISTER {name}: {error}") from None
         if not os.path.isdir(image_root):
             raise UserError(f"DATASETS.REGISTER {name}: image_root {image_root}: no such folder")
         if name in DatasetCatalog.list():
             old = MetadataCatalog.get(name)
-            if (old.get("json_file"), old.get("image_root")) == (json_file, image_root):
+            if (old.get("json_file"), old.get("image_root")) == (file, image_root):
                 continue
             raise UserError(f"DATASETS.REGISTER {name}: the name is taken by another set; choose another")
-        register_coco_instances(name, {}, json_file, image_root)
+        if is_json and labels == "coco":
+            register_coco_instances(name, {}, file, image_root)
+            continue
+        logger.info("%s: %s, read as %s", name, file, labels)
+        if file.endswith(".txt") and labels == "voc":
+            MetadataCatalog.get(name).set(year=metric_year(file), evaluator_type="pascal_voc")
+        _register_labels(name, file, image_root, labels)
+
+
+def _register_labels(name: str, file: str, image_root: str, labels: str) -> None:
+    metadata = MetadataCatalog.get(name).set(json_file=file, image_root=image_root, labels_format=labels)
+    if metadata.get("evaluator_type") is None:
+        metadata.set(evaluator_type="coco")
+    DatasetCatalog.register(name, lambda: unchecked_records(name))
 
 
 def known_sets(names: Sequence[str], key: str) -> None:
@@ -63,7 +96,7 @@ def known_sets(names: Sequence[str], key: str) -> None:
         if name not in DatasetCatalog.list():
             raise UserError(
                 f"DATASETS.{key}: {name!r} is not registered{nearest(name, DatasetCatalog.list())}; "
-                "register a set of your own with DATASETS.REGISTER: [[name, json_file, image_root]]"
+                "register a set of your own with DATASETS.REGISTER: [[name, annotations, image_root]]"
             )
 
 
@@ -196,7 +229,7 @@ def annotation_ids(sets: Sequence[str], files: Collection[str]) -> dict[str, lis
         if metadata.get("json_file") is None:
             continue
         try:
-            document = read_json(metadata.json_file)
+            document = document_of(name)
             paths = {i["id"]: os.path.join(metadata.image_root, i["file_name"]) for i in document["images"]}
             found |= {path: [] for path in paths.values() if path in files}
             for annotation in document.get("annotations", ()):
@@ -209,13 +242,29 @@ def annotation_ids(sets: Sequence[str], files: Collection[str]) -> dict[str, lis
 
 def train_dicts_from_config(cfg) -> list[dict]:
     """The dataset dicts of DATASETS.TRAIN, with their proposals where MODEL.LOAD_PROPOSALS asks for them."""
-    return load_dicts(
+    dicts = load_dicts(
         cfg.DATASETS.TRAIN,
         classes=class_count_from_config(cfg),
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
+    return fraction_of(dicts, cfg.DATASETS.FRACTION)
+
+
+def fraction_of(dicts: list[dict], fraction: float) -> list[dict]:
+    """A part of a training set, in its order: the same for every run, and within every larger part.
+
+    Raises:
+        UserError: ``fraction`` is not above 0 and at most 1.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"DATASETS.FRACTION {fraction:g}: give a part above 0, at most 1")
+    if fraction == 1:
+        return dicts
+    chosen = np.random.default_rng(0).permutation(len(dicts))[: max(1, round(fraction * len(dicts)))]
+    logger.info("DATASETS.FRACTION %g: %d of %d images", fraction, len(chosen), len(dicts))
+    return [dicts[i] for i in sorted(chosen.tolist())]
 
 
 def train_loader_from_config(
