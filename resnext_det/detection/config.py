@@ -81,6 +81,7 @@ def add_resnext_config(cfg: CfgNode) -> None:
         # What computes that copy's trunk and head: torch, openvino (CPUs), or auto: OpenVINO for int8, torch otherwise.
         cfg.MODEL.RESNEXT.INFERENCE_BACKEND = "auto"
         # The grouped 3x3 convolutions: torch, triton for our kernel on a GPU, or auto for what measures fastest there.
+        # The kernel is unproven: its results were tested in Triton's interpreter, its speed on no GPU.
         cfg.MODEL.RESNEXT.GROUPED_CONV = "torch"
 
 
