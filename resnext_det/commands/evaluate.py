@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..annotations.coco import Detections, read_ground_truth
 from ..annotations.evaluation import IOU_TYPES, evaluate, log_reasons
+from ..annotations.predicted import read_predictions
 from ..errors import UserError
 from ..files import write_json
 
@@ -18,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the metrics, 0 to 100, and write them where ``--out`` says."""
     parser = argparse.ArgumentParser(description="COCO metrics of a result file, equal to pycocotools.")
     parser.add_argument("--gt", required=True, metavar="FILE", help="COCO annotations")
-    parser.add_argument("--dt", required=True, metavar="FILE", help="COCO results")
+    parser.add_argument("--dt", required=True, metavar="FILE", help="COCO results, or what predict wrote")
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
     parser.add_argument("--out", metavar="FILE", help="results.json to write")
     parser.add_argument("--report", metavar="FILE", help="HTML page to write about the boxes")
@@ -29,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--report: the page is about boxes; leave out --iou-type {args.iou_type}")
     if args.images and not os.path.isdir(args.images):
         raise UserError(f"--images {args.images}: no such folder")
-    truth, detections = read_ground_truth(args.gt, with_masks=args.iou_type == "segm"), Detections.from_json(args.dt)
+    truth = read_ground_truth(args.gt, with_masks=args.iou_type == "segm")
+    detections = read_predictions(args.dt, truth)
+    if detections is None:
+        detections = Detections.from_json(args.dt)
     evaluation = evaluate(truth, detections, args.iou_type)
     log_reasons(evaluation, len(detections))
     results = evaluation.results()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -25,6 +26,7 @@ from .class_count import class_count_from_config
 from .coco_evaluator import FastCOCOEvaluator
 from .data.loaders import calibration_inputs, load_dicts, mapper_from_config, one_by_one, test_loader_from_config
 from .optimize import for_inference
+from .voc_evaluator import VOCEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +48,22 @@ def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict]:
     judged = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
     results = {}
     for name in cfg.DATASETS.TEST:
-        evaluator = FastCOCOEvaluator(
-            name,
-            os.path.join(cfg.OUTPUT_DIR, "inference", name.replace(os.sep, "_")),
-            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-            score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-            report=cfg.TEST.REPORT,
-        )
-        results[name] = inference_on_dataset(judged, test_loader_from_config(cfg, name), evaluator)
+        results[name] = inference_on_dataset(judged, test_loader_from_config(cfg, name), _evaluator(cfg, name))
     results = decided_by_main(lambda: _save(cfg, results))
     return results if comm.is_main_process() else {}
+
+
+def _evaluator(cfg: CfgNode, name: str) -> FastCOCOEvaluator:
+    """VOC's for VOC's image sets, COCO's for all others."""
+    options = {
+        "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", name.replace(os.sep, "_")),
+        "kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        "report": cfg.TEST.REPORT,
+    }
+    if MetadataCatalog.get(name).get("evaluator_type") == "pascal_voc":
+        return VOCEvaluator(name, rounding=cfg.TEST.VOC_ROUNDING, **options)
+    return FastCOCOEvaluator(name, **options)
 
 
 def _save(cfg: CfgNode, results: dict[str, dict]) -> dict[str, dict]:

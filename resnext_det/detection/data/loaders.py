@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
+import numpy as np
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
@@ -241,13 +242,29 @@ def annotation_ids(sets: Sequence[str], files: Collection[str]) -> dict[str, lis
 
 def train_dicts_from_config(cfg) -> list[dict]:
     """The dataset dicts of DATASETS.TRAIN, with their proposals where MODEL.LOAD_PROPOSALS asks for them."""
-    return load_dicts(
+    dicts = load_dicts(
         cfg.DATASETS.TRAIN,
         classes=class_count_from_config(cfg),
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
     )
+    return fraction_of(dicts, cfg.DATASETS.FRACTION)
+
+
+def fraction_of(dicts: list[dict], fraction: float) -> list[dict]:
+    """A part of a training set, in its order: the same for every run, and within every larger part.
+
+    Raises:
+        UserError: ``fraction`` is not above 0 and at most 1.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"DATASETS.FRACTION {fraction:g}: give a part above 0, at most 1")
+    if fraction == 1:
+        return dicts
+    chosen = np.random.default_rng(0).permutation(len(dicts))[: max(1, round(fraction * len(dicts)))]
+    logger.info("DATASETS.FRACTION %g: %d of %d images", fraction, len(chosen), len(dicts))
+    return [dicts[i] for i in sorted(chosen.tolist())]
 
 
 def train_loader_from_config(
