@@ -57,6 +57,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("REPORT", True)
     # Parts of the detector, or prefixes of names, that start anew where MODEL.WEIGHTS lacks them or has another shape.
     cfg.MODEL.setdefault("ALLOW_MISSING", [])
+    # Which network of MODEL.WEIGHTS, where the file holds several, such as encoder_q or teacher.
+    cfg.MODEL.setdefault("WEIGHTS_BRANCH", "")
     # auto: FORMAT, PIXEL_MEAN, PIXEL_STD, STRIDE_IN_1X1 and NORM_EPS are those that belong to MODEL.WEIGHTS.
     # none: the ones of this config, which MODEL.WEIGHTS must not contradict.
     cfg.INPUT.setdefault("PRESET", "none")
@@ -81,6 +83,7 @@ def add_resnext_config(cfg: CfgNode) -> None:
         # What computes that copy's trunk and head: torch, openvino (CPUs), or auto: OpenVINO for int8, torch otherwise.
         cfg.MODEL.RESNEXT.INFERENCE_BACKEND = "auto"
         # The grouped 3x3 convolutions: torch, triton for our kernel on a GPU, or auto for what measures fastest there.
+        # The kernel is unproven: its results were tested in Triton's interpreter, its speed on no GPU.
         cfg.MODEL.RESNEXT.GROUPED_CONV = "torch"
 
 
