@@ -159,6 +159,13 @@ def check_config(cfg: CN) -> None:
         raise UserError(f"TEST.EVAL_PERIOD {cfg.TEST.EVAL_PERIOD}: must be above 0")
     if cfg.MODEL.COMPILE and cfg.MODEL.RECOMPUTE:
         raise UserError("MODEL.COMPILE and MODEL.RECOMPUTE: torch.compile cannot trace the recomputation; choose one")
+    if cfg.SOLVER.BASE_LR < 0:
+        raise UserError(f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}: must be at least 0")
+    if cfg.SOLVER.WARMUP_EPOCHS >= cfg.SOLVER.EPOCHS:
+        raise UserError(
+            f"SOLVER.WARMUP_EPOCHS {cfg.SOLVER.WARMUP_EPOCHS}: not before the end, SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}, "
+            "so the learning rate would never be reached; lower it"
+        )
     if cfg.SOLVER.SCHEDULE == "step":
         steps = list(cfg.SOLVER.STEPS)
         if steps != sorted(steps) or (steps and steps[-1] >= cfg.SOLVER.EPOCHS):

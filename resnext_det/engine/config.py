@@ -59,13 +59,14 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
 
 def save_config(cfg: CfgNode, folder: str | os.PathLike) -> Path:
     """Write all of ``cfg`` to ``folder/config.yaml``, in the main process; returns its path."""
+    return decided_by_main(lambda: write_config(cfg.dump(), folder))
+
+
+def write_config(text: str, folder: str | os.PathLike) -> Path:
+    """Write the YAML ``text`` to ``folder/config.yaml``; returns its path."""
     path = Path(folder) / CONFIG_FILE
-
-    def write() -> None:
-        with atomic_write(path) as file:
-            file.write(cfg.dump())
-
-    decided_by_main(write)
+    with atomic_write(path) as file:
+        file.write(text)
     return path
 
 
