@@ -32,6 +32,7 @@ def get_config() -> CN:
     cfg.MODEL.NAME = "resnext50_32x4d"  # see resnext_det.list_models()
     cfg.MODEL.WEIGHTS = ""  # start from, or evaluate: a file, torchvision://NAME or timm://NAME
     cfg.MODEL.ALLOW_MISSING = ()  # parts of the network, or prefixes of names, that MODEL.WEIGHTS may lack, such as fc
+    cfg.MODEL.WEIGHTS_BRANCH = ""  # which network of MODEL.WEIGHTS, where the file holds several, such as encoder_q
     cfg.MODEL.DEVICE = "auto"  # cuda where there is a GPU, else cpu
     cfg.MODEL.FORM = "c"  # a, b or c of Fig. 3
     cfg.MODEL.GROUPED_CONV = "torch"  # torch; triton: our kernel (GPU); auto: what measures fastest, see docs/speed.md

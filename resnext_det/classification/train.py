@@ -304,7 +304,9 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
 
     def load() -> None:
         if cfg.MODEL.WEIGHTS:
-            load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=options.trust_pickle))
+            branch = cfg.MODEL.WEIGHTS_BRANCH
+            found = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=options.trust_pickle, branch=branch)
+            load_initial_weights(cfg, model, found)
 
     start = run.begin(resume=options.resume, check=partial(check_against_config, cfg, model), load_initial_weights=load)
     place = {"rank": comm.get_rank(), "world_size": processes}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..annotations.check.inspection import ClassCount, inspect_coco, inspect_document, report, write_fixed
+from ..annotations.formats import read
 from ..annotations.formats.source import is_image
 from ..annotations.splitting import shared_images
 from ..files import shown
@@ -17,7 +18,7 @@ from .arguments import at_least
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the findings; errors end in a :class:`UserError`, after the fixed copy is written."""
     parser = argparse.ArgumentParser(description="Check a data set in COCO's format before training on it.")
-    parser.add_argument("--json", required=True, help="annotations in COCO's format")
+    parser.add_argument("--json", required=True, help="annotations: COCO's JSON, or another format's file or folder")
     parser.add_argument("--images", required=True, help="folder of the images")
     parser.add_argument("--fix", metavar="OUT", help="write a fixed copy to this new file")
     parser.add_argument("--policy", choices=POLICIES, default="error", help="for images that cannot be decoded whole")
@@ -46,7 +47,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.like:
         like = inspect_coco(args.like, args.images, check_images=False).categories
         options["expected_categories"] = dict(zip(like.ids, like.names, strict=True)) if like else {}
-    checked = inspect_coco(args.json, args.images, **options)
+    if args.json.lower().endswith(".json"):
+        checked = inspect_coco(args.json, args.images, **options)
+    else:
+        checked = inspect_document(read(args.json, args.images).document, args.json, args.images, **options)
     print(report(checked))
     if args.shares_with:
         ours = [] if checked.images is None else [Path(args.images, name) for name in checked.images.file_names]
