@@ -48,6 +48,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("PATIENCE", 0)
     # Compute the training losses on DATASETS.TEST with every evaluation of a training run.
     cfg.TEST.setdefault("VALIDATION_LOSS", False)
+    # AP counts so many detections of a class in an image; COCO's is 100.
+    cfg.TEST.setdefault("MAX_DETECTIONS", 100)
     # Write an HTML page about every evaluation of boxes.
     cfg.TEST.setdefault("REPORT", True)
     # Parts of the detector, or prefixes of names, that start anew where MODEL.WEIGHTS lacks them or has another shape.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
 from torch import nn
 
+from ..annotations.dataset import Dataset
 from ..engine.averaging import WeightAverage, average_of
 from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
 from ..engine.config import save_config
@@ -53,10 +55,10 @@ def run(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool = False)
     start_log(cfg.OUTPUT_DIR)
     cfg = apply_preset(cfg, trust_pickle=trust_pickle)
     _log_run(cfg)
-    check_sets_from_config(cfg, training=not eval_only)
+    sets = check_sets_from_config(cfg, training=not eval_only)
     if eval_only:
-        return _evaluate_only(cfg, resume, trust_pickle)
-    return _train(cfg, resume, trust_pickle)
+        return _evaluate_only(cfg, sets, resume, trust_pickle)
+    return _train(cfg, sets, resume, trust_pickle)
 
 
 def _log_run(cfg: CfgNode) -> None:
@@ -69,32 +71,47 @@ def _log_run(cfg: CfgNode) -> None:
     logger.info("the whole config is in %s", save_config(cfg, cfg.OUTPUT_DIR))
 
 
-def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pickle: bool = False) -> None:
+def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pickle: bool = False) -> list[str]:
     """Load trained weights: MODEL.WEIGHTS, or the newest checkpoint of OUTPUT_DIR (with EMA_DECAY its average).
+
+    Returns:
+        The names of the model's classes, as far as the file holds them.
 
     Raises:
         UserError: none there, or they do not fit.
     """
     if not newest:
-        load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
-        return
+        found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
+        return detector_names(found)
     average = average_of(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
     saved = {} if average is None else {"model_ema": average}
-    if RunCheckpointer(model, cfg.OUTPUT_DIR, {}, **saved).resume(partial(check_against_config, cfg)) is None:
+    facts: list[Mapping[str, Any]] = []
+
+    def check(found: Mapping[str, Any], where: str) -> None:
+        facts.append(found)
+        check_against_config(cfg, found, where)
+
+    if RunCheckpointer(model, cfg.OUTPUT_DIR, {}, **saved).resume(check) is None:
         raise UserError(f"{cfg.OUTPUT_DIR} holds no checkpoint: give the weights to evaluate, MODEL.WEIGHTS FILE")
     if average is not None:
         model.load_state_dict(average.module.state_dict())
         logger.info("evaluating model_ema, the average of the weights")
+    return detector_names(facts[-1]) if facts else []
 
 
-def _evaluate_only(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
+def detector_names(found: Mapping[str, Any]) -> list[str]:
+    """The class names in a detector's checkpoint; files of classifiers name what the classifier tells apart."""
+    return [] if "source" in found else list(found.get("class_names", ()))
+
+
+def _evaluate_only(cfg: CfgNode, sets: dict[str, Dataset], resume: bool, trust_pickle: bool) -> dict[str, dict]:
     model = build_model(cfg)
-    load_to_evaluate(cfg, model, newest=resume, trust_pickle=trust_pickle)
-    return evaluate_model(cfg, model)
+    names = load_to_evaluate(cfg, model, newest=resume, trust_pickle=trust_pickle)
+    return evaluate_model(cfg, model, sets=sets, class_names=names)
 
 
-def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
-    dicts = train_dicts_from_config(cfg)
+def _train(cfg: CfgNode, sets: dict[str, Dataset], resume: bool, trust_pickle: bool) -> dict[str, dict]:
+    dicts = train_dicts_from_config(cfg, sets)
     cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))  # of the weights that start anew
@@ -124,9 +141,9 @@ def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
 
     def evaluate(_done: int) -> dict[str, dict]:
         results.clear()
-        results.update(evaluate_model(cfg, judged))
+        results.update(evaluate_model(cfg, judged, sets=sets))
         if cfg.TEST.VALIDATION_LOSS:
-            results.update(_named("validation_loss", validation_loss(cfg, judged)))
+            results.update(_named("validation_loss", validation_loss(cfg, judged, sets=sets)))
         model.train()
         return results
 
@@ -160,7 +177,7 @@ def _train(cfg: CfgNode, resume: bool, trust_pickle: bool) -> dict[str, dict]:
     start = 0 if last is None else last + 1
     if 0 < start < cfg.SOLVER.MAX_ITER:
         settle(optimizer, scheduler, settings)
-    trainer.set_data_loader(train_loader_from_config(cfg, trainer.seed, start, dicts))
+    trainer.set_data_loader(train_loader_from_config(cfg, trainer.seed, start, dicts, sets=sets))
     logger.info("training from iteration %d to %d, seed %d", start, cfg.SOLVER.MAX_ITER, trainer.seed)
     try:
         trainer.train(start, cfg.SOLVER.MAX_ITER)
