@@ -15,8 +15,7 @@ import yaml
 
 import resnext_det
 from resnext_det.annotations import check as dataset_check
-from resnext_det.detection import predictor as predict
-from resnext_det.detection import train
+from resnext_det.commands import predict, train
 
 
 def main():

@@ -9,8 +9,7 @@ log says which of its parts came from it and which start anew.
 import argparse
 from pathlib import Path
 
-from resnext_det.commands import pretrain
-from resnext_det.detection import train
+from resnext_det.commands import pretrain, train
 
 NAME, DEPTH, GROUPS, WIDTH = "resnext26_8x4d", "26", "8", "4"
 CHANNELS = ["MODEL.STEM_OUT_CHANNELS", "16", "MODEL.RES2_OUT_CHANNELS", "64"]

@@ -14,10 +14,14 @@ from .variants import list_models
 __version__ = "0.1.0"
 __all__ = ["UserError", "config_path", "create_model", "list_models"]
 
-_HOME = {"create_model": "resnext_det.resnext", "add_resnext_config": "resnext_det.detection"}
+_HOME = {
+    "create_model": "resnext_det.resnext",
+    "add_resnext_config": "resnext_det.detection",
+    "load_detector": "resnext_det.detection.prediction.detector",
+}
 
 if compat.register():
-    __all__ += ["add_resnext_config"]
+    __all__ += ["add_resnext_config", "load_detector"]
 
 
 def __getattr__(name: str):

@@ -34,6 +34,9 @@ POLICIES = ("error", "skip", "load")
 
 # Pillow reads many more formats, some by starting other programs (EPS, WMF); these are the ones images come in.
 FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
+IMAGE_SUFFIXES = frozenset(
+    ".avif .bmp .dib .gif .j2k .jfif .jp2 .jpe .jpeg .jpg .jpx .mpo .pgm .png .pnm .ppm .tif .tiff .webp".split()
+)
 
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {

@@ -29,6 +29,39 @@ Norm = Callable[[int], nn.Module]
 FORMS = ("a", "b", "c")
 
 
+class GhostBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm whose statistics in training are those of ``images`` images: as on several GPUs, in one process.
+
+    Every group of ``images`` is normalized by its own mean and variance; their means go into the running statistics.
+    Batches of up to ``images`` images are one group.
+
+    Raises:
+        UserError: a larger batch that does not divide into such groups.
+    """
+
+    def __init__(self, channels: int, images: int) -> None:
+        super().__init__(channels)
+        self.images = images
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups, rest = divmod(len(x), self.images)
+        if not self.training or len(x) <= self.images:
+            return super().forward(x)
+        if rest:
+            raise UserError(f"MODEL.NORM_IMAGES {self.images}: does not divide the {len(x)} images of a forward pass")
+        # The groups lie side by side as channels: image i is of group i modulo ``groups``.
+        mean, variance, weight, bias = (
+            t.repeat(groups) for t in (self.running_mean, self.running_var, self.weight, self.bias)
+        )
+        wide = x.reshape(self.images, groups * x.shape[1], *x.shape[2:])
+        y = F.batch_norm(wide, mean, variance, weight, bias, True, self.momentum, self.eps)
+        with torch.no_grad():
+            self.running_mean.copy_(mean.view(groups, -1).mean(0))
+            self.running_var.copy_(variance.view(groups, -1).mean(0))
+            self.num_batches_tracked.add_(1)
+        return y.view_as(x)
+
+
 class ConvNorm(nn.Conv2d):
     """Convolution without bias, then its norm, which is the child ``norm`` as in detectron2's ``Conv2d``.
 
@@ -486,13 +519,19 @@ class Trunk(nn.Module):
 
 
 class Classifier(Trunk):
-    """A trunk, global average pooling and the fully connected layer ``fc`` (Table 1)."""
+    """A trunk, global average pooling and the fully connected layer ``fc`` (Table 1).
 
-    def __init__(self, stem: nn.Module, stages: Sequence[nn.Sequential], num_classes: int = 1000) -> None:
+    ``fc`` starts unbiased, its weights normal with ``fc_std``: small, for even class probabilities (Goyal et al. 2017,
+    Sec. 5.1). 0 leaves them as Torch and PyTorch draw them, uniform in +-1 / sqrt(channels), as the authors' code does.
+    """
+
+    def __init__(
+        self, stem: nn.Module, stages: Sequence[nn.Sequential], num_classes: int = 1000, fc_std: float = 0.01
+    ) -> None:
         super().__init__(stem, stages, out_features=[f"res{len(stages) + 1}"])
         self.fc = nn.Linear(self.channels[self.out_features[0]], num_classes)
-        # Small and unbiased, so that training starts from even class probabilities (Goyal et al. 2017, Sec. 5.1).
-        nn.init.normal_(self.fc.weight, std=0.01)
+        if fc_std:
+            nn.init.normal_(self.fc.weight, std=fc_std)
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -511,6 +550,7 @@ def create_model(
     stem_out_channels: int = 64,
     res2_out_channels: int = 256,
     stride_in_1x1: bool = False,
+    fc_std: float = 0.01,
 ) -> Classifier:
     """A classifier of the family with He-initialised weights.
 
@@ -522,6 +562,7 @@ def create_model(
         residual: False builds the network of Sec. 5.1 without shortcuts.
         norm: makes each norm layer from its number of channels.
         stem_out_channels, res2_out_channels, stride_in_1x1: detectron2's keys of the same names.
+        fc_std: see :class:`Classifier`.
 
     Raises:
         UserError: unknown name or form.
@@ -546,7 +587,7 @@ def create_model(
         kind=variant.kind,
         last_stage=len(variant.blocks) - 1,
     )
-    return Classifier(stem, stages, num_classes)
+    return Classifier(stem, stages, num_classes, fc_std)
 
 
 def make_stages(

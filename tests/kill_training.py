@@ -26,6 +26,7 @@ import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 from resnext_det.detection.config import setup
 from resnext_det.detection.train import run as train
 from resnext_det.engine import checkpoint
+from resnext_det.engine.run import RunOptions
 from resnext_det.engine.trainer import Trainer
 from resnext_det.makers.synthetic import detection_config
 
@@ -58,7 +59,7 @@ def start(cfg, log: Path, torn_after: int | None = None) -> tuple[int, int]:
         Trainer.run_step = reported
         if torn_after is not None:
             _die_while_writing(torn_after)
-        train(cfg, True, False)
+        train(cfg, RunOptions(resume=True))
         code = 0
     finally:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""What the pages show is true: commands parse with the real flags, keys exist, Python runs, YAML merges, links lead on."""
+"""What the pages show is true: commands parse with the real flags, keys exist, Python runs, YAML merges, links work."""
 
 from __future__ import annotations
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torchvision
-from torch import Tensor
+from torch import Tensor, nn
 
-from resnext_det import create_model
+from resnext_det import UserError, create_model
 from resnext_det.paper.analysis import analyze, totals
+from resnext_det.resnext import GhostBatchNorm2d
 
 PARAMETERS = {
     "resnet50": 25_557_032,
@@ -69,3 +72,38 @@ def test_resnet_200_has_its_layers() -> None:
     with torch.device("meta"):
         model = create_model("resnet200")
     assert sum(len(getattr(model, stage)) for stage in model.stage_names) * 3 + 2 == 200
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_ghost_statistics_are_those_of_each_device(memory) -> None:
+    """Against plain batch norms, one for each group of images, whose gradients and running statistics are averaged."""
+    ghost = GhostBatchNorm2d(6, images=4).double()
+    ghost.load_state_dict({**ghost.state_dict(), "weight": torch.rand(6), "bias": torch.rand(6)})
+    devices = [copy.deepcopy(ghost) for _ in range(3)]
+    x = torch.randn(12, 6, 5, 7, dtype=torch.double).to(memory_format=memory).requires_grad_()
+    y = ghost(x)
+    y.pow(3).sum().backward()
+    gradient, x.grad = x.grad, None
+    expected = torch.empty_like(y)
+    for i, device in enumerate(devices):
+        expected[i::3] = nn.BatchNorm2d.forward(device, x[i::3])
+    torch.testing.assert_close(y, expected)
+    expected.pow(3).sum().backward()
+    torch.testing.assert_close(gradient, x.grad)
+    torch.testing.assert_close(ghost.weight.grad, sum(d.weight.grad for d in devices))
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(ghost, name), torch.stack([getattr(d, name) for d in devices]).mean(0))
+    assert ghost.num_batches_tracked == 1
+    assert not torch.allclose(y, nn.BatchNorm2d.forward(copy.deepcopy(devices[0]), x))
+    with pytest.raises(UserError, match="does not divide the 6 images"):
+        ghost(torch.randn(6, 6, 5, 7, dtype=torch.double))
+    assert ghost.eval()(torch.randn(6, 6, 5, 7, dtype=torch.double)).shape == (6, 6, 5, 7)
+
+
+def test_first_weights_of_the_last_layer() -> None:
+    """Torch's uniform ones on request, with a bias of zero, as the authors' code; small normal ones otherwise."""
+    theirs, ours = (create_model("resnext14_2x2d", 1000, fc_std=std).fc for std in (0.0, 0.01))
+    bound = 1 / theirs.in_features**0.5
+    assert 0.99 * bound < theirs.weight.abs().max() <= bound and not theirs.bias.any()
+    assert theirs.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert ours.weight.std().item() == pytest.approx(0.01, rel=0.02) and not ours.bias.any()

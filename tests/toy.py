@@ -12,11 +12,11 @@ from torch import nn
 import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
-from resnext_det.engine.checkpoint import RunCheckpointer
-from resnext_det.engine.hooks import standard_hooks
-from resnext_det.engine.processes import wrap_distributed
+from detectron2.solver.lr_scheduler import LRMultiplier
+from fvcore.common.param_scheduler import ConstantParamScheduler
+
+from resnext_det.engine.run import Run
 from resnext_det.engine.sampler import TrainingBatches
-from resnext_det.engine.trainer import Trainer, weak
 
 
 class ToyModel(nn.Module):
@@ -51,16 +51,17 @@ class ToyLoader:
 
 
 class ToyRun:
-    """Model, optimizer, trainer and checkpoints under ``folder``."""
+    """A :class:`Run` of the toy model under ``folder``."""
 
     def __init__(self, folder: Path, *, lr: float = 0.1, period: int = 2, keep: int | None = None, **options) -> None:
         self.model = ToyModel()
         optimizer = torch.optim.SGD(self.model.parameters(), lr, momentum=0.9)
-        self.trainer = Trainer(wrap_distributed(self.model), optimizer, seed=5, **options)
-        self.checkpointer = RunCheckpointer(self.model, str(folder), {"kind": "toy"}, trainer=weak(self.trainer))
-        scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-        hooks = standard_hooks(optimizer, scheduler, self.checkpointer, checkpoint_period=period, keep_checkpoints=keep)
-        self.trainer.register_hooks(hooks)
+        scheduler = LRMultiplier(optimizer, ConstantParamScheduler(1.0), 100)
+        self.run = Run(
+            self.model, optimizer, scheduler, folder=str(folder), metadata={"kind": "toy"}, iterations=0, seed=5,
+            checkpoint_period=period, keep_checkpoints=keep, **options,
+        )  # fmt: skip
+        self.trainer, self.checkpointer = self.run.trainer, self.run.checkpointer
 
     def resume(self) -> int | None:
         return self.checkpointer.resume()
@@ -70,10 +71,9 @@ class ToyRun:
 
     def train(self, iterations: int, resume: bool = False, **loader) -> dict[str, torch.Tensor]:
         """Train to ``iterations``; returns the weights."""
-        done = self.resume() if resume else None
-        start = 0 if done is None else done + 1
-        self.trainer.set_data_loader(ToyLoader(start_batch=start * self.trainer.accumulate, **loader))
-        self.trainer.train(start, iterations)
+        self.run.iterations = iterations
+        start = self.run.begin(resume=resume)
+        self.run.train(ToyLoader(start_batch=start * self.trainer.accumulate, **loader), start)
         return {key: value.clone() for key, value in self.model.state_dict().items()}
 
 

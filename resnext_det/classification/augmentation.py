@@ -7,6 +7,8 @@ Random choices are drawn from torch's and numpy's global generators, which the d
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +27,16 @@ LIGHTING_EIGENVECTORS = (  # one column for each eigenvalue
 )
 GRAY_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G, B in the gray value (ITU-R 601)
 ASPECT_RATIOS = [3 / 4, 4 / 3]
+ASPECTS = ("log", "uniform")  # how the ratio of a crop's sides is drawn: torchvision's and fb.resnet.torch's way
+ATTEMPTS = 10  # at a crop that fits the image
+INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
+POLICIES: dict[str, Callable[[], nn.Module]] = {
+    "none": nn.Identity,
+    "randaugment": v2.RandAugment,
+    "trivialaugment": v2.TrivialAugmentWide,
+    "autoaugment": v2.AutoAugment,
+}
+"""torchvision's, with its own settings."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,28 @@ def color_map(draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return a, b, principal @ weights
 
 
+def uniform_aspect_crop(width: int, height: int, area: Sequence[float]) -> tuple[int, int, int, int]:
+    """A crop with fb.resnet.torch's odds: the ratio of the sides uniform in 3/4 to 4/3, then the sides swapped or not.
+
+    Where none of ten fits, the central square.
+
+    Args:
+        width, height: of the image in pixels.
+        area: smallest and largest share of it.
+
+    Returns:
+        top, left, height, width.
+    """
+    for _ in range(ATTEMPTS):
+        share, ratio = (torch.empty(1).uniform_(*bounds).item() for bounds in (area, ASPECT_RATIOS))
+        sides = [round(math.sqrt(share * width * height * r)) for r in (ratio, 1 / ratio)]
+        w, h = sides if torch.rand(()) < 0.5 else reversed(sides)
+        if 0 < w <= width and 0 < h <= height:
+            return int(torch.randint(height - h + 1, ())), int(torch.randint(width - w + 1, ())), h, w
+    side = min(width, height)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
 class ImageNetTraining:
     """Random crop by area and aspect ratio, resize, flip; and the draws of color jitter and PCA lighting.
 
@@ -96,33 +130,62 @@ class ImageNetTraining:
         area: smallest and largest share of the image's area; aspect ratios are 3/4 to 4/3.
         flip: probability of a horizontal flip.
         jitter, lighting: of :func:`draw_colors`.
+        aspect: one of :data:`ASPECTS`.
+        interpolation: of the resizing, "bilinear" or "bicubic", as Pillow does it.
+        policy: one of :data:`POLICIES`, behind the flip.
+        erasing: probability that a rectangle gets ``fill``, last.
+        fill: RGB, 0 to 255.
 
     Returns (when called with a :class:`Sample`): uint8 (3, crop_size, crop_size), label, :func:`draw_colors` (3, 3).
     """
 
-    def __init__(self, crop_size: int, area: tuple[float, float], flip: float, jitter: float, lighting: float) -> None:
+    def __init__(
+        self,
+        crop_size: int,
+        area: tuple[float, float],
+        flip: float,
+        jitter: float,
+        lighting: float,
+        *,
+        aspect: str = "log",
+        interpolation: str = "bilinear",
+        policy: str = "none",
+        erasing: float = 0.0,
+        fill: Sequence[float] = (0, 0, 0),
+    ) -> None:
         self.crop_size, self.area, self.flip, self.jitter, self.lighting = crop_size, list(area), flip, jitter, lighting
+        self.aspect, self.interpolation = aspect, interpolation
+        self.last = POLICIES[policy]()
+        if erasing:
+            self.last = nn.Sequential(self.last, v2.RandomErasing(erasing, value=[round(value) for value in fill]))
 
     def __call__(self, sample: Sample) -> tuple[Tensor, int, Tensor]:
         image, size = sample.image, self.crop_size
         full_width, full_height = image.size
-        top, left, height, width = RandomResizedCrop.get_params(image, self.area, ASPECT_RATIOS)
+        if self.aspect == "uniform":
+            top, left, height, width = uniform_aspect_crop(full_width, full_height, self.area)
+        else:
+            top, left, height, width = RandomResizedCrop.get_params(image, self.area, ASPECT_RATIOS)
         # A JPEG decodes at 1/2, 1/4 or 1/8 for a fraction of the time; never below the size of the crop.
         image.draft("RGB", (full_width * size // width + 1, full_height * size // height + 1))
         x, y = image.width / full_width, image.height / full_height
         box = (round(left * x), round(top * y), round((left + width) * x), round((top + height) * y))
         # torch resizes uint8 as Pillow does (to one unit) in half the time.
-        crop = F.interpolate(to_tensor(image.crop(box))[None], (size, size), mode="bilinear", antialias=True)[0]
+        crop = F.interpolate(to_tensor(image.crop(box))[None], (size, size), mode=self.interpolation, antialias=True)[0]
         if torch.rand(()) < self.flip:
             crop = crop.flip(-1)
-        return crop.contiguous(), sample.label, draw_colors(self.jitter, self.lighting)
+        return self.last(crop).contiguous(), sample.label, draw_colors(self.jitter, self.lighting)
 
 
 class CifarTraining:
-    """Zero padding by 4, a random crop of the original size, flip (Sec. 5.3). Returns as :class:`ImageNetTraining`."""
+    """Padding by 4 with ``fill`` (RGB, 0 to 255), a random crop of the original size, flip (Sec. 5.3).
 
-    def __init__(self, crop_size: int, flip: float, padding: int = 4) -> None:
-        self.transform = v2.Compose([v2.RandomCrop(crop_size, padding=padding), v2.RandomHorizontalFlip(flip)])
+    Returns as :class:`ImageNetTraining`.
+    """
+
+    def __init__(self, crop_size: int, flip: float, padding: int = 4, fill: Sequence[float] = (0, 0, 0)) -> None:
+        crop = v2.RandomCrop(crop_size, padding=padding, fill=list(fill))
+        self.transform = v2.Compose([crop, v2.RandomHorizontalFlip(flip)])
 
     def __call__(self, sample: Sample) -> tuple[Tensor, int, Tensor]:
         return self.transform(to_tensor(sample.image)).contiguous(), sample.label, SAME_COLORS
@@ -134,8 +197,8 @@ class CenterCrop:
     Decodes in full, so that figures compare with other people's. Returns uint8 (3, H, W), label.
     """
 
-    def __init__(self, short_side: int, crop_size: int) -> None:
-        self.resize = v2.Resize(short_side, antialias=True)
+    def __init__(self, short_side: int, crop_size: int, interpolation: str = "bilinear") -> None:
+        self.resize = v2.Resize(short_side, INTERPOLATIONS[interpolation], antialias=True)
         self.crop = v2.CenterCrop(crop_size) if crop_size else None
 
     def __call__(self, sample: Sample) -> tuple[Tensor, int]:

@@ -21,6 +21,7 @@ def evaluate(
     *,
     flip: bool = False,
     among: Sequence[int] | None = None,
+    also_among: Sequence[int] | None = None,
     autocast_dtype: torch.dtype | None = None,
 ) -> dict[str, float]:
     """Errors in percent over all processes.
@@ -32,28 +33,34 @@ def evaluate(
             pooling, and pooling then classifying equals averaging the dense map of class scores).
         flip: average with the mirrored image's scores.
         among: labels that compete; None for all (Table 6: the 1K-way test of a 5K-way classifier).
+        also_among: labels that compete in a second judgement of the same logits.
 
     Returns:
-        {"top1_error", "top5_error"}; top-5 counts the best min(5, classes).
+        {"top1_error", "top5_error"}; top-5 counts the best min(5, classes). With ``also_among`` the second judgement's
+        too, as "top1_error_among" and "top5_error_among".
     """
+    judgements = {"": among} if also_among is None else {"": among, "_among": also_among}
     device = normalize.mean.device
     was_training = model.training
     model.eval()
-    counts = torch.zeros(3, dtype=torch.float64, device=device)  # images, top-1 hits, top-5 hits
+    counts = torch.zeros(len(judgements), 3, dtype=torch.float64, device=device)  # images, top-1 hits, top-5 hits
     for batches in zip(*loaders, strict=True):
-        scores = 0
+        scores = [0] * len(judgements)
         for images, labels in batches:
             x, labels = normalize(images.to(device)), labels.to(device)
             for view in (x, x.flip(-1)) if flip else (x,):
                 with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
                     logits = model(view)
-                scores = scores + F.softmax(restrict(logits.float(), among), dim=1)
-        counts += hits(scores, labels)
+                for i, competing in enumerate(judgements.values()):
+                    scores[i] = scores[i] + F.softmax(restrict(logits.float(), competing), dim=1)
+        counts += torch.stack([hits(score, labels) for score in scores])
     model.train(was_training)
     if comm.get_world_size() > 1:
         dist.all_reduce(counts)
-    total, top1, top5 = counts.tolist()
-    return {"top1_error": 100 * (1 - top1 / total), "top5_error": 100 * (1 - top5 / total)}
+    errors = {}
+    for name, (total, top1, top5) in zip(judgements, counts.tolist(), strict=True):
+        errors |= {f"top1_error{name}": 100 * (1 - top1 / total), f"top5_error{name}": 100 * (1 - top5 / total)}
+    return errors
 
 
 def restrict(logits: Tensor, among: Sequence[int] | None) -> Tensor:

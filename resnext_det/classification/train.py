@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,28 +21,28 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.common.param_scheduler import CosineParamScheduler, MultiStepParamScheduler
 from torch import Tensor, nn
+from torchvision.transforms import v2
 
-from ..engine.averaging import WeightAverage, average_of
-from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
+from ..engine.checkpoint import RunCheckpointer
 from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
-from ..engine.evaluations import Evaluations
-from ..engine.hooks import settings_of, settle, standard_hooks, writers
 from ..engine.logs import start_log
-from ..engine.processes import decided_by_main, wrap_distributed
+from ..engine.processes import decided_by_main
+from ..engine.run import NEW_RUN, Run, RunOptions
 from ..engine.sampler import seed_everything
-from ..engine.trainer import PRECISIONS, Trainer, choose_seed, weak
+from ..engine.trainer import PRECISIONS, choose_seed
 from ..errors import UserError
 from ..files import write_json
 from ..inference.trunks import optimize_classifier
 from ..kernels.layer import use_grouped_conv
-from ..resnext import Classifier, create_model
+from ..resnext import Classifier, GhostBatchNorm2d, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
 from .data import Pictures, TrainingLoader, evaluation_loader
 from .evaluate import evaluate
 from .initial_weights import check_against_config, load_initial_weights, metadata
 from .shards import open_images
+from .solver import build_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -52,16 +52,27 @@ WARMUP_FACTOR = 0.001
 class TrainingModel(nn.Module):
     """Classifier with its normalization and loss: a training batch in, {"loss": scalar} out."""
 
-    def __init__(self, classifier: Classifier, normalize: Normalize, label_smoothing: float) -> None:
+    def __init__(
+        self,
+        classifier: Classifier,
+        normalize: Normalize,
+        label_smoothing: float,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+    ) -> None:
         super().__init__()
         self.classifier, self.normalize, self.label_smoothing = classifier, normalize, label_smoothing
+        self.mix = mix
 
     def forward(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         images, labels, colors = (part.to(self.normalize.mean.device, non_blocking=True) for part in batch)
-        logits = self.classifier(self.normalize(images, colors))
+        images, targets = self.normalize(images, colors), labels
+        if self.mix is not None:
+            images, targets = self.mix(images, labels)
+            labels = targets.argmax(1)
+        logits = self.classifier(images)
         error = 100 * (1 - (logits.argmax(1) == labels).float().mean())
         get_event_storage().put_scalar("train/top1_error", error.item())
-        return {"loss": F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)}
+        return {"loss": F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)}
 
 
 def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
@@ -71,6 +82,8 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         logger.warning("MODEL.NORM SyncBN: one process, so plain batch norm")
     elif cfg.MODEL.NORM == "SyncBN":
         norm = nn.SyncBatchNorm if cfg.MODEL.DEVICE.startswith("cuda") else NaiveSyncBatchNorm
+    elif cfg.MODEL.NORM_IMAGES:
+        norm = partial(GhostBatchNorm2d, images=cfg.MODEL.NORM_IMAGES)
     model = create_model(
         cfg.MODEL.NAME,
         num_classes,
@@ -80,6 +93,7 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         stem_out_channels=cfg.MODEL.STEM_OUT_CHANNELS,
         res2_out_channels=cfg.MODEL.RES2_OUT_CHANNELS,
         stride_in_1x1=cfg.MODEL.STRIDE_IN_1X1,
+        fc_std=cfg.MODEL.FC_STD,
     )
     model.recompute = cfg.MODEL.RECOMPUTE
     use_grouped_conv(model, cfg.MODEL.GROUPED_CONV)
@@ -92,7 +106,9 @@ def build_training_model(cfg: CfgNode, num_classes: int) -> TrainingModel:
     if cfg.MODEL.COMPILE:
         model.compile()
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
-    return TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING)
+    kinds = ((v2.MixUp, cfg.INPUT.MIXUP), (v2.CutMix, cfg.INPUT.CUTMIX))
+    mixes = [kind(alpha=alpha, num_classes=num_classes) for kind, alpha in kinds if alpha]
+    return TrainingModel(model, normalize, cfg.SOLVER.LABEL_SMOOTHING, v2.RandomChoice(mixes) if mixes else None)
 
 
 @dataclass(frozen=True)
@@ -148,20 +164,23 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
     pictures = open_images(cfg.DATASETS.TEST, classes)
     place = {"workers": cfg.DATALOADER.NUM_WORKERS, "rank": comm.get_rank(), "world_size": comm.get_world_size()}
     if cfg.TEST.DENSE_SIZES:  # whole images differ in shape: one at a time
-        loaders = [evaluation_loader(pictures, CenterCrop(size, 0), 1, **place) for size in cfg.TEST.DENSE_SIZES]
+        whole = [CenterCrop(size, 0, cfg.INPUT.INTERPOLATION) for size in cfg.TEST.DENSE_SIZES]
+        loaders = [evaluation_loader(pictures, transform, 1, **place) for transform in whole]
     else:
-        transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
+        transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE, cfg.INPUT.INTERPOLATION)
         loaders = [evaluation_loader(pictures, transform, cfg.TEST.BATCH_SIZE, **place)]
     if comm.get_world_size() > 1:  # every process judges with the batch-norm statistics that are saved: the first's
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
     model, autocast_dtype = _judged(cfg, model, normalize)
+    of_test = np.unique(pictures.labels).tolist()
     return evaluate(
         model,
         normalize,
         loaders,
         flip=bool(cfg.TEST.DENSE_SIZES),
-        among=np.unique(pictures.labels).tolist() if cfg.TEST.AMONG == "test" else None,
+        among=of_test if cfg.TEST.AMONG == "test" else None,
+        also_among=of_test if cfg.TEST.AMONG == "both" else None,
         autocast_dtype=autocast_dtype,
     )
 
@@ -178,22 +197,24 @@ def _examples(cfg: CfgNode, normalize: Normalize, number: int = 256) -> Iterator
     """About ``number`` images spread over DATASETS.TRAIN, as testing sees them; the same in every process."""
     pictures = open_images(cfg.DATASETS.TRAIN)
     step = max(1, len(pictures) // number)
-    transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE)
+    transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE, cfg.INPUT.INTERPOLATION)
     workers = cfg.DATALOADER.NUM_WORKERS
     for images, _ in evaluation_loader(pictures, transform, 16, workers=workers, world_size=step):
         yield normalize(images.to(cfg.MODEL.DEVICE))
 
 
-def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False) -> dict[str, float]:
-    """Evaluate trained weights and write ``results.json``.
+def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
+    """One process of a run: train, or only evaluate, as the options say."""
+    return evaluate_only(cfg, options) if options.eval_only else train(cfg, options)
 
-    Args:
-        newest: evaluate the newest checkpoint of OUTPUT_DIR instead of MODEL.WEIGHTS.
-        trust_pickle: also open a MODEL.WEIGHTS that may run code.
+
+def evaluate_only(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
+    """Evaluate MODEL.WEIGHTS, to resume the newest checkpoint of OUTPUT_DIR, and write ``results.json``.
 
     Raises:
         UserError: no weights, or they do not fit.
     """
+    newest = options.resume
     if not (newest or cfg.MODEL.WEIGHTS):
         raise UserError("--eval-only evaluates MODEL.WEIGHTS, which is empty: add MODEL.WEIGHTS FILE")
     start_log(cfg.OUTPUT_DIR)
@@ -202,7 +223,7 @@ def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False
         weights, _ = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole()
         if weights is None:
             raise UserError(f"{cfg.OUTPUT_DIR} holds no checkpoint: give the weights to evaluate, MODEL.WEIGHTS FILE")
-    checkpoint = read_checkpoint(weights, trust_pickle=trust_pickle and not newest)
+    checkpoint = read_checkpoint(weights, trust_pickle=options.trust_pickle and not newest)
     # Published weights name their classes in words, or not at all: their outputs follow ImageNet's sorted folders.
     names = checkpoint.metadata.get("class_names") if "source" not in checkpoint.metadata else None
     classes = names or open_images(cfg.DATASETS.TRAIN).classes
@@ -212,7 +233,7 @@ def evaluate_only(cfg: CfgNode, newest: bool = False, trust_pickle: bool = False
     return _report(cfg, model, run_evaluation(cfg, model, normalize, classes))
 
 
-def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dict[str, float]:
+def train(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
     """Train as ``cfg`` says, in every process of the run.
 
     Writes into OUTPUT_DIR: ``config.yaml``, ``log.txt``, ``metrics.json``, TensorBoard events, checkpoints
@@ -237,73 +258,45 @@ def train(cfg: CfgNode, resume: bool = False, trust_pickle: bool = False) -> dic
     )
     training_model = build_training_model(cfg, len(pictures.classes))
     model, normalize = training_model.classifier, training_model.normalize
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        plan.lr,
-        momentum=cfg.SOLVER.MOMENTUM,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        nesterov=cfg.SOLVER.NESTEROV,
-    )
-    trainer = Trainer(
-        wrap_distributed(training_model),
+    optimizer = build_optimizer(cfg, model, plan.lr)
+    run = Run(
+        model,
         optimizer,
+        build_scheduler(cfg, optimizer, plan),
+        losses=training_model,
+        folder=cfg.OUTPUT_DIR,
+        metadata=metadata(cfg, model, pictures.classes),
+        iterations=plan.iterations,
         seed=seed,
         precision=cfg.SOLVER.PRECISION,
         accumulate=cfg.SOLVER.ACCUMULATE,
+        ema_decay=cfg.SOLVER.EMA_DECAY,
+        checkpoint_period=plan.period(cfg.SOLVER.CHECKPOINT_PERIOD),
+        keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS,
     )
-    saved: dict[str, Any] = {"trainer": weak(trainer)}
-    judged: nn.Module = model
-    if cfg.SOLVER.EMA_DECAY:
-        judged = average_of(model, cfg.SOLVER.EMA_DECAY)
-        saved["model_ema"] = judged
-    facts = metadata(cfg, model, pictures.classes)
-    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
 
-    results: dict[str, float] = {}
-    best_facts = dict(facts)
-    best = BestCheckpointer(model, cfg.OUTPUT_DIR, best_facts, **saved)
+    def evaluate(model: nn.Module, done: int) -> dict[str, float]:
+        return {**run_evaluation(cfg, model, normalize, pictures.classes), "epoch": done / plan.per_epoch}
 
-    def judge(done: int) -> dict[str, float]:
-        results.update(run_evaluation(cfg, judged, normalize, pictures.classes))
-        best_facts["top1_error"] = results["top1_error"]
-        return {**results, "epoch": done / plan.per_epoch}
-
-    evaluations = Evaluations(
-        judge,
+    run.evaluate_with(
+        evaluate,
         plan.period(cfg.TEST.EVAL_PERIOD),
-        cfg.OUTPUT_DIR,
         metric="top1_error",
         mode="min",
-        save_best=lambda done: best.save("model_best", iteration=done - 1),
+        describe=lambda results: {"top1_error": results["top1_error"]},
+        patience=cfg.TEST.PATIENCE,
     )
-    trainer.register_hooks([WeightAverage(judged, model)] if judged is not model else [])
-    scheduler = build_scheduler(cfg, optimizer, plan)
-    trainer.register_hooks(
-        standard_hooks(
-            optimizer,
-            scheduler,
-            checkpointer,
-            checkpoint_period=plan.period(cfg.SOLVER.CHECKPOINT_PERIOD),
-            keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS,
-        )
-    )
-    trainer.register_hooks([evaluations])
     save_config(cfg, cfg.OUTPUT_DIR)
-    trainer.register_hooks(writers(cfg.OUTPUT_DIR, plan.iterations))
 
-    settings = settings_of(optimizer)
-    done = checkpointer.resume(partial(check_against_config, cfg, model)) if resume else None
-    start = 0 if done is None else done + 1
-    if 0 < start < plan.iterations:
-        settle(optimizer, scheduler, settings)
-    if resume and done is None:
-        logger.warning("%s: nothing to resume, starting anew", cfg.OUTPUT_DIR)
-    if cfg.MODEL.WEIGHTS and done is None:
-        load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle))
+    def load() -> None:
+        if cfg.MODEL.WEIGHTS:
+            load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=options.trust_pickle))
+
+    start = run.begin(resume=options.resume, check=partial(check_against_config, cfg, model), load_initial_weights=load)
     place = {"rank": comm.get_rank(), "world_size": processes}
-    trainer.set_data_loader(training_loader(cfg, pictures, plan.batch_size, trainer.seed, start, **place))
-    trainer.train(start, plan.iterations)
-    return _report(cfg, model, results)
+    data = training_loader(cfg, pictures, plan.batch_size, run.trainer.seed, start, **place)
+    results = run.train(data, start)
+    return _report(cfg, model, {key: value for key, value in results.items() if key != "epoch"})
 
 
 def training_loader(
@@ -323,10 +316,21 @@ def training_loader(
 
 
 def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
+    mean = [255 * value for value in cfg.INPUT.MEAN]
     if cfg.INPUT.AUGMENTATION == "cifar":
-        return CifarTraining(cfg.INPUT.CROP_SIZE, cfg.INPUT.FLIP)
+        fill = [round(value) for value in mean] if cfg.INPUT.PADDING == "mean" else (0, 0, 0)
+        return CifarTraining(cfg.INPUT.CROP_SIZE, cfg.INPUT.FLIP, fill=fill)
     return ImageNetTraining(
-        cfg.INPUT.CROP_SIZE, cfg.INPUT.AREA, cfg.INPUT.FLIP, cfg.INPUT.COLOR_JITTER, cfg.INPUT.LIGHTING
+        cfg.INPUT.CROP_SIZE,
+        cfg.INPUT.AREA,
+        cfg.INPUT.FLIP,
+        cfg.INPUT.COLOR_JITTER,
+        cfg.INPUT.LIGHTING,
+        aspect=cfg.INPUT.ASPECT,
+        interpolation=cfg.INPUT.INTERPOLATION,
+        policy=cfg.INPUT.POLICY,
+        erasing=cfg.INPUT.ERASING,
+        fill=mean,
     )
 
 

@@ -15,7 +15,8 @@ from ..detection.config import setup
 from ..detection.export.comparison import FORMATS, check, runner, table
 from ..detection.export.graph import INPUTS, OUTPUTS, export_onnx, export_program
 from ..detection.initial_weights import apply_preset, load_initial_weights
-from ..detection.predictor import categories_of, find_inputs
+from ..detection.prediction.detector import categories_of
+from ..detection.prediction.inputs import find_inputs
 from ..errors import UserError
 from ..files import write_json
 from .arguments import TRUST_PICKLE, at_least
@@ -64,6 +65,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "agreement": {name: [asdict(o) for o in outcomes] for name, outcomes in agreement.items()},
     }  # fmt: skip
     write_json(folder / "detector.json", about)
-    wrong = [f"{name}: {Path(o.picture).name}" for name, outs in agreement.items() for o in outs if o.unmatched]
+    wrong = [f"{name}: {Path(o.image).name}" for name, outs in agreement.items() for o in outs if o.unmatched]
     if wrong:
         raise UserError(f"export: {len(wrong)} images differ from PyTorch, such as {wrong[0]}; see detector.json")

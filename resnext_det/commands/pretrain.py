@@ -4,22 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fvcore.common.config import CfgNode
-
 from ..classification.config import check_config, get_config
 from ..classification.replay import replay
-from ..classification.train import evaluate_only, train
+from ..classification.train import run
 from ..engine.config import load_config
 from ..engine.launch import start_training
 from .arguments import parse_training_arguments
-
-
-def work(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool) -> None:
-    """What every process of the run does."""
-    if eval_only:
-        evaluate_only(cfg, resume, trust_pickle)
-    else:
-        train(cfg, resume, trust_pickle)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,4 +18,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = load_config(get_config(), args.config_file, args.opts)
     check_config(cfg)
     cfg.freeze()
-    start_training(args, cfg, work, replay)
+    start_training(args, cfg, run, replay)

@@ -9,11 +9,12 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..weights import Metadata, check_metadata, check_norm_statistics, load_strictly, preset, read_checkpoint
 from ..weights.loading import part_of
+from .class_count import class_count_from_config
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +107,7 @@ def load_initial_weights(
         allowed = {*cfg.MODEL.ALLOW_MISSING, *(part_of(f"{entry}.") for entry in cfg.MODEL.ALLOW_MISSING)}
         new = [part for part in report.new if part not in allowed]
         if new and not allow_new_heads:
+            _check_number_of_classes(cfg, checkpoint.tensors)
             raise UserError(f"{cfg.MODEL.WEIGHTS}: has no weights for {', '.join(new)}; give a detector of this config")
         logger.info("%s: %s", checkpoint, report)
         metadata = checkpoint.metadata
@@ -113,3 +115,14 @@ def load_initial_weights(
         logger.warning("MODEL.WEIGHTS is empty: the network starts from random weights")
     check_norm_statistics(model, cfg.MODEL.WEIGHTS or "MODEL.WEIGHTS is empty")
     return metadata
+
+
+def _check_number_of_classes(cfg: CfgNode, tensors: Mapping[str, Tensor]) -> None:
+    """Raises UserError where a trained Faster R-CNN has another number of classes than the config."""
+    rows = tensors.get("roi_heads.box_predictor.cls_score.weight")
+    count = class_count_from_config(cfg)
+    if rows is not None and count is not None and len(rows) != count.number + 1:
+        raise UserError(
+            f"{cfg.MODEL.WEIGHTS}: a detector of {len(rows) - 1} classes, and {count.key} is {count.number}; set "
+            f"{count.key} {len(rows) - 1}, or give the config of its training, --config-file OUTPUT_DIR/config.yaml"
+        )

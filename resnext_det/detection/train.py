@@ -15,16 +15,14 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..annotations.dataset import Dataset
-from ..engine.averaging import WeightAverage, average_of
-from ..engine.checkpoint import BestCheckpointer, RunCheckpointer
+from ..engine.averaging import average_of
+from ..engine.checkpoint import RunCheckpointer
 from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
-from ..engine.evaluations import EarlyStop, Evaluations
-from ..engine.hooks import settings_of, settle, standard_hooks, writers
 from ..engine.logs import start_log
-from ..engine.processes import decided_by_main, wrap_distributed
+from ..engine.run import NEW_RUN, Run, RunOptions
 from ..engine.sampler import seed_everything
-from ..engine.trainer import Trainer, choose_seed, weak
+from ..engine.trainer import choose_seed
 from ..errors import UserError
 from .config_check import check_config
 from .data.checked_sets import check_sets_from_config
@@ -36,29 +34,28 @@ from .solver import precision_of, resolve_schedule
 logger = logging.getLogger(__name__)
 
 
-def run(cfg: CfgNode, resume: bool, eval_only: bool, trust_pickle: bool = False) -> dict[str, dict]:
+def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
     """One process of a run: evaluate MODEL.WEIGHTS, or train and then evaluate.
-
-    Args:
-        trust_pickle: also open a MODEL.WEIGHTS that may run code.
 
     Returns:
         The last evaluation, ``{"bbox": {"AP": ..., "AP50": ...}}``, or by set where DATASETS.TEST has several; it is
         also in ``OUTPUT_DIR/results.json``.
     """
-    check_config(cfg, eval_only=eval_only, resume=resume)
+    check_config(cfg, eval_only=options.eval_only, resume=options.resume)
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     register_sets(cfg.DATASETS.REGISTER)
     known_sets(cfg.DATASETS.TEST, "TEST")
-    if not eval_only:
+    if not options.eval_only:
         known_sets(cfg.DATASETS.TRAIN, "TRAIN")
     start_log(cfg.OUTPUT_DIR)
-    cfg = apply_preset(cfg, trust_pickle=trust_pickle)
+    cfg = apply_preset(cfg, trust_pickle=options.trust_pickle)
     _log_run(cfg)
-    sets = check_sets_from_config(cfg, training=not eval_only)
-    if eval_only:
-        return _evaluate_only(cfg, sets, resume, trust_pickle)
-    return _train(cfg, sets, resume, trust_pickle)
+    sets = check_sets_from_config(cfg, training=not options.eval_only)
+    if options.eval_only:
+        model = build_model(cfg)
+        names = load_to_evaluate(cfg, model, newest=options.resume, trust_pickle=options.trust_pickle)
+        return evaluate_model(cfg, model, sets=sets, class_names=names)
+    return _train(cfg, options, sets)
 
 
 def _log_run(cfg: CfgNode) -> None:
@@ -104,13 +101,7 @@ def detector_names(found: Mapping[str, Any]) -> list[str]:
     return [] if "source" in found else list(found.get("class_names", ()))
 
 
-def _evaluate_only(cfg: CfgNode, sets: dict[str, Dataset], resume: bool, trust_pickle: bool) -> dict[str, dict]:
-    model = build_model(cfg)
-    names = load_to_evaluate(cfg, model, newest=resume, trust_pickle=trust_pickle)
-    return evaluate_model(cfg, model, sets=sets, class_names=names)
-
-
-def _train(cfg: CfgNode, sets: dict[str, Dataset], resume: bool, trust_pickle: bool) -> dict[str, dict]:
+def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[str, dict]:
     dicts = train_dicts_from_config(cfg, sets)
     cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
@@ -121,71 +112,29 @@ def _train(cfg: CfgNode, sets: dict[str, Dataset], resume: bool, trust_pickle: b
         scheduler = build_lr_scheduler(cfg, optimizer)
     except ValueError as error:  # a name or number that torch or detectron2 refuses
         raise UserError(f"SOLVER: {error}") from error
-    trainer = Trainer(
-        wrap_distributed(model),
+    run = Run(
+        model,
         optimizer,
+        scheduler,
+        folder=cfg.OUTPUT_DIR,
+        metadata={**architecture(cfg), "config": cfg.dump()},  # enough to use the weights without any other file
+        iterations=cfg.SOLVER.MAX_ITER,
         seed=seed,
         precision=precision_of(cfg),
         accumulate=cfg.SOLVER.ACCUMULATE,
+        ema_decay=cfg.SOLVER.EMA_DECAY,
+        checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
+        keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS or None,
     )
-    saved: dict[str, Any] = {"trainer": weak(trainer)}
-    judged = model
-    if cfg.SOLVER.EMA_DECAY:
-        average = average_of(model, cfg.SOLVER.EMA_DECAY)
-        saved["model_ema"], judged = average, average.module
-        trainer.register_hooks([WeightAverage(average, model)])
-    facts = architecture(cfg)
-    checkpointer = RunCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
-    best = BestCheckpointer(model, cfg.OUTPUT_DIR, facts, **saved)
-    results: dict[str, dict] = {}
 
-    def evaluate(_done: int) -> dict[str, dict]:
-        results.clear()
-        results.update(evaluate_model(cfg, judged, sets=sets))
-        if cfg.TEST.VALIDATION_LOSS:
-            results.update(_named("validation_loss", validation_loss(cfg, judged, sets=sets)))
-        model.train()
-        return results
+    def evaluate(model: nn.Module, done: int) -> dict[str, dict]:
+        loss = validation_loss(cfg, model, sets=sets) if cfg.TEST.VALIDATION_LOSS else {}
+        return {**evaluate_model(cfg, model, sets=sets), **({"validation_loss": loss} if loss else {})}
 
-    evaluations = Evaluations(
-        evaluate,
-        cfg.TEST.EVAL_PERIOD,
-        cfg.OUTPUT_DIR,
-        metric=cfg.TEST.BEST_METRIC,
-        save_best=lambda done: best.save("model_best", iteration=done - 1),
-        patience=cfg.TEST.PATIENCE,
+    run.evaluate_with(evaluate, cfg.TEST.EVAL_PERIOD, metric=cfg.TEST.BEST_METRIC, patience=cfg.TEST.PATIENCE)
+    start = run.begin(
+        resume=options.resume,
+        check=partial(check_against_config, cfg),
+        load_initial_weights=lambda: load_initial_weights(cfg, model, trust_pickle=options.trust_pickle),
     )
-    trainer.register_hooks(
-        [
-            *standard_hooks(
-                optimizer,
-                scheduler,
-                checkpointer,
-                checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
-                keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS or None,
-            ),
-            evaluations,
-            *writers(cfg.OUTPUT_DIR, cfg.SOLVER.MAX_ITER),
-        ]
-    )
-    settings = settings_of(optimizer)
-    last = checkpointer.resume(partial(check_against_config, cfg)) if resume else None
-    if last is None:
-        if resume:
-            logger.info("--resume: %s holds no checkpoint yet, so this is a new run", cfg.OUTPUT_DIR)
-        load_initial_weights(cfg, model, trust_pickle=trust_pickle)
-    start = 0 if last is None else last + 1
-    if 0 < start < cfg.SOLVER.MAX_ITER:
-        settle(optimizer, scheduler, settings)
-    trainer.set_data_loader(train_loader_from_config(cfg, trainer.seed, start, dicts, sets=sets))
-    logger.info("training from iteration %d to %d, seed %d", start, cfg.SOLVER.MAX_ITER, trainer.seed)
-    try:
-        trainer.train(start, cfg.SOLVER.MAX_ITER)
-    except EarlyStop as stop:
-        done = stop.done
-        decided_by_main(lambda: checkpointer.save("model_final", iteration=done - 1))
-    return results
-
-
-def _named(name: str, values: dict) -> dict[str, dict]:
-    return {name: values} if values else {}
+    return run.train(train_loader_from_config(cfg, run.trainer.seed, start, dicts, sets=sets), start)

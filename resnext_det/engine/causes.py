@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 
 from ..errors import RunFailed, UserError
@@ -24,7 +25,17 @@ PLACES = {
 }
 """What the file system says of a path, and the fix."""
 
-_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "gloo", "NCCL", "Socket")
+_LOST = re.compile(
+    # gloo's pairs: "[.../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"
+    r"gloo/transport/\w+/\w+\.(cc|h):\d+\] .*("
+    r"Connection closed by peer|Connection reset by peer|Broken pipe|Connection timed out|Connection refused|"
+    r"Timed out waiting \d+ms for (send|recv) operation|Application timeout caused pair closure)"
+    # NCCL names the remote side with this code
+    r"|ncclRemoteError|NCCL communicator was aborted|remote process has exited or there was a network error"
+    # the store through which processes meet
+    r"|failed to recv, got 0 bytes|(sendBytes|recvBytes|sendValue|recvValue\w*) failed on SocketImpl"
+)
+"""What torch says when another process of the run is gone."""
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -62,7 +73,7 @@ def cause_of(error: BaseException) -> BaseException:
         )
     dist = sys.modules.get("torch.distributed")  # this module serves commands that need no torch
     several = dist is not None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if several and isinstance(error, RuntimeError) and any(sign in text for sign in _LOST):
+    if several and isinstance(error, RuntimeError) and _LOST.search(text):
         return RunFailed(
             f"process {dist.get_rank()} lost another process of the run ({text[:200]}); that one's log names the "
             "cause; continue with --resume"

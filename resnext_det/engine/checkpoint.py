@@ -21,8 +21,9 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import atomic_write, open_regular, shown
 from ..weights import LoadReport
+from ..weights.reading import read_torch
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,15 @@ class RunCheckpointer(Checkpointer):
         for key, value in self.checkpointables.items():
             if key not in data:
                 raise UserError(f"{path}: holds no {key}; resume with the config the run began with")
-            value.load_state_dict(data[key])
+            try:
+                value.load_state_dict(data[key])
+            except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
+                if isinstance(error, UserError):
+                    raise
+                raise UserError(
+                    f"{path}: its {key} does not fit this run ({type(error).__name__}: {shown(error)}); resume with "
+                    "the config the run began with, or take an earlier checkpoint"
+                ) from error
         report = LoadReport.complete(data["model"])
         logger.info("resumed from %s: %s; %s", path, report, ", ".join(self.checkpointables) or "nothing else")
         return data["iteration"]
@@ -202,7 +211,7 @@ def seal(file: IO[bytes]) -> None:
 def seal_holds(path: str | os.PathLike) -> bool | None:
     """Whether the file is as it was sealed; None for one without a seal."""
     length = len(SEAL) + _DIGEST
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         if size < length + 2:
             return None
@@ -232,18 +241,24 @@ def read_run_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         UserError: missing, torn, changed or foreign file.
     """
-    try:
-        if seal_holds(path) is False:
-            raise UserError(f"{path}: damaged (its checksum does not match)")
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except UserError:
-        raise
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except Exception as error:  # torch raises many kinds for torn and foreign files
-        raise UserError(f"{path}: torn or not a checkpoint ({type(error).__name__})") from error
+    sealed = seal_holds(path)
+    if sealed is False:
+        raise UserError(f"{path}: damaged (its checksum does not match)")
+    if sealed is None:
+        logger.warning("%s: has no checksum of its own, so changed bits would not be seen", path)
+    data = read_torch(path)
     if not isinstance(data, dict) or "model" not in data or "iteration" not in data:
         raise UserError(f"{path}: holds weights but no training state; give it to --init-from instead of --resume")
+    model, iteration = data["model"], data["iteration"]
+    wrong = {
+        "iteration": not (type(iteration) is int and 0 <= iteration < 1 << 50) and f"is {shown(repr(iteration))}",
+        "metadata": not isinstance(data.get("metadata", {}), dict) and "is not keys and values",
+        "model": not (isinstance(model, dict) and all(isinstance(t, torch.Tensor) for t in model.values()))
+        and "is not named tensors",
+    }
+    for key, reason in wrong.items():
+        if reason:
+            raise UserError(f"{path}: its {key} {reason}; take an earlier checkpoint")
     return data
 
 

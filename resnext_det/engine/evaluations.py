@@ -92,7 +92,7 @@ class Evaluations(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self._is_due(done):
+        if self._is_due(done) and not getattr(self.trainer, "stopping", False):  # the resumed run makes up for it
             self._run(done)
             self._stop_in_vain(done)
 
@@ -107,7 +107,6 @@ class Evaluations(HookBase):
     def after_train(self) -> None:
         if self.trainer.iter >= self.trainer.max_iter:  # not after a failure
             self._run(max(self.trainer.start_iter, self.trainer.max_iter))
-        del self.evaluate, self.save_best  # they hold the trainer
 
     def _run(self, done: int) -> None:
         start = time.perf_counter()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Callable
+from typing import TextIO
 
 from ..errors import RunFailed, UserError
 from .causes import cause_of
@@ -19,20 +21,49 @@ EXIT_STOPPED = 75
 """Stopped by a signal, everything saved: the same command with --resume goes on. (EX_TEMPFAIL of sysexits.h.)"""
 EXIT_INTERRUPTED = 130
 """Ctrl-C, as a shell reports it."""
+EXIT_PIPE = 141
+"""The reader of our output, such as `head`, has left; as a shell reports a program that dies of it."""
 
 
 def run(main: Callable[[], object]) -> None:
     """Call ``main`` as a command: what ends it with a known cause becomes one line on stderr and an exit code."""
     try:
         main()
-    except BrokenPipeError:  # the reader of our output, such as `head`, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.stdout.flush()
+    except SystemExit:
+        _can_print()
+        raise
     except (Exception, KeyboardInterrupt) as error:
+        can_print = _can_print()
+        if isinstance(error, BrokenPipeError) and (not can_print or _reader_left(sys.stdout)):
+            _silence(sys.stdout)
+            sys.exit(EXIT_PIPE)
         cause = cause_of(error)
         code = exit_code(cause)
         if code is None:
             raise
         exit_with(cause, code)
+
+
+def _can_print() -> bool:
+    """Whether stdout takes what was printed; where it does not, it is silenced, or Python changes the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _silence(sys.stdout)
+        return False
+    return True
+
+
+def _reader_left(stream: TextIO) -> bool:
+    """Whether ``stream`` is a pipe that nobody reads; a broken pipe may also be another process of the run."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def _silence(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def exit_code(error: BaseException) -> int | None:
@@ -52,5 +83,8 @@ def exit_with(error: BaseException, code: int = EXIT_USER_ERROR) -> None:
     """Print the error on one line and leave."""
     text = " ".join(str(error).split())
     if text:
-        print(text if isinstance(error, Stopped) else f"error: {text}", file=sys.stderr, flush=True)
+        try:
+            print(text if isinstance(error, Stopped) else f"error: {text}", file=sys.stderr, flush=True)
+        except OSError:  # the code says it
+            _silence(sys.stderr)
     sys.exit(code)

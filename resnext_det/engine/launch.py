@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from argparse import Namespace
@@ -32,9 +33,14 @@ from ..errors import RunFailed, UserError
 from .causes import cause_of
 from .determinism import make_deterministic
 from .exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, exit_code
-from .signals import Stopped, on_stopping_signals
+from .run import RunOptions
+from .signals import Stopped, die_with_parent, on_stopping_signals
 
 TIMEOUT = timedelta(minutes=30)
+MEETING = 600.0
+"""Seconds in which all processes of a run must have come."""
+NOTICE = 5.0
+"""Seconds after which a process says whom it waits for, and again each time that this many have passed."""
 GRACE = 10.0
 """Seconds that processes get to end by themselves once one has failed, and again after SIGTERM."""
 LEAVING = 600.0
@@ -80,7 +86,7 @@ def launch(
     """
     place = _place_from_torchrun(os.environ) or _place_from_slurm(os.environ)
     if place is not None:
-        return _join(place, device, main, args)
+        return _join(_checked(place), device, main, args)
     world_size = processes * machines
     if world_size <= 1:
         return main(*args)
@@ -88,13 +94,16 @@ def launch(
         if machines > 1:
             raise UserError(f"--num-machines {machines} needs --dist-url tcp://HOST:PORT of the machine with rank 0")
         url = f"tcp://127.0.0.1:{free_port()}"
-    elif not re.fullmatch(r"tcp://.+:\d+|file:///.+", url):
+    elif not re.fullmatch(r"tcp://.+:\d+|file:///.+", url) or _port_of(url) not in PORTS:
         raise UserError(
-            f"--dist-url {url}: give tcp://HOST:PORT of the machine with rank 0, or file:///PATH they share"
+            f"--dist-url {url}: give tcp://HOST:PORT of the machine with rank 0 (a port is from 1 to 65535), or "
+            "file:///PATH they share"
         )
     if device.startswith("cuda") and processes > torch.cuda.device_count():
         raise UserError(f"--num-gpus {processes}: this machine has {torch.cuda.device_count()}")
     places = [Place(machine_rank * processes + local, world_size, local, processes, url) for local in range(processes)]
+    # The tracker of shared memory warns of what a killed process has left, below the line that says how it ended.
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     with tempfile.TemporaryDirectory(prefix="resnext_det_") as last_words:
         started = mp.start_processes(
             _worker, nprocs=processes, args=(places, device, main, args, last_words), start_method="spawn", join=False
@@ -108,14 +117,14 @@ def launch(
 def start_training(
     args: Namespace,
     cfg: CfgNode,
-    run: Callable[[CfgNode, bool, bool, bool], object],
+    run: Callable[[CfgNode, RunOptions], object],
     replay: Callable[[CfgNode, str], object],
 ) -> None:
     """Do what the flags of :func:`.cli.parse_training_arguments` ask for.
 
     Args:
-        run: told cfg, --resume, --eval-only and --trust-pickle, in every process of the run.
-        replay: told cfg and the dump.
+        run: called with cfg and the flags, in every process of the run.
+        replay: called with cfg and the dump.
     """
     if args.replay:
         make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
@@ -123,7 +132,7 @@ def start_training(
         return
     launch(
         run,
-        (cfg, args.resume, args.eval_only, args.trust_pickle),
+        (cfg, RunOptions(resume=args.resume, eval_only=args.eval_only, trust_pickle=args.trust_pickle)),
         processes=args.num_gpus,
         machines=args.num_machines,
         machine_rank=args.machine_rank,
@@ -206,6 +215,7 @@ def free_port() -> int:
 
 
 def _worker(local_rank: int, places: list[Place], device: str, main: Callable, args: tuple, last_words: str) -> None:
+    die_with_parent()
     try:
         _join(places[local_rank], device, main, args)
     except (Exception, KeyboardInterrupt) as error:
@@ -226,7 +236,7 @@ def _join(place: Place, device: str, main: Callable, args: tuple) -> object:
         torch.cuda.set_device(place.local_rank)
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        init_method=place.url,
+        store=_meet(place),
         world_size=place.world_size,
         rank=place.rank,
         timeout=TIMEOUT,
@@ -245,15 +255,100 @@ def _join(place: Place, device: str, main: Callable, args: tuple) -> object:
         compat.forget_local_process_group()
 
 
+PORTS = range(1, 65536)
+
+
+def _port_of(url: str) -> int:
+    """The port of tcp://HOST:PORT; 1 for a file."""
+    return int(url.rpartition(":")[2]) if url.startswith("tcp://") else 1
+
+
+def _checked(place: Place) -> Place:
+    """Raises UserError where another program's variables contradict each other."""
+    if place.world_size < 1 or not 0 <= place.rank < place.world_size:
+        raise UserError(
+            f"this process is number {place.rank} of {place.world_size}, counted from 0 (RANK and WORLD_SIZE, or "
+            "SLURM_PROCID and SLURM_NTASKS): start the run with torchrun or srun, or unset them"
+        )
+    if not 0 <= place.local_rank < place.local_size:
+        raise UserError(
+            f"this process is number {place.local_rank} of {place.local_size} on its machine, counted from 0 "
+            "(LOCAL_RANK and LOCAL_WORLD_SIZE, or SLURM_LOCALID): start the run with torchrun or srun, or unset them"
+        )
+    return place
+
+
+def _meet(place: Place) -> dist.Store:
+    """The store through which the processes of the run find each other, once all have come.
+
+    Raises:
+        UserError: the port is taken, two processes have one number, or some did not come within :data:`MEETING`.
+    """
+    if place.url.startswith("file://"):
+        where, store = place.url, dist.FileStore(place.url.removeprefix("file://"), place.world_size)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:  # its agents have met already, and own the store
+        return next(dist.rendezvous("env://", place.rank, place.world_size, timeout=timedelta(seconds=MEETING)))[0]
+    else:
+        where, store = _tcp_store(place)
+    begun, spoken = time.monotonic(), 0.0
+    if store.add(f"resnext_det/rank_{place.rank}", 1) > 1:
+        raise UserError(f"process {place.rank} of {place.world_size} came twice to {where}: give each its own number")
+    store.add("resnext_det/here", 1)
+    while (here := store.add("resnext_det/here", 0)) < place.world_size:
+        waited = time.monotonic() - begun
+        missing = f"{place.world_size - here} of {place.world_size} processes"
+        if waited > MEETING:
+            raise UserError(
+                f"{missing} did not come to {where} within {MEETING:.0f} s: start them, or correct the number"
+            )
+        if waited - spoken > NOTICE:
+            spoken = waited
+            print(f"waiting for {missing} at {where}", file=sys.stderr, flush=True)
+        time.sleep(0.1)
+    return dist.PrefixStore("resnext_det/group", store)
+
+
+def _tcp_store(place: Place) -> tuple[str, dist.Store]:
+    if place.url == "env://":
+        host, port = os.environ["MASTER_ADDR"], _number(os.environ, "MASTER_PORT")
+    else:
+        host, _, text = place.url.removeprefix("tcp://").rpartition(":")
+        port = int(text)
+    where = f"{host}:{port}"
+    if port not in PORTS:
+        raise UserError(f"{where}: a port is from 1 to 65535; correct MASTER_PORT")
+    came = threading.Event()
+
+    def tell() -> None:
+        while not came.wait(NOTICE):
+            print(f"waiting for process 0 of {place.world_size} at {where}", file=sys.stderr, flush=True)
+
+    threading.Thread(target=tell, daemon=True).start()
+    try:
+        patience = timedelta(seconds=MEETING)
+        store = dist.TCPStore(host, port, place.world_size, place.rank == 0, patience, wait_for_workers=False)
+        store.set_timeout(TIMEOUT)
+        return where, store
+    except RuntimeError as error:  # torch.distributed's own kinds are of this one
+        if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+            raise UserError(f"{where}: the port is taken by another program, or another run; choose another") from error
+        text = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{where}: process {place.rank} of {place.world_size} cannot meet the others ({text})"
+        ) from error
+    finally:
+        came.set()
+
+
 def _place_from_torchrun(environment: Mapping[str, str]) -> Place | None:
     if "TORCHELASTIC_RUN_ID" not in environment and not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(environment):
         return None
-    _number(environment, "MASTER_PORT", 1)  # torch reads it
+    _number(environment, "MASTER_PORT")
     return Place(
         rank=_number(environment, "RANK"),
         world_size=_number(environment, "WORLD_SIZE"),
         local_rank=_number(environment, "LOCAL_RANK", 0),
-        local_size=_number(environment, "LOCAL_WORLD_SIZE", 1),
+        local_size=_number(environment, "LOCAL_WORLD_SIZE", max(1, _number(environment, "LOCAL_RANK", 0) + 1)),
         url="env://",
     )
 
@@ -275,8 +370,13 @@ def _place_from_slurm(environment: Mapping[str, str]) -> Place | None:
     tasks = _number(environment, "SLURM_NTASKS", 1)
     if tasks < 2 or "SLURM_PROCID" not in environment or environment.get("SLURM_JOB_NAME") in ("bash", "interactive"):
         return None
+    if not {"SLURM_STEP_ID", "SLURM_STEPID"} & set(environment):
+        raise UserError(
+            f"SLURM_NTASKS is {tasks}, and srun has not started this process: put srun before the command, or unset "
+            "SLURM_NTASKS for a run of its own"
+        )
     nodes = _number(environment, "SLURM_NNODES", 1)
-    if tasks % nodes:
+    if nodes < 1 or tasks % nodes:
         raise UserError(f"SLURM_NTASKS {tasks} on SLURM_NNODES {nodes}: give every node as many tasks")
     # Every task computes the same port from the job, out of the range for which no service is registered.
     port = 49152 + _number(environment, "SLURM_JOB_ID", 0) % 16384
@@ -292,11 +392,15 @@ def _place_from_slurm(environment: Mapping[str, str]) -> Place | None:
 def _first_slurm_host(environment: Mapping[str, str]) -> str:
     if environment.get("MASTER_ADDR"):
         return environment["MASTER_ADDR"]
-    nodes = environment["SLURM_STEP_NODELIST" if "SLURM_STEP_NODELIST" in environment else "SLURM_JOB_NODELIST"]
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
+    if not nodes:
+        raise UserError(
+            "environment variable SLURM_JOB_NODELIST is not set: start the run with srun, or set MASTER_ADDR"
+        )
     if "[" not in nodes:
         return nodes.split(",")[0]
     try:  # a compressed list such as node[3-6]: Slurm's own tool knows the grammar
         hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"cannot read Slurm's node list {nodes!r}: set MASTER_ADDR to the first node") from error
-    return hosts.stdout.split()[0]
+    return (hosts.stdout.split() or [nodes])[0]

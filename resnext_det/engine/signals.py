@@ -6,9 +6,11 @@ launcher passes on what it gets.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -58,11 +60,24 @@ class StopRequest:
             os.kill(os.getpid(), number)
 
 
-def outlive_stopping_signals(worker: int = 0) -> None:
-    """The ``worker_init_fn`` of data loaders: only its own parent's signal ends a worker.
+def die_with_parent() -> None:
+    """Let SIGKILL end this process as soon as the thread that has started it ends; on Linux, elsewhere nothing."""
+    parent = multiprocessing.parent_process()
+    if parent is None or not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent.pid:  # it was faster
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    The last step needs its data, so a worker must not die of the signal that asks the run to stop.
+
+def outlive_stopping_signals(worker: int = 0) -> None:
+    """The ``worker_init_fn`` of data loaders: only its own parent's signal, or its end, ends a worker.
+
+    The last step needs its data, so a worker must not die of the signal that asks the run to stop. Nor of Ctrl-C, which
+    a terminal sends to all: the run would report a dead worker and not the interruption.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_parent()
     parent = multiprocessing.parent_process()
     if parent is None or not hasattr(signal, "sigwaitinfo"):  # macOS has no way to see who sent a signal
         return

@@ -6,8 +6,8 @@ import contextlib
 import logging
 import math
 import time
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from enum import Enum
 from typing import Any
 
 import torch
@@ -18,10 +18,9 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ..errors import RunFailed, UserError
-from .causes import cause_of
+from ..errors import UserError
 from .sampler import seed_everything
-from .signals import Stopped, StopRequest, on_stopping_signals
+from .signals import StopRequest, on_stopping_signals
 
 logger = logging.getLogger(__name__)
 
@@ -30,12 +29,38 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOSS_LIMIT = 1e5
 """No loss of a network that learns comes near it; frozen batch norm on wrong weights gives 1e10 in the first step."""
 
-REASONS = (
-    "",
-    "the loss is not finite",
-    f"the loss is above {LOSS_LIMIT:g}",
-    "the gradients are not finite",
-)
+
+class Reason(Enum):
+    """Why a step must not be made. Where processes find different reasons, the later one here is reported."""
+
+    LOSS_NOT_FINITE = "the loss is not finite"
+    LOSS_TOO_LARGE = f"the loss is above {LOSS_LIMIT:g}"
+    GRADIENTS_NOT_FINITE = "the gradients are not finite"
+
+
+class BadStep(Exception):
+    """A step that would ruin the weights, in any of the processes: raised in all of them, before it is made.
+
+    Attributes:
+        reason: what is wrong.
+        parts: {name: loss} of each part of the step, in this process.
+    """
+
+    def __init__(self, reason: Reason, parts: list[dict[str, torch.Tensor]]) -> None:
+        super().__init__(reason.value)
+        self.reason, self.parts = reason, parts
+
+
+class StopSignal(Exception):
+    """A stopping signal has come to one of the processes: raised in all of them, after the step and its hooks.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(signal)
+        self.signal = signal
 
 
 class Trainer(SimpleTrainer):
@@ -44,8 +69,9 @@ class Trainer(SimpleTrainer):
     The random choices of step i (which proposals are sampled, ...) depend on (seed, i, rank) alone, so a resumed run
     repeats an uninterrupted one without saving any generator's state.
 
-    A loss or gradient that is not finite, and a loss above :data:`LOSS_LIMIT`, end the run in every process before the
-    weights are touched; so do stopping signals, after the step. :class:`Safety` writes the dump and the checkpoint.
+    A loss or gradient that is not finite, and a loss above :data:`LOSS_LIMIT`, end the loop in every process before the
+    weights are touched (:class:`BadStep`). Stopping signals end it after the step (:class:`StopSignal`). Whoever runs
+    the trainer decides what to do about them; :class:`.run.Run` does.
 
     Args:
         model: in train mode returns {name: scalar loss} or one scalar loss for a batch.
@@ -72,50 +98,50 @@ class Trainer(SimpleTrainer):
         self.autocast_dtype = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.stop_request, self.stop_signal = StopRequest(), 0
-        self.on_bad_step: Callable[[str, list[dict[str, torch.Tensor]]], str] | None = None
 
     def set_data_loader(self, data_loader: Iterable) -> None:
         """Read batches from ``data_loader`` from now on: where to begin is known only once a checkpoint was read."""
         self.data_loader = data_loader
         self._batches = iter(data_loader)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether the loop ends after this step although it is not the last one; the same in every process."""
+        return self.stop_signal != 0 and self.iter + 1 < self.max_iter
+
+    def release(self) -> None:
+        """Let go of the data and its workers, and of the hooks, which hold this trainer."""
+        self.data_loader, self._batches, self._hooks = (), iter(()), []
+
     def train(self, start_iter: int, max_iter: int) -> None:
         """The loop.
 
         Raises:
-            UserError: unusable data, a loss that is not finite, a full disk.
-            Stopped: a signal came, and the state is saved.
+            BadStep: the weights are as they were before the step.
+            StopSignal: a signal came, and the step and its hooks are done.
+            EarlyStop: a hook wants no further step.
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
         comm.synchronize()  # all have read what they start from before the first process moves an earlier run's files
         with EventStorage(start_iter) as self.storage:
-            try:
-                with on_stopping_signals(self.stop_request):
-                    self.before_train()
-                    for self.iter in range(start_iter, max_iter):
-                        self.before_step()
-                        self.run_step()
-                        self.after_step()
-                self.iter += 1
-            except BaseException as error:
-                if isinstance(error, Exception):
-                    cause = cause_of(error)
-                    known = isinstance(cause, UserError | RunFailed | Stopped)
-                    logger.error("%s", cause, exc_info=None if known else error)
-                for hook in self._hooks:  # what was measured so far is written down; nothing is evaluated
-                    if hasattr(hook, "after_failure"):
-                        hook.after_failure()
-                raise
+            with on_stopping_signals(self.stop_request):
+                self.before_train()
+                for self.iter in range(start_iter, max_iter):
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    if self.stopping:
+                        raise StopSignal(self.stop_signal)
+            self.iter += 1
             self.after_train()
 
     def run_step(self) -> None:
         parts, data_time = self.losses_and_gradients(self.iter, comm.get_rank())
         losses = {name: sum(part[name].detach() for part in parts) / self.accumulate for name in parts[0]}
         reason, self.stop_signal = self._agree(self._wrong_with(losses))
-        if reason:
-            text = f"{reason} at iteration {self.iter}"
-            raise UserError(self.on_bad_step(text, parts) if self.on_bad_step else text)
+        if reason is not None:
+            raise BadStep(reason, parts)
         self._write_metrics(losses, data_time)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -144,8 +170,8 @@ class Trainer(SimpleTrainer):
         norms = {name: p.grad.norm() / scale for name, p in self.model.named_parameters() if p.grad is not None}
         return {name.removeprefix("module."): norm.item() for name, norm in norms.items()}
 
-    def _wrong_with(self, losses: dict[str, torch.Tensor]) -> int:
-        """Index into :data:`REASONS` for this process; one transfer from the device."""
+    def _wrong_with(self, losses: dict[str, torch.Tensor]) -> Reason | None:
+        """What this process finds wrong; one transfer from the device."""
         total = sum(losses.values()).float()
         if self.scaler.is_enabled():  # it finds such gradients itself, skips the step and lowers its scale
             norm = torch.zeros_like(total)
@@ -154,19 +180,20 @@ class Trainer(SimpleTrainer):
             norm = torch.stack(torch._foreach_norm(gradients)).float().norm()
         total, norm = torch.stack([total, norm]).tolist()
         if not math.isfinite(total):
-            return 1
+            return Reason.LOSS_NOT_FINITE
         if abs(total) > LOSS_LIMIT:
-            return 2
-        return 0 if math.isfinite(norm) else 3
+            return Reason.LOSS_TOO_LARGE
+        return None if math.isfinite(norm) else Reason.GRADIENTS_NOT_FINITE
 
-    def _agree(self, reason: int) -> tuple[str, int]:
+    def _agree(self, reason: Reason | None) -> tuple[Reason | None, int]:
         """(what is wrong with the step, signal received) in any of the processes, the same in all."""
-        signal = self.stop_request.signal
+        signal, reasons = self.stop_request.signal, (None, *Reason)
         if comm.get_world_size() > 1:
-            flags = torch.tensor([reason, signal], device=self.device)
+            flags = torch.tensor([reasons.index(reason), signal], device=self.device)
             dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-            reason, signal = flags.tolist()
-        return REASONS[reason], signal
+            number, signal = flags.tolist()
+            reason = reasons[number]
+        return reason, signal
 
     def _gradient_exchange(self, last: bool) -> contextlib.AbstractContextManager:
         """Processes exchange gradients once per step, in its last backward pass."""
@@ -187,8 +214,3 @@ class Trainer(SimpleTrainer):
 def choose_seed(seed: int) -> int:
     """``seed`` itself, or, where it is negative, a random one that all processes share."""
     return seed if seed >= 0 else comm.shared_random_seed() % 2**31
-
-
-def weak(trainer: Trainer):
-    """The trainer as a checkpointable: the checkpointer must not keep it alive."""
-    return weakref.proxy(trainer)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from fvcore.nn import FlopCountAnalysis
 
 from ..resnext import create_model
 from ..variants import block_parameters, parse_name, stage_channels, width_for_cardinality
 
 TABLE_2_CARDINALITIES = (1, 2, 4, 8, 32)
+RES2_SIZE = 56  # side of res2's maps in pixels, where Table 2's blocks stand
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,42 @@ def table_1(name: str, num_classes: int = 1000, size: int | None = None) -> str:
 
 def table_2() -> str:
     """Table 2 as text: the widths that keep a block's cost as the cardinality grows (Eq. 4)."""
-    lines = [f"{'cardinality C':>14} {'width d':>8} {'group width C d':>16} {'block parameters':>17}"]
+    lines = [
+        f"{'cardinality C':>14} {'width d':>8} {'group width C d':>16} {'block parameters':>17} "
+        f"{f'multiply-adds, {RES2_SIZE}x{RES2_SIZE}':>21}"
+    ]
     for cardinality in TABLE_2_CARDINALITIES:
         width = width_for_cardinality(cardinality)
         count = block_parameters(cardinality, width)
-        lines.append(f"{cardinality:14} {width:8} {cardinality * width:16} {count:17,}")
+        cost = count * RES2_SIZE**2
+        lines.append(f"{cardinality:14} {width:8} {cardinality * width:16} {count:17,} {cost:21,}")
     return "\n".join(lines)
+
+
+def figure_4(cardinality: int = 32, width: int = 4, channels: int = 64) -> str:
+    """Figure 4 as text: blocks of two layers in C paths are one dense block, computed both ways on random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    x, first, second = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in (
+            (1, channels, 14, 14),
+            (cardinality, width, channels, 3, 3),
+            (cardinality, channels, width, 3, 3),
+        )
+    )
+
+    def two_layers(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(F.relu(F.conv2d(x, a, padding=1)), b, padding=1)
+
+    paths = sum(two_layers(a, b) for a, b in zip(first, second, strict=True))
+    dense = two_layers(first.flatten(0, 1), second.permute(1, 0, 2, 3, 4).flatten(1, 2))
+    difference = ((paths - dense).abs().max() / dense.abs().max()).item()
+    wide = cardinality * width
+    return "\n".join(
+        [
+            f"{cardinality} paths of 3x3, {channels} -> {width} and 3x3, {width} -> {channels}, summed: "
+            f"{first.numel() + second.numel():,} weights",
+            f"one path of 3x3, {channels} -> {wide} and 3x3, {wide} -> {channels}: {2 * 9 * channels * wide:,} weights",
+            f"largest difference of their outputs, relative: {difference:.0e}; with two layers, paths are only width",
+        ]
+    )

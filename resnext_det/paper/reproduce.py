@@ -123,7 +123,7 @@ class Command:
             raise UserError(f"{self.folder}: {self.tool} ended with code {code}, see above; the same command goes on")
 
 
-def plan(number: int, name: str, seed: int, settings: Settings) -> list[Command]:
+def plan(number: int | str, name: str, seed: int, settings: Settings) -> list[Command]:
     """The runs behind one line of a table; the last one leaves ``results.json`` with its numbers.
 
     Raises:
@@ -288,7 +288,7 @@ def read_results(command: Command, detection: bool) -> Results | None:
     return results.get("bbox", {}) if detection else results
 
 
-def table_text(number: int, rows: Sequence[str], seeds: Sequence[int], settings: Settings) -> str:
+def table_text(number: int | str, rows: Sequence[str], seeds: Sequence[int], settings: Settings) -> str:
     """The table in Markdown: means over the finished seeds, and for several of them the single numbers below."""
     table = TABLES[number]
     measured = {name: _measured(number, name, seeds, settings) for name in rows}
@@ -299,7 +299,9 @@ def table_text(number: int, rows: Sequence[str], seeds: Sequence[int], settings:
     text = [f"Table {number}: {table.title}", ""]
     if changes := _changes(settings):
         text += [f"A miniature ({changes}): only its lines can be compared with one another, not with the paper's.", ""]
-    text.append(results_table(runs, table.columns, paper=paper, digits=digits))
+    lines = {**runs, **dict.fromkeys(table.quoted)}
+    numbers = {**paper, **table.quoted}
+    text.append(results_table(lines, table.columns, paper=numbers, quoted=table.quoted, digits=digits))
     if len(seeds) > 1:
         text += ["", *_by_seed(table, {labels[name]: found for name, found in measured.items()}, digits)]
     return "\n".join(text)
@@ -328,7 +330,7 @@ def _label(table: Table, name: str, settings: Settings) -> str:
     return f"{row.label}, here {network.depth} layers {network.template}"
 
 
-def _measured(number: int, name: str, seeds: Sequence[int], settings: Settings) -> dict[int, Results]:
+def _measured(number: int | str, name: str, seeds: Sequence[int], settings: Settings) -> dict[int, Results]:
     found = {}
     for seed in seeds:
         results = read_results(plan(number, name, seed, settings)[-1], TABLES[number].detection)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from ..files import shown
 
 Color = tuple[int, int, int]
 
@@ -40,13 +43,15 @@ def draw_boxes(
     image = image.copy()
     draw = ImageDraw.Draw(image)
     line = max(2, round(min(image.size) / 250))
-    font = _font(max(11, round(min(image.size) / 36)))
+    font_size = max(11, round(min(image.size) / 36))
     for (x, y, width, height), label, colour in zip(np.asarray(boxes) * scale, labels, colours, strict=True):
         x0, x1 = sorted((float(x), float(x + width)))
         y0, y1 = sorted((float(y), float(y + height)))
         draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
         if not label:
             continue
+        label = shown(label)
+        font = _font_for(label, font_size)
         left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
         text_width, text_height = right - left + 4, bottom - top + 4
         left_edge = min(max(x0, 0), max(image.width - text_width, 0))
@@ -55,6 +60,46 @@ def draw_boxes(
         dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
         draw.text((left_edge + 2 - left, top_edge + 2 - top), label, font=font, fill="black" if dark else "white")
     return image
+
+
+def drawable(name: str, instead: str) -> str:
+    """``name`` where a font of this system has all its letters; else ``instead``."""
+    return name if _drawn_by_default(shown(name)) or _system_font(shown(name)) else instead
+
+
+def _font_for(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    path = None if _drawn_by_default(text) else _system_font(text)
+    return _font(size) if path is None else ImageFont.truetype(path, size)
+
+
+@cache
+def _drawn_by_default(text: str) -> bool:
+    """Whether Pillow's own font has all letters: a missing one looks like the one of a code that is no letter."""
+    font = _font(16)
+    missing = bytes(font.getmask("\U0010ffff"))
+    return text.isascii() or not any(bytes(font.getmask(letter)) == missing for letter in set(text))
+
+
+@cache
+def _system_font(text: str) -> str | None:
+    """The first font file of this system that has all letters; None where there is none."""
+    return next((path for path, letters in _system_fonts() if letters.issuperset(map(ord, text))), None)
+
+
+@cache
+def _system_fonts() -> list[tuple[str, frozenset[int]]]:
+    """Font files and the letters they have."""
+    from fontTools.ttLib import TTFont  # both are slow to start, and few names need them
+    from matplotlib.font_manager import findSystemFonts
+
+    found = []
+    for path in sorted(findSystemFonts()):
+        try:
+            with TTFont(path, fontNumber=0, lazy=True) as font:
+                found.append((path, frozenset(font.getBestCmap() or ())))
+        except Exception:  # broken fonts raise many kinds, and others may have the letters
+            continue
+    return found
 
 
 def _font(size: int):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -124,11 +125,15 @@ def curves_figure(runs: Mapping[str, Metrics]) -> Figure:
     return figure
 
 
-def size_figure(series: Mapping[str, Sequence[tuple[float, float, str]]], *, error: str = "test error (%)") -> Figure:
+Point = tuple[float, float, str] | tuple[float, float, str, float]
+
+
+def size_figure(series: Mapping[str, Sequence[Point]], *, error: str = "test error (%)") -> Figure:
     """Error against model size, as in Figure 7: a line for each way of making a network bigger.
 
     Args:
-        series: {name: [(millions of parameters, error in percent, label of the point), ...]}.
+        series: {name: [(millions of parameters, error in percent, label of the point), ...]}; a fourth value is the
+            standard error, drawn as a bar.
         error: title of the vertical axis.
 
     Raises:
@@ -143,10 +148,13 @@ def size_figure(series: Mapping[str, Sequence[tuple[float, float, str]]], *, err
     for (name, points), colour, marker in zip(series.items(), _cycle(COLORS), _cycle("os^Dv"), strict=False):
         points = sorted(points)
         size, value = [p[0] for p in points], [p[1] for p in points]
+        bars = [p[3] if len(p) > 3 else 0 for p in points]
         axes.plot(size, value, color=colour, marker=marker, markersize=7, linewidth=1.8, label=name)
+        if any(bars):
+            axes.errorbar(size, value, bars, color=colour, linestyle="none", capsize=4)
         # The curve that ends lowest has its labels below, the others above, so that they do not run into each other.
         below = len(ends) > 1 and points[-1:] and points[-1][1] == ends[0]
-        for x, y, label in points:
+        for x, y, label, *_ in points:
             axes.annotate(
                 label,
                 (x, y),
@@ -168,11 +176,11 @@ def size_figure(series: Mapping[str, Sequence[tuple[float, float, str]]], *, err
     return figure
 
 
-def read_sizes(runs: Sequence[str | os.PathLike]) -> dict[str, list[tuple[float, float, str]]]:
+def read_sizes(runs: Sequence[str | os.PathLike]) -> dict[str, list[Point]]:
     """What :func:`size_figure` takes, from the finished pretraining runs in the folders ``runs``.
 
-    Runs of one network, with other seeds, count as their mean. Networks of one path are "wider", the others "more
-    paths"; the narrowest single-path network begins both lines.
+    Runs of one network, with other seeds, count as their mean with its standard error. Networks of one path are
+    "wider", the others "more paths"; the narrowest single-path network begins both lines.
 
     Raises:
         UserError: a folder without ``config.yaml`` and ``results.json`` of a pretraining run.
@@ -186,9 +194,10 @@ def read_sizes(runs: Sequence[str | os.PathLike]) -> dict[str, list[tuple[float,
             errors.setdefault(network, []).append(results["top1_error"])
         except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
             raise UserError(f"{run}: holds no finished pretraining run ({error}); name its OUTPUT_DIR") from error
-    series: dict[str, list[tuple[float, float, str]]] = {"wider": [], "more paths": []}
+    series: dict[str, list[Point]] = {"wider": [], "more paths": []}
     for (variant, size), values in sorted(errors.items(), key=lambda item: item[0][1]):
-        point = (size, sum(values) / len(values), variant.template)
+        spread = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        point = (size, statistics.mean(values), variant.template, spread)
         if variant.cardinality > 1 or not series["wider"]:
             series["more paths"].append(point)
         if variant.cardinality == 1:

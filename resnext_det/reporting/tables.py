@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from tabulate import tabulate
 
@@ -25,6 +25,7 @@ ERROR_COLUMNS = {"top1_error": "top-1 error", "top5_error": "top-5 error"}
 """Columns of a classification table (paper Tables 3 to 6)."""
 
 NOT_RUN = "not run"
+QUOTED = "quoted"
 NO_VALUE = "–"
 STYLES = {"markdown": "pipe", "plain": "simple"}
 
@@ -34,6 +35,7 @@ def results_table(
     columns: Mapping[str, str],
     *,
     paper: Mapping[str, Results] | None = None,
+    quoted: Collection[str] = (),
     first: str = "",
     digits: int = 1,
     style: str = "markdown",
@@ -45,6 +47,7 @@ def results_table(
             that is None or NaN reads "–".
         columns: {metric: heading}.
         paper: the paper's results by the names of ``runs``; a metric it gives for any of them gets a second column.
+        quoted: names of ``runs`` that the paper quotes from others: they read "quoted" where others read "not run".
         first: heading of the names.
         digits: decimals.
         style: "markdown" or "plain".
@@ -68,7 +71,8 @@ def results_table(
         headings += [heading, f"{heading} (paper)"] if in_paper else [heading]
         for name, results in runs.items():
             given = results is not None and metric in results
-            cells[name].append(_number(results[metric], digits) if given else NOT_RUN)
+            missing = QUOTED if name in quoted else NOT_RUN
+            cells[name].append(_number(results[metric], digits) if given else missing)
             if in_paper:
                 published = paper.get(name, {}).get(metric)
                 cells[name].append(_number(published, digits))

@@ -23,6 +23,7 @@ source             where the weights come from: a library, or a file's name (str
 source_sha256      of the file they were converted from (str)
 recipe             name of the training recipe (str)
 top1_error         percent on the validation set of the pretraining, single crop (float)
+config             a detector's whole configuration, YAML of detectron2's keys and ours (str)
 =================  ====================================================================================
 """
 
@@ -61,6 +62,7 @@ KEYS: dict[str, type] = {
     "source_sha256": str,
     "recipe": str,
     "top1_error": float,
+    "config": str,
 }
 
 DETECTRON2_KEYS: dict[str, str] = {

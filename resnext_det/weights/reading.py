@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import codecs
-import contextlib
 import hashlib
 import json
 import os
 import pickle
-import pickletools
-import re
 import struct
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -24,6 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..files import open_regular, shown
+from . import pickles
+from .pickles import Refused, StoredTensor
 
 METADATA = "metadata"  # the entry of a .pth, and of a .safetensors header (there as JSON)
 
@@ -47,6 +45,7 @@ _FOREIGN = {
 }
 
 
+Load = Callable[[StoredTensor], Tensor | Refused]
 Content = tuple[dict[str, Tensor], dict[str, Any], str]
 """Tensors as a file names them, its metadata, and the entry (of :data:`WRAPPINGS`) that held the tensors or ""."""
 
@@ -62,30 +61,28 @@ def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> Content
     Raises:
         UserError: missing, torn, foreign, unsafe or absurd file; one line that names it.
     """
-    path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(64)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
+    name = shown(path)
+    with open_regular(path) as file, _one_line(name, "a file of weights"):
+        head = file.read(64)
+        size = file.seek(0, os.SEEK_END)
         # A .safetensors file begins with the length of its header, whose bytes can look like any other file's first.
         if head[5:9] == b"\0\0\0{":
-            return _read_safetensors(path, head)
-        if head[:2] == b"PK":
-            _check_zip(path)
-            content = _torch_load(path, trust_pickle)
-        elif head.startswith(_LEGACY_TORCH):
-            content = _torch_load(path, trust_pickle)
-        elif head[:1] == b"\x80":
-            content = read_pickle(path, trust_pickle)
-        else:
-            raise UserError(f"{path}: {_what(head)}")
-    except (MemoryError, OverflowError) as error:
-        raise UserError(f"{path}: asks for more memory than there is; it is damaged or was made to do that") from error
-    return _tensors(content, path)
+            return _read_safetensors(Path(path), head, size)
+        if not head.startswith((b"PK", b"\x80")):
+            raise UserError(f"{name}: {_what(head)}")
+        if trust_pickle:
+            return _tensors(_trusted(path, file, bare=_is_bare(head)), name, _no_load)
+        content, load = (unpickle(file, name, size), _no_load) if _is_bare(head) else _open_torch(file, name)
+        return _tensors(content, name, load)
+
+
+def _is_bare(head: bytes) -> bool:
+    """Whether it is a pickle alone, not a file of ``torch.save``."""
+    return head[:1] == b"\x80" and not head.startswith(_LEGACY_TORCH)
+
+
+def _no_load(tensor: StoredTensor) -> Refused:
+    return Refused("is a reference to another file; save a model's state_dict()")
 
 
 def sha256(path: str | os.PathLike) -> str:
@@ -106,136 +103,98 @@ def _what(head: bytes) -> str:
     return "is not a file of weights: .pth, .pkl and .safetensors are read"
 
 
-def _check_zip(path: Path) -> None:
+def _check_zip(file: IO[bytes], name: str, size: int) -> None:
     """torch stores its records uncompressed: a file whose records are larger than itself was made to fill a memory."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(record.file_size for record in archive.infolist())
+        records = zipfile.ZipFile(file).infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-        raise UserError(f"{path}: torn: its end is missing; copy or download it again") from error
-    if unpacked > path.stat().st_size:
+        raise UserError(f"{name}: torn: its end is missing; copy or download it again") from error
+    if any(record.filename.endswith("/constants.pkl") for record in records):
         raise UserError(
-            f"{path}: unpacks to {unpacked} bytes from {path.stat().st_size}; torch never compresses, so it is refused"
+            f"{name}: is a TorchScript archive, which holds a program; open it with torch.jit.load and save its "
+            "state_dict()"
         )
+    unpacked = sum(record.file_size for record in records)
+    if unpacked > size or any(record.compress_type for record in records):
+        raise UserError(f"{name}: unpacks to {unpacked} bytes from {size}; torch never compresses, so it is refused")
 
 
-def _scalar_of(module: str) -> Callable[..., Any]:
-    """numpy's function ``scalar``, which would make room for a dtype of any size before it looks at the data."""
-
-    def scalar(dtype: np.dtype, data: bytes | str = b"") -> Any:
-        data = data.encode("latin1") if isinstance(data, str) else data
-        return np.frombuffer(data, dtype, 1)[0].item()
-
-    scalar.__module__, scalar.__qualname__ = module, "scalar"  # torch finds it by its name
-    return scalar
-
-
-# Values without code that trainers save beside the weights: their arguments, and numbers that numpy computed.
-_PLAIN_TYPES = [
-    argparse.Namespace,
-    codecs.encode,  # how numpy's bytes are written; newer torch allows it by itself
-    np.dtype,
-    *(type(np.dtype(name)) for name in ("float32", "float64", "int64")),
-    _scalar_of("numpy.core.multiarray"),
-    _scalar_of("numpy._core.multiarray"),  # numpy 2
-]
-
-
-@contextlib.contextmanager
-def _plain_types_allowed() -> Iterator[None]:
-    if hasattr(torch.serialization, "safe_globals"):
-        with torch.serialization.safe_globals(_PLAIN_TYPES):
-            yield
-        return
-    before = list(torch.serialization.get_safe_globals())  # torch 2.4
-    torch.serialization.add_safe_globals(_PLAIN_TYPES)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
-
-
-def _torch_load(path: Path, trust_pickle: bool) -> Any:
-    try:
-        with _plain_types_allowed():
-            return torch.load(path, map_location="cpu", weights_only=not trust_pickle)
-    except pickle.UnpicklingError as error:
-        if code := re.search(r"(?:GLOBAL|global:?) (?:GLOBAL )?([\w.]+\.\w+)", str(error)):
-            raise UserError(f"{path}: uses {code[1]}: it {_UNSAFE}") from error
-        raise UserError(f"{path}: torn or not a PyTorch file; copy or download it again") from error
-    except (MemoryError, OverflowError):
-        raise
-    except ModuleNotFoundError as error:
-        raise UserError(f"{path}: needs the Python module {error.name} to be opened") from error
-    except Exception as error:  # what a damaged record raises depends on which byte is wrong
-        raise UserError(
-            f"{path}: torn or not a PyTorch file ({type(error).__name__}); copy or download it again"
-        ) from error
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Opens numpy arrays and plain containers, and nothing that could run code or allocate by itself."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        numpy_core = ("numpy.core.multiarray", "numpy._core.multiarray")
-        if module in numpy_core and name == "_reconstruct":
-            return _empty_array
-        if module in numpy_core and name == "scalar":
-            return _scalar_of(module)
-        if (module, name) == ("numpy", "ndarray"):
-            return None  # only ever handed to _reconstruct; called by itself it would allocate
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("_codecs", "encode"):  # how Python 2's byte strings are written by Python 3
-            return _latin1
-        raise pickle.UnpicklingError(f"{module}.{name}")
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("a reference to another file")
-
-
-def _empty_array(cls: Any, shape: Any, typecode: Any) -> np.ndarray:
-    """What numpy calls before it fills an array; the shape given here would be allocated, and never counts."""
-    return np.ndarray((0,), np.int8)
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1")
-
-
-def read_pickle(path: Path, trust_pickle: bool = False) -> Any:
+def read_pickle(path: str | os.PathLike, trust_pickle: bool = False) -> Any:
     """What a pickle of numpy arrays and plain containers holds; anything that could run code is refused.
 
     Raises:
         UserError: missing parts, damage, or code.
     """
-    size = path.stat().st_size
+    with open_regular(path) as file:
+        if trust_pickle:
+            return _trusted(path, file, bare=True)
+        return unpickle(file, shown(path), file.seek(0, os.SEEK_END))
+
+
+def unpickle(file: IO[bytes], name: str, size: int, *, encoding: str = "latin1") -> Any:
+    """As :func:`read_pickle`, of an open file called ``name`` with ``size`` bytes."""
+    file.seek(0)
+    with _one_line(name, "a pickle"):
+        return pickles.read(file, size, encoding=encoding)
+
+
+def read_torch(path: str | os.PathLike) -> Any:
+    """All that ``torch.save`` wrote to a file, on the CPU: plain values and tensors. Nothing in it is run.
+
+    Raises:
+        UserError: missing, torn, foreign or absurd file, or code.
+    """
+    with open_regular(path) as file, _one_line(shown(path), "a PyTorch file"):
+        content, load = _open_torch(file, shown(path))
+        return pickles.loaded(content, load)
+
+
+def _open_torch(file: IO[bytes], name: str) -> tuple[Any, Callable[[StoredTensor], Tensor | Refused]]:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if file.read(2) == b"PK":
+        _check_zip(file, name, size)
+        return pickles.read_torch_zip(file)
+    file.seek(0)
+    return pickles.read_torch_legacy(file, size)
+
+
+@contextmanager
+def _one_line(name: str, kind: str) -> Iterator[None]:
     try:
-        with open(path, "rb") as file:
-            if trust_pickle:
-                return pickle.load(file, encoding="latin1")
-            # The C unpickler makes room for any memo number a file names, so the numbers are looked at first.
-            for opcode, argument, _ in pickletools.genops(file):
-                if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > size:
-                    raise MemoryError
-            file.seek(0)
-            return _PlainUnpickler(file, encoding="latin1").load()
-    except pickle.UnpicklingError as error:
-        if "." in str(error) and " " not in str(error):
-            raise UserError(f"{path}: uses {error}: it {_UNSAFE}") from error
-        raise UserError(f"{path}: torn: the pickle ends too early; copy or download it again") from error
-    except (MemoryError, OverflowError):
-        raise
-    except Exception as error:  # what a damaged pickle raises depends on which byte is wrong
-        raise UserError(f"{path}: torn or not a pickle ({type(error).__name__}); copy or download it again") from error
+        yield
+    except pickles.CodeInPickle as error:
+        raise UserError(f"{name}: uses {shown(error)}: it {_UNSAFE}") from None
+    except (pickles.TooMuch, MemoryError, OverflowError) as error:
+        reason = f" ({error})" if str(error) else ""
+        raise UserError(f"{name}: asks for more than a real file does{reason}; it is damaged or was made so") from None
+    except (pickles.Torn, zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError) as error:
+        reason = shown(error) if isinstance(error, pickles.Torn) else type(error).__name__
+        raise UserError(f"{name}: torn or not {kind} ({reason}); copy or download it again") from None
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read: {error.strerror or error}") from None
 
 
-def _read_safetensors(path: Path, head: bytes) -> Content:
+def _trusted(path: str | os.PathLike, file: IO[bytes], *, bare: bool) -> Any:
+    """A file whose maker the user trusts, which may run anything and fail with anything."""
+    file.seek(0)
+    try:
+        if bare:
+            return pickle.load(file, encoding="latin1")
+        return torch.load(file, map_location="cpu", weights_only=False)
+    except ModuleNotFoundError as error:
+        raise UserError(f"{shown(path)}: needs the Python module {error.name} to be opened") from error
+    except MemoryError as error:
+        raise UserError(f"{shown(path)}: asks for more memory than there is") from error
+    except Exception as error:
+        raise UserError(
+            f"{shown(path)}: torn or not a pickle ({type(error).__name__}); copy or download it again"
+        ) from error
+
+
+def _read_safetensors(path: Path, head: bytes, size: int) -> Content:
     (header_bytes,) = struct.unpack("<Q", head[:8])
-    if 8 + header_bytes > path.stat().st_size:
+    if 8 + header_bytes > size:
         raise UserError(f"{path}: torn: its header is cut off; copy or download it again")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
@@ -245,12 +204,12 @@ def _read_safetensors(path: Path, head: bytes) -> Content:
         raise UserError(f"{path}: torn or damaged .safetensors ({error}); copy or download it again") from error
     try:
         metadata = json.loads(written) if written else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: the metadata in its header is not JSON; convert the file again") from error
-    return _named_tensors(tensors, path), _plain(metadata, path), ""
+    return _named_tensors(tensors, str(path), _no_load), _plain(metadata, str(path)), ""
 
 
-def _tensors(content: Any, path: Path) -> Content:
+def _tensors(content: Any, path: str, load: Load) -> Content:
     """Unwrap what a file holds down to {name: tensor}, and find the metadata on the way."""
     metadata: Any = {}
     entry = ""
@@ -262,20 +221,24 @@ def _tensors(content: Any, path: Path) -> Content:
         metadata = content.get(METADATA, metadata)
         name = next((name for name in WRAPPINGS if isinstance(content.get(name), Mapping | nn.Module)), None)
         if name is None:
-            return _named_tensors(content, path), _plain(metadata, path), entry
+            return _named_tensors(content, path, load), _plain(metadata, path), entry
         content, entry = content[name], name
     raise UserError(f"{path}: {entry} within {entry}, again and again; save a model's state_dict()")
 
 
-def _plain(metadata: Any, path: Path) -> dict[str, Any]:
+def _plain(metadata: Any, path: str) -> dict[str, Any]:
     if not isinstance(metadata, dict):
         raise UserError(f"{path}: its metadata is a {type(metadata).__name__}, not a mapping; convert the file again")
     return dict(metadata)
 
 
-def _named_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+def _named_tensors(content: Mapping[str, Any], path: str, load: Load) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name, value in content.items():
+        if isinstance(value, StoredTensor):
+            value = load(value)
+        if isinstance(value, Refused) and isinstance(name, str):
+            raise UserError(f"{path}: {shown(name)} {value.reason}")
         if isinstance(value, np.ndarray):
             value = _from_numpy(name, value, path)
         if not isinstance(value, Tensor) or not isinstance(name, str):
@@ -293,14 +256,14 @@ def _named_tensors(content: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _from_numpy(name: Any, value: np.ndarray, path: Path) -> Tensor:
+def _from_numpy(name: Any, value: np.ndarray, path: str) -> Tensor:
     try:
         return torch.from_numpy(np.ascontiguousarray(value).reshape(value.shape))
     except (TypeError, ValueError) as error:
         raise UserError(f"{path}: {name} is an array of {value.dtype}, not of numbers") from error
 
 
-def _checked(name: str, value: Tensor, path: Path) -> Tensor:
+def _checked(name: str, value: Tensor, path: str) -> Tensor:
     value = value.detach()
     if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
         raise UserError(f"{path}: {name} is not a plain dense tensor; save the float model's state_dict()")

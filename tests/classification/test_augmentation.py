@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.transforms import v2
+from torchvision.transforms import RandomResizedCrop, v2
 from torchvision.transforms.v2.functional import adjust_brightness, adjust_contrast, adjust_saturation
 
 from resnext_det import create_model
@@ -24,6 +24,7 @@ from resnext_det.classification.augmentation import (
     Sample,
     draw_colors,
     to_tensor,
+    uniform_aspect_crop,
 )
 from resnext_det.classification.evaluate import evaluate, hits, restrict
 
@@ -40,6 +41,71 @@ def test_random_crop_equals_torchvision() -> None:
     theirs = to_tensor(v2.RandomResizedCrop(32, (0.3, 0.6), antialias=True)(image))
     assert (ours.int() - theirs.int()).abs().max() <= 1
     assert label == 5 and torch.equal(colors[1:], SAME_COLORS[1:])
+
+
+def test_bicubic_crop_is_pillows() -> None:
+    image = picture()
+    torch.manual_seed(3)
+    ours = ImageNetTraining(32, (0.3, 0.6), 0.0, 0.0, 0.0, interpolation="bicubic")(Sample(image, 5))[0]
+    torch.manual_seed(3)
+    crop = v2.RandomResizedCrop(32, (0.3, 0.6), interpolation=v2.InterpolationMode.BICUBIC, antialias=True)
+    torch.manual_seed(3)
+    bilinear = ImageNetTraining(32, (0.3, 0.6), 0.0, 0.0, 0.0)(Sample(image, 5))[0].float()
+    torch.manual_seed(3)
+    theirs = to_tensor(crop(image)).float()
+    assert (ours.float() - theirs).abs().mean() < 0.5 < 5 < (bilinear - theirs).abs().mean()  # overshoots are clipped
+    resized, _ = CenterCrop(35, 0, "bicubic")(Sample(image, 5))
+    assert torch.equal(resized, to_tensor(image.resize((45, 35), Image.Resampling.BICUBIC)))
+
+
+def test_uniform_aspect_has_the_authors_odds() -> None:
+    """Uniform in 3/4 to 4/3 or the inverse of it: mean (25/24 + ln(16/9) / (7/12)) / 2; log-uniform has 1.0138."""
+    crops = [uniform_aspect_crop(4000, 4000, (0.08, 0.5)) for _ in range(4000)]
+    ratios = np.array([width / height for _, _, height, width in crops])
+    shares = np.array([width * height / 4000**2 for _, _, height, width in crops])
+    assert 0.7495 < ratios.min() < 0.76 and 1.32 < ratios.max() < 1.334
+    uniform = 0.5 * 25 / 24 + 0.5 * np.log(16 / 9) / (7 / 12)
+    assert ratios.mean() == pytest.approx(uniform, abs=4 * ratios.std() / 4000**0.5)
+    # Below 1 the density is half (of the uniform draw) and half 1/x^2 of it (of the swapped one).
+    below = 0.5 * (1 - 3 / 4) / (7 / 12) + 0.5 * (4 / 3 - 1) / (7 / 12)
+    assert (ratios < 1).mean() == pytest.approx(below, abs=0.03)
+    assert shares.mean() == pytest.approx(0.29, abs=0.01)
+    for top, left, height, width in crops:
+        assert 0 <= top <= 4000 - height and 0 <= left <= 4000 - width
+
+
+def test_an_image_too_long_for_any_crop_gives_its_central_square() -> None:
+    assert uniform_aspect_crop(1000, 10, (0.9, 1.0)) == (0, 495, 10, 10)
+
+
+@pytest.mark.parametrize("policy", ["randaugment", "trivialaugment", "autoaugment"])
+def test_policies_and_erasing_are_torchvisions(policy: str) -> None:
+    """torchvision's reference: crop, flip, policy; erasing last, here before normalization, with what that makes 0."""
+    image = picture(64, 64)
+    theirs = {
+        "randaugment": v2.RandAugment(),
+        "trivialaugment": v2.TrivialAugmentWide(),
+        "autoaugment": v2.AutoAugment(),
+    }[policy]
+    torch.manual_seed(5)
+    ours = ImageNetTraining(64, (1.0, 1.0), 1.0, 0.0, 0.0, policy=policy, erasing=1.0, fill=(7, 8, 9))
+    crop = ours(Sample(image, 0))[0]
+    torch.manual_seed(5)
+    flipped = ImageNetTraining(64, (1.0, 1.0), 1.0, 0.0, 0.0)(Sample(image, 0))[0]
+    torch.manual_seed(5)
+    RandomResizedCrop.get_params(image, [1.0, 1.0], [3 / 4, 4 / 3])
+    torch.rand(())  # the flip's
+    expected = v2.RandomErasing(1.0, value=[7, 8, 9])(theirs(flipped))
+    assert torch.equal(crop, expected) and not torch.equal(crop, flipped)
+
+
+def test_padding_with_the_mean_color_is_zero_after_normalization() -> None:
+    mean = (125.3, 123.0, 113.9)
+    crops = [CifarTraining(32, 0.0, fill=[round(v) for v in mean])(Sample(picture(32, 32), 0))[0] for _ in range(9)]
+    normalize = Normalize(tuple(v / 255 for v in mean), (0.25,) * 3)
+    corners = torch.stack([normalize(crop[None])[0][:, [0, 0, -1, -1], [0, -1, 0, -1]] for crop in crops])
+    padded = corners[(corners.abs() < 0.5 / 255 / 0.25).all(1, keepdim=True).expand_as(corners)]
+    assert len(padded) >= 3 * 9, "a crop that is moved has a corner in the padding"
 
 
 def test_large_jpeg_is_decoded_small_and_looks_the_same() -> None:

@@ -55,7 +55,7 @@ def test_says_what_to_expect(path: Path) -> None:
     assert re.search(r"\d\d?\.\d\d?(/\d\d?\.\d)?%", first) or "Figure 7" in first or "modern" in first
     cfg = load(path)
     assert cfg.OUTPUT_DIR == f"output/{path.parent.name}/{path.stem}"
-    assert path.stem.startswith(cfg.MODEL.NAME.replace("v2_", ""))
+    assert path.stem.startswith(cfg.MODEL.NAME.replace("resnetv2_", "resnet"))
     assert cfg.MODEL.RESIDUAL != ("no_residual" in path.stem)
     data = {"imagenet": "imagenet", "imagenet5k": "imagenet5k", "cifar": "cifar10"}[path.parent.name]
     assert cfg.DATASETS.TRAIN == f"datasets/{'cifar100' if path.stem.endswith('100') else data}/train"
@@ -78,12 +78,31 @@ def test_the_recipes_of_the_paper() -> None:
     solver = load(ROOT / "configs/imagenet/resnext50_32x4d.yaml").SOLVER
     assert (solver.EPOCHS, tuple(solver.STEPS), solver.GAMMA) == (100, (30, 60, 90), 0.1)
     assert (solver.BASE_LR, solver.IMS_PER_BATCH, solver.MOMENTUM, solver.WEIGHT_DECAY) == (0.1, 256, 0.9, 1e-4)
-    assert not (solver.NESTEROV or solver.LABEL_SMOOTHING or solver.EMA_DECAY or solver.WARMUP_EPOCHS)
+    assert not (solver.LABEL_SMOOTHING or solver.EMA_DECAY or solver.WARMUP_EPOCHS)
     cifar = load(ROOT / "configs/cifar/resnext29_8x64d_cifar100.yaml").SOLVER
     assert (cifar.EPOCHS, tuple(cifar.STEPS), cifar.BASE_LR, cifar.IMS_PER_BATCH) == (300, (150, 225), 0.1, 128)
     assert cifar.WEIGHT_DECAY == 5e-4
     large = load(ROOT / "configs/imagenet5k/resnext50_32x4d.yaml").SOLVER
     assert large.EPOCHS * PICTURES["imagenet5k"] == pytest.approx(100 * PICTURES["imagenet"], rel=0.1)
+
+
+@pytest.mark.parametrize("folder", ["imagenet", "imagenet5k", "cifar"])
+def test_the_paper_recipes_are_the_authors(folder: str) -> None:
+    """What their code does and the paper does not say (facebookresearch/ResNeXt, fb.resnet.torch)."""
+    for path in [path for path in RUNS if path.parent.name == folder and "modern" not in path.stem]:
+        cfg = load(path)
+        assert cfg.SOLVER.NESTEROV and cfg.SOLVER.OPTIMIZER == "sgd" and cfg.MODEL.FC_STD == 0
+        assert cfg.MODEL.NORM_IMAGES == cfg.SOLVER.IMS_PER_BATCH / 8
+        if folder == "cifar":
+            assert cfg.INPUT.PADDING == "mean"
+            theirs = ((129.3, 124.1, 112.4), (68.2, 65.4, 70.4))
+            if "100" not in path.stem:
+                theirs = ((125.3, 123.0, 113.9), (63.0, 62.1, 66.7))
+            ours = (cfg.INPUT.MEAN, cfg.INPUT.STD)
+            assert [[round(255 * v, 1) for v in part] for part in ours] == [list(part) for part in theirs]
+        else:
+            assert (cfg.INPUT.ASPECT, cfg.INPUT.INTERPOLATION) == ("uniform", "bicubic")
+            assert (cfg.INPUT.MIXUP, cfg.INPUT.CUTMIX, cfg.INPUT.POLICY) == (0, 0, "none")
 
 
 @pytest.mark.parametrize(
@@ -96,7 +115,7 @@ def test_the_recipes_of_the_paper() -> None:
         ("SOLVER.PRECISION", "fp8", "fp32, bf16, fp16"),
         ("INPUT.STD", (0.2, 0.0, 0.2), "STD above 0"),
         ("INPUT.COLOR_JITTER", 1.0, "COLOR_JITTER"),
-        ("TEST.AMONG", "val", "train, test"),
+        ("TEST.AMONG", "val", "train, test, both"),
         ("DATALOADER.NUM_WORKERS", -1, "NUM_WORKERS -1"),
         ("SOLVER.MOMENTUM", -1.0, "SOLVER.MOMENTUM"),
         ("INPUT.AREA", (0.9, 0.1), "INPUT.AREA"),
@@ -107,6 +126,16 @@ def test_the_recipes_of_the_paper() -> None:
         ("TEST.CROP_SIZE", -3, "TEST.CROP_SIZE -3"),
         ("MODEL.STEM_OUT_CHANNELS", 0, "MODEL.STEM_OUT_CHANNELS 0"),
         ("TEST.BATCH_SIZE", 0, "TEST.BATCH_SIZE 0"),
+        ("INPUT.POLICY", "augmix", "none, randaugment, trivialaugment, autoaugment"),
+        ("INPUT.INTERPOLATION", "nearest", "bilinear, bicubic"),
+        ("INPUT.ASPECT", "square", "log, uniform"),
+        ("INPUT.PADDING", "reflect", "zero, mean"),
+        ("INPUT.ERASING", 1.5, "INPUT.ERASING"),
+        ("INPUT.MIXUP", -0.2, "INPUT.MIXUP"),
+        ("SOLVER.OPTIMIZER", "lamb", "sgd, adamw"),
+        ("SOLVER.CLIP_NORM", -1.0, "SOLVER.CLIP_NORM"),
+        ("MODEL.NORM_IMAGES", -1, "MODEL.NORM_IMAGES"),
+        ("TEST.PATIENCE", -1, "TEST.PATIENCE"),
     ],
 )
 def test_senseless_values_are_refused(key: str, value: object, words: str) -> None:

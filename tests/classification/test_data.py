@@ -95,3 +95,7 @@ SOLVER: {{EPOCHS: 1, STEPS: [], IMS_PER_BATCH: 6, REFERENCE_BATCH: 6}}
         main([*command, *evaluation, "OUTPUT_DIR", str(tmp_path / among)])
         errors[among] = json.loads((tmp_path / among / "results.json").read_text())["top1_error"]
     assert errors == {"train": 100.0, "test": 50.0}
+    both = ["--eval-only", "MODEL.WEIGHTS", str(tmp_path / "c.pth"), "TEST.AMONG", "both"]
+    main([*command, *both, "OUTPUT_DIR", str(tmp_path / "both")])
+    results = json.loads((tmp_path / "both" / "results.json").read_text())
+    assert (results["top1_error"], results["top1_error_among"]) == (100.0, 50.0)

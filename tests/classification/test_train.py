@@ -17,13 +17,22 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from reported import Told, block, told_by_all
 from torch import nn
+from torchvision.transforms import v2
 
 from resnext_det import UserError, create_model
 from resnext_det.classification import train as train_module
 from resnext_det.classification.augmentation import SAME_COLORS, Normalize
 from resnext_det.classification.config import get_config
 from resnext_det.classification.data import ImageFolder
-from resnext_det.classification.train import Plan, TrainingModel, build_classifier, build_scheduler, train
+from resnext_det.classification.solver import build_optimizer
+from resnext_det.classification.train import (
+    Plan,
+    TrainingModel,
+    build_classifier,
+    build_scheduler,
+    build_training_model,
+    train,
+)
 from resnext_det.commands.pretrain import main
 from resnext_det.engine.config import load_config
 from resnext_det.engine.evaluations import read_evaluations, write_evaluations
@@ -210,6 +219,55 @@ def test_the_loss_is_that_of_smoothed_labels() -> None:
         assert storage.latest()["train/top1_error"][0] == 100
     expected = -(torch.log_softmax(logits[0], 0) * torch.tensor([0.85, 0.15])).sum()
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.2, 0.0), (0.0, 1.0), (0.2, 1.0)])
+def test_mixed_batches_are_torchvisions(mixup: float, cutmix: float) -> None:
+    """Its reference mixes normalized images and takes the cross entropy with the mixed labels."""
+    cfg = get_config()
+    cfg.merge_from_list(["MODEL.NAME", "resnext14_2x2d", "MODEL.DEVICE", "cpu", "SOLVER.LABEL_SMOOTHING", 0.1])
+    cfg.merge_from_list(["INPUT.MIXUP", mixup, "INPUT.CUTMIX", cutmix])
+    model = build_training_model(cfg, 5).eval()
+    images, labels = torch.randint(0, 256, (8, 3, 40, 40), dtype=torch.uint8), torch.arange(8) % 5
+    kinds = [v2.MixUp(alpha=mixup, num_classes=5)] if mixup else []
+    kinds += [v2.CutMix(alpha=cutmix, num_classes=5)] if cutmix else []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        with EventStorage():
+            loss = model([images, labels, SAME_COLORS.expand(8, 3, 3)])["loss"]
+        torch.manual_seed(seed)
+        mixed, targets = v2.RandomChoice(kinds)(model.normalize(images, SAME_COLORS.expand(8, 3, 3)), labels)
+        expected = nn.CrossEntropyLoss(label_smoothing=0.1)(model.classifier(mixed), targets)
+        assert not torch.equal(mixed, model.normalize(images)) and torch.equal(loss, expected)
+
+
+def test_optimizer_keys() -> None:
+    """AdamW is PyTorch's; the norm of all gradients together is bounded, before the step."""
+    cfg = get_config()
+    cfg.merge_from_list(["SOLVER.OPTIMIZER", "adamw", "SOLVER.WEIGHT_DECAY", 0.05, "SOLVER.CLIP_NORM", 1.0])
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    optimizers = build_optimizer(cfg, ours, 0.01), torch.optim.AdamW(theirs.parameters(), 0.01, weight_decay=0.05)
+    for step in range(3):
+        for net, optimizer in zip((ours, theirs), optimizers, strict=True):
+            optimizer.zero_grad()
+            (100 * (step + 1) * net(torch.ones(1, 3)).square().sum()).backward()
+            if net is theirs:
+                nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimizer.step()
+    assert nn.utils.get_total_norm([p.grad for p in ours.parameters()]) == pytest.approx(1.0, rel=1e-4)
+    assert torch.equal(ours.weight, theirs.weight)
+    cfg.merge_from_list(["SOLVER.OPTIMIZER", "sgd", "SOLVER.NESTEROV", True])
+    (group,) = build_optimizer(cfg, ours, 0.01).param_groups
+    assert group["nesterov"] and group["momentum"] == 0.9
+
+
+def test_early_stop(folder: Path, tmp_path: Path) -> None:
+    """A rate of zero never gets better: two evaluations, then the final checkpoint and the results."""
+    options = ["SOLVER.BASE_LR", "0.0", "TEST.PATIENCE", "1", "SOLVER.EPOCHS", "9", "SOLVER.STEPS", "()"]
+    main(["--config-file", str(folder / "config.yaml"), *options, "SOLVER.EMA_DECAY", "0", "OUTPUT_DIR", str(tmp_path)])
+    lines = (tmp_path / "evaluations.jsonl").read_text().splitlines()
+    assert len(lines) < 9 and (tmp_path / "model_final.pth").is_file() and (tmp_path / "results.json").is_file()
 
 
 def test_accumulated_parts_equal_the_whole_batch() -> None:

@@ -11,7 +11,7 @@ from resnext_det.detection.class_count import class_count_from_config
 from resnext_det.detection.config import add_resnext_config
 from resnext_det.detection.data.checked_sets import check_sets_from_config
 from resnext_det.detection.data.loaders import train_dicts_from_config
-from resnext_det.detection.predictor import categories_of
+from resnext_det.detection.prediction.detector import categories_of
 from resnext_det.errors import UserError
 from resnext_det.makers.synthetic import draw_detection_set
 

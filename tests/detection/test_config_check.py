@@ -126,5 +126,5 @@ def test_a_random_seed_cannot_be_deterministic(tmp_path):
 )
 def test_what_only_building_finds_is_one_line_too(tiny_run, pairs, words, capsys):
     with pytest.raises(SystemExit) as left:
-        command(lambda: run(tiny_run.config("refused", *pairs), False, False))
+        command(lambda: run(tiny_run.config("refused", *pairs)))
     assert left.value.code == 2 and words in capsys.readouterr().err

@@ -26,6 +26,7 @@ from resnext_det.detection.evaluate import evaluate_model, training_losses, vali
 from resnext_det.detection.optimize import for_inference
 from resnext_det.detection.train import load_to_evaluate, run
 from resnext_det.engine.evaluations import read_evaluations
+from resnext_det.engine.run import RunOptions
 
 TRAINED = ("SOLVER.MAX_ITER", 60, "SOLVER.BASE_LR", 0.02, "TEST.REPORT", False)
 
@@ -35,7 +36,7 @@ def trained(tiny_run):
     """(config, results) of a run that has learned a little."""
     torch.manual_seed(0)
     cfg = tiny_run.config("trained", *TRAINED)
-    return cfg, run(cfg, False, False)
+    return cfg, run(cfg)
 
 
 def loaded(cfg):
@@ -91,7 +92,7 @@ def test_what_is_written(trained, tiny_run):
     (record,) = read_evaluations(folder / "evaluations.jsonl")
     assert record["iteration"] == 60 and record["bbox"] == written["bbox"]
     (folder / "results.json").unlink()
-    again = run(tiny_run.config("trained", *TRAINED), True, False)  # nothing is left to train
+    again = run(tiny_run.config("trained", *TRAINED), RunOptions(resume=True))  # nothing is left to train
     assert again["bbox"]["AP"] == results["bbox"]["AP"] and (folder / "results.json").exists()
     assert len(read_evaluations(folder / "evaluations.jsonl")) == 1
 

@@ -15,6 +15,7 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import ImageList
 
 from resnext_det import UserError
+from resnext_det.commands.export import main
 from resnext_det.detection.config import setup
 from resnext_det.detection.export import comparison as export_command
 from resnext_det.detection.export import graph as export
@@ -220,7 +221,7 @@ def test_command_checks_real_images(tmp_path: Path, capsys: pytest.CaptureFixtur
     weights = [*SMALL, "MODEL.WEIGHTS", str(tmp_path / "detector.pth")]
     checks = [word for path in pictures for word in ("--check", str(path))]
     arguments = ["--config-file", CONFIG, "--output", str(tmp_path / "out"), "--format", "torch", *checks, *weights]
-    export_command.main(arguments)
+    main(arguments)
     reported = capsys.readouterr().out
     assert "3 images, " in reported and ", 0 differ; boxes within " in reported
     about = json.loads((tmp_path / "out" / "detector.json").read_text("utf-8"))

@@ -18,9 +18,11 @@ from detectron2.structures import Boxes, Instances
 
 from resnext_det import UserError
 from resnext_det.commands import predict as command
-from resnext_det.detection import predictor as module
 from resnext_det.detection.config import add_resnext_config
-from resnext_det.detection.predictor import Predictor, Writer, find_inputs, predict, read_picture
+from resnext_det.detection.prediction import detector as module
+from resnext_det.detection.prediction.detector import Predictor
+from resnext_det.detection.prediction.inputs import find_inputs, read_picture
+from resnext_det.detection.prediction.run import predict
 
 
 class WhiteRectangle(torch.nn.Module):
@@ -57,10 +59,12 @@ def detector():
     return Predictor(WhiteRectangle(), min_size=200, max_size=1000)
 
 
+CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 9, "name": "cat"}]
+
+
 def run(detector, folder, inputs, **choices):
-    writer = Writer(folder, [7, 9], ["dog", "cat"])
-    summary = predict(detector, inputs, writer, **choices)
-    return summary, json.loads(writer.close().read_text())
+    summary = predict(detector, inputs, folder, **{"categories": CATEGORIES, **choices})
+    return summary, json.loads((folder / "detections.json").read_text())
 
 
 def test_images_are_resized_in_order_and_given_back_in_their_own_pixels(detector, tmp_path):
@@ -124,7 +128,7 @@ def test_broken_images_by_policy(detector, tmp_path):
     with pytest.raises(UserError, match="b.png: cannot be decoded.*--broken skip"):
         run(detector, tmp_path / "out", inputs)
     summary, content = run(detector, tmp_path / "out", inputs, broken="skip")
-    assert [path.rsplit("/")[-1] for path in summary.broken] == ["b.png", "c.mp4"]
+    assert [text.partition(":")[0].rsplit("/")[-1] for text in summary.broken] == ["b.png", "c.mp4"]
     assert len(content["images"]) == 1
 
 
@@ -167,7 +171,7 @@ def test_settings_are_told_from_inputs():
     assert command._settings(["a.jpg", "b.MODEL"], []) == (["a.jpg", "b.MODEL"], [])
 
 
-def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path):
+def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path, caplog):
     truth = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"n{i}"} for i in (0, 2, 5)]}
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     cfg = get_cfg()
@@ -179,18 +183,24 @@ def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path):
     cfg.DATASETS.REGISTER = [["not_here", str(tmp_path / "truth.json"), str(tmp_path)]]  # n0 is an unused root
     assert module.categories_of(cfg, ["n2", "n5"]) == ([2, 5], ["n2", "n5"])
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    assert module.categories_of(cfg, ["a", "b", "c"]) == ([0, 2, 5], ["n0", "n2", "n5"])
+    assert module.categories_of(cfg) == ([0, 2, 5], ["n0", "n2", "n5"])
+    assert not caplog.text
+    assert module.categories_of(cfg, ["n5", "n0", "n2"]) == ([5, 0, 2], ["n5", "n0", "n2"])
+    assert "in another order" in caplog.text
+    with pytest.raises(UserError, match="not_here: its classes are not those of the weights"):
+        module.categories_of(cfg, ["a", "n0", "n2"])
 
 
 def test_command_line(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(get_cfg().dump())
+    (tmp_path / "w.pth").write_bytes(b"weights")
     truth = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"n{i}"} for i in (4, 2)]}
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     Image.fromarray(picture()).save(tmp_path / "a.png")
 
     def load(cfg, trust_pickle, examples):
         assert cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "bf16" and not trust_pickle
-        assert cfg.MODEL.WEIGHTS == "w.pth"
+        assert cfg.MODEL.WEIGHTS == str(tmp_path / "w.pth")
         assert [example.shape for example in examples()] == [picture().shape]  # for int8
         detector = Predictor(WhiteRectangle(), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=1000)
         return detector, *module.categories_of(cfg)
@@ -207,7 +217,7 @@ def test_command_line(tmp_path, monkeypatch):
         tmp_path / "a.png",
     ]
     register = [["set", str(tmp_path / "truth.json"), "."]]
-    settings = ["MODEL.WEIGHTS", "w.pth", "DATASETS.TEST", "('set',)", "DATASETS.REGISTER", register]
+    settings = ["MODEL.WEIGHTS", tmp_path / "w.pth", "DATASETS.TEST", "('set',)", "DATASETS.REGISTER", register]
     settings += ["MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.DEVICE", "cpu"]
     command.main([str(part) for part in files + settings])
     content = json.loads((tmp_path / "out" / "detections.json").read_text())

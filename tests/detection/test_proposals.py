@@ -25,7 +25,7 @@ FAST = ["MODEL.LOAD_PROPOSALS", True, "MODEL.PROPOSAL_GENERATOR.NAME", "Precompu
 
 def test_rpn_then_fast_rcnn(tiny_run):
     train = ["SOLVER.MAX_ITER", 60, "SOLVER.BASE_LR", 0.02]
-    recall = run(tiny_run.config("rpn", *RPN, *train), False, False)["box_proposals"]
+    recall = run(tiny_run.config("rpn", *RPN, *train))["box_proposals"]
     assert recall["AR@100"] > 10
     dump(["--config-file", str(tiny_run.file), *tiny_run.options("rpn", *RPN)])
     files = [tiny_run.folder / "rpn" / "proposals" / f"{name}.pkl" for name in (tiny_run.train, tiny_run.test)]
@@ -34,17 +34,17 @@ def test_rpn_then_fast_rcnn(tiny_run):
     assert max(b[:, 2].max() for b in boxes) <= 80 and max(b[:, 3].max() for b in boxes) <= 64, "the images' pixels"
     settings = [*FAST, *train, "DATASETS.PROPOSAL_FILES_TRAIN", (str(files[0]),)]
     settings += ["DATASETS.PROPOSAL_FILES_TEST", (str(files[1]),), "DATASETS.PRECOMPUTED_PROPOSAL_TOPK_TEST", 20]
-    assert run(tiny_run.config("fast", *settings, "TEST.VALIDATION_LOSS", True), False, False)["bbox"]["AP50"] > 0
+    assert run(tiny_run.config("fast", *settings, "TEST.VALIDATION_LOSS", True))["bbox"]["AP50"] > 0
     with pytest.raises(UserError, match="none for 3 of 6 images"):
-        run(tiny_run.config("fast", *settings, "DATASETS.PROPOSAL_FILES_TRAIN", (str(files[1]),)), False, False)
+        run(tiny_run.config("fast", *settings, "DATASETS.PROPOSAL_FILES_TRAIN", (str(files[1]),)))
     with pytest.raises(UserError, match="0 files for 1 sets"):
-        run(tiny_run.config("fast", *FAST), False, False)
+        run(tiny_run.config("fast", *FAST))
 
 
 def test_proposals_of_a_whole_detector(tiny_run):
     """An untrained Faster R-CNN's RPN proposes too; weights are named on the command line."""
     cfg = tiny_run.config("whole", "SOLVER.MAX_ITER", 1, "TEST.REPORT", False)
-    run(cfg, False, False)
+    run(cfg)
     weights = ["MODEL.WEIGHTS", tiny_run.folder / "whole" / "model_final.pth"]
     where = ["--dataset", tiny_run.test, "--output", str(tiny_run.folder / "whole" / "p")]
     dump(["--config-file", str(tiny_run.file), *where, *tiny_run.options("whole2", *weights)])

@@ -83,7 +83,7 @@ def test_accumulated_batches_make_the_step_of_the_whole_batch(tiny_run, tmp_path
     steps = []
     for parts in (1, 2):
         cfg = tiny_run.config(f"parts{parts}", *norm, "SOLVER.ACCUMULATE", parts)
-        run(cfg, False, False)
+        run(cfg)
         steps.append(read_run_checkpoint(tiny_run.folder / f"parts{parts}" / "model_final.pth")["model"])
     name = "proposal_generator.rpn_head.conv.weight"
     assert torch.isfinite(steps[0][name]).all()
@@ -93,6 +93,6 @@ def test_accumulated_batches_make_the_step_of_the_whole_batch(tiny_run, tmp_path
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_trains(tiny_run, precision):
-    run(tiny_run.config(precision, "SOLVER.PRECISION", precision, "TEST.REPORT", False), False, False)
+    run(tiny_run.config(precision, "SOLVER.PRECISION", precision, "TEST.REPORT", False))
     state = read_run_checkpoint(tiny_run.folder / precision / "model_final.pth")["model"]
     assert all(value.dtype in (torch.float32, torch.int64) and torch.isfinite(value).all() for value in state.values())

@@ -20,14 +20,15 @@ from resnext_det.detection.train import run
 from resnext_det.engine.checkpoint import RunCheckpointer, read_run_checkpoint
 from resnext_det.engine.evaluations import read_evaluations
 from resnext_det.engine.launch import launch
+from resnext_det.engine.run import RunOptions
 
 
 def write_in_vain(cfgs, folder):
     reported = Told()
     RunCheckpointer.set_aside = lambda self: None  # it would move what blocks the last checkpoint
-    reported("config", lambda: run(cfgs["config"], False, False))
-    reported("early", lambda: run(cfgs["early"], False, False))
-    reported("sound", lambda: run(cfgs["sound"], False, False))
+    reported("config", lambda: run(cfgs["config"]))
+    reported("early", lambda: run(cfgs["early"]))
+    reported("sound", lambda: run(cfgs["sound"]))
     reported("proposals", lambda: dump(cfgs["sound"], cfgs["sound"].DATASETS.TEST, str(folder), False, False))
     reported.write(folder)
 
@@ -72,21 +73,21 @@ def test_a_full_disk_ends_both_processes_with_one_line(tiny_run):
 def test_a_run_stops_early_and_can_go_on(tiny_run):
     more = ["SOLVER.MAX_ITER", 40, "TEST.EVAL_PERIOD", 1, "TEST.PATIENCE", 1, "TEST.REPORT", False]
     more += ["SOLVER.BASE_LR", 0.0, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 1.0]  # nothing detected: AP stays 0
-    results = run(tiny_run.config("stopped", *more), False, False)
+    results = run(tiny_run.config("stopped", *more))
     folder = tiny_run.folder / "stopped"
     assert results["bbox"]["AP"] == 0
     assert [record["iteration"] for record in read_evaluations(folder / "evaluations.jsonl")] == [1, 2]
     assert read_run_checkpoint(folder / "model_best.pth")["iteration"] == 0
     assert read_run_checkpoint(folder / "model_final.pth")["iteration"] == 1
     assert (folder / "last_checkpoint").read_text() == "model_final.pth"
-    run(tiny_run.config("stopped", *more, "TEST.PATIENCE", 0, "SOLVER.MAX_ITER", 3), True, False)
+    run(tiny_run.config("stopped", *more, "TEST.PATIENCE", 0, "SOLVER.MAX_ITER", 3), RunOptions(resume=True))
     assert read_evaluations(folder / "evaluations.jsonl")[-1]["iteration"] == 3
 
 
 def test_a_resumed_run_takes_the_rates_of_its_config(tiny_run):
-    run(tiny_run.config("rates", "TEST.REPORT", False), False, False)
+    run(tiny_run.config("rates", "TEST.REPORT", False))
     more = ["SOLVER.MAX_ITER", 5, "SOLVER.BASE_LR", 0.002, "SOLVER.WEIGHT_DECAY", 0.5, "TEST.REPORT", False]
-    run(tiny_run.config("rates", *more), True, False)
+    run(tiny_run.config("rates", *more), RunOptions(resume=True))
     log = (tiny_run.folder / "rates" / "log.txt").read_text()
     assert "initial_lr 0.01 -> 0.002" in log and "weight_decay 0.0001 -> 0.5" in log
     state = read_run_checkpoint(tiny_run.folder / "rates" / "model_final.pth")["trainer"]
@@ -100,7 +101,7 @@ def test_a_resumed_run_takes_the_rates_of_its_config(tiny_run):
 
 def test_the_average_of_the_weights_is_kept_and_evaluated(tiny_run):
     more = ["SOLVER.EMA_DECAY", 0.5, "SOLVER.MAX_ITER", 3, "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.REPORT", False]
-    run(tiny_run.config("average", *more), False, False)
+    run(tiny_run.config("average", *more))
     files = ["model_0000000.pth", "model_0000001.pth", "model_final.pth"]
     states = [read_run_checkpoint(tiny_run.folder / "average" / name) for name in files]
     name = "roi_heads.box_predictor.cls_score.weight"

@@ -53,3 +53,28 @@ def test_too_little_memory_is_told_without_a_traceback(size):
 def test_too_little_memory_on_a_gpu():
     error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
     assert isinstance(cause_of(error), UserError)
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3921", True),
+        ("[../gloo/transport/tcp/pair.cc:144] Read error [127.0.0.1]:33: Connection reset by peer", True),
+        (
+            "[../gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv operation",
+            True,
+        ),
+        ("NCCL error in: a.cpp:3, remote process exited or there was a network error\nncclRemoteError: A call", True),
+        ("NCCL error in: a.cpp:3, unhandled cuda error\nncclUnhandledCudaError: Call to CUDA function failed", False),
+        ("gloo: tensors must have identical sizes", False),
+        ("Socket must be open", False),
+        ("ProcessGroupNCCL is only supported with GPUs, no GPUs found!", False),
+    ],
+)
+def test_only_known_words_mean_a_lost_peer_and_the_rest_keeps_its_traceback(text, lost, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    error = RuntimeError(text)
+    cause = cause_of(error)
+    assert isinstance(cause, RunFailed) if lost else cause is error

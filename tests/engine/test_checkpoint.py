@@ -133,7 +133,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"model": Evil(), "iteration": 1}, tmp_path / "model_0000001.pth")
-    with pytest.raises(UserError, match="torn or not a checkpoint"):
+    with pytest.raises(UserError, match="runs code"):
         read_run_checkpoint(tmp_path / "model_0000001.pth")
     assert not (tmp_path / "ran").exists()
 
@@ -188,3 +188,21 @@ def test_a_resumed_run_still_keeps_only_the_newest(tmp_path):
     assert names(tmp_path) == ["model_0000003.pth", "model_0000005.pth", "model_final.pth"]
     ToyRun(tmp_path, keep=2).train(10, resume=True)
     assert names(tmp_path) == ["model_0000007.pth", "model_0000009.pth", "model_final.pth"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"iteration": "5"}, "its iteration is '5'; take an earlier"),
+        ({"iteration": -5}, "its iteration is -5"),
+        ({"iteration": 2**70}, "its iteration is 1180591620717411303424"),
+        ({"iteration": float("nan")}, "its iteration is nan"),
+        ({"metadata": [1]}, "its metadata is not keys and values"),
+        ({"model": {"a": 1}}, "its model is not named tensors"),
+    ],
+)
+def test_wrong_content_is_one_line(tmp_path, changes, line):
+    path = tmp_path / "model_0000001.pth"
+    torch.save({"model": {}, "iteration": 1, "metadata": {}} | changes, path)
+    with pytest.raises(UserError, match=line):
+        read_run_checkpoint(path)

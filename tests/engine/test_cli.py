@@ -60,7 +60,25 @@ def test_a_reader_that_leaves_is_no_error():
         ["bash", "-o", "pipefail", "-c", f'"{sys.executable}" -c "$1" | head -1', "bash", program],
         env=environment, capture_output=True, text=True,
     )  # fmt: skip
-    assert done.stderr == "" and done.returncode == 0
+    assert done.stderr == "" and done.returncode == 141
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("sys.exit(2)", 2), ("raise UserError('bad')", 2), ("None", 141), ("raise KeyboardInterrupt", 130)],
+)
+@pytest.mark.parametrize("pipe", ["| true", "2>&1 | true"])
+def test_a_reader_that_leaves_does_not_change_the_code(end, code, pipe):
+    """What was printed is still in Python's buffer when the command ends."""
+    program = (
+        "import sys, time\nfrom resnext_det.engine.exits import run\nfrom resnext_det.errors import UserError\n"
+        f"def main():\n    print('x')\n    time.sleep(0.3)\n    {end}\nrun(main)"
+    )
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", f'"{sys.executable}" -c "$1" {pipe}', "bash", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == code and "Exception ignored" not in done.stderr and "Traceback" not in done.stderr
 
 
 def test_flags():

@@ -20,7 +20,6 @@ from resnext_det.engine import launch as module
 from resnext_det.engine.checkpoint import RunCheckpointer
 from resnext_det.engine.config import save_config
 from resnext_det.engine.evaluations import Evaluations
-from resnext_det.engine.hooks import writers
 from resnext_det.engine.launch import Place, _place_from_slurm, _place_from_torchrun, launch
 from resnext_det.engine.logs import start_log
 from resnext_det.engine.processes import decided_by_main
@@ -28,10 +27,17 @@ from resnext_det.engine.signals import Stopped
 from resnext_det.errors import RunFailed, UserError
 from resnext_det.files import write_json
 
-TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"}
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "a",
+    "MASTER_PORT": "29500",
+}
 SLURM = {
     "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_NNODES": "2", "SLURM_JOB_ID": "70000",
-    "SLURM_JOB_NODELIST": "node1,node2",
+    "SLURM_JOB_NODELIST": "node1,node2", "SLURM_STEP_ID": "0",
 }  # fmt: skip
 
 
@@ -74,6 +80,45 @@ def test_slurm_variables_that_are_no_numbers():
         _place_from_slurm({"SLURM_NTASKS": "x"})
     with pytest.raises(UserError, match="SLURM_LOCALID is not set"):
         _place_from_slurm({key: value for key, value in SLURM.items() if key != "SLURM_LOCALID"})
+
+
+@pytest.mark.parametrize("change", [{"RANK": "4"}, {"RANK": "-1"}, {"WORLD_SIZE": "0"}, {"LOCAL_RANK": "2"}])
+def test_variables_that_contradict_each_other_are_refused_before_anything_waits(change, monkeypatch):
+    monkeypatch.setattr(module.os, "environ", {**TORCHRUN, **change})
+    with pytest.raises(UserError, match="counted from 0"):
+        launch(print, ())
+
+
+def test_a_batch_script_without_srun_and_a_task_without_a_node_list():
+    with pytest.raises(UserError, match="put srun before the command"):
+        _place_from_slurm({key: value for key, value in SLURM.items() if key != "SLURM_STEP_ID"})
+    with pytest.raises(UserError, match="SLURM_JOB_NODELIST is not set"):
+        _place_from_slurm({key: value for key, value in SLURM.items() if key != "SLURM_JOB_NODELIST"})
+
+
+@pytest.mark.parametrize("url", ["tcp://127.0.0.1:99999", "tcp://127.0.0.1:0", "127.0.0.1:3000"])
+def test_a_meeting_point_that_is_none(url):
+    with pytest.raises(UserError, match="--dist-url .*: give tcp://HOST:PORT"):
+        launch(print, (), processes=1, machines=2, url=url)
+
+
+def test_a_taken_port_and_a_process_that_never_comes(monkeypatch, capsys):
+    monkeypatch.setattr(module, "MEETING", 1.0)
+    monkeypatch.setattr(module, "NOTICE", 0.2)
+    with module.socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        with pytest.raises(UserError, match=f"127.0.0.1:{port}: the port is taken"):
+            module._meet(Place(0, 2, 0, 1, f"tcp://127.0.0.1:{port}"))
+    port = module.free_port()
+    with pytest.raises(UserError, match=f"1 of 2 processes did not come to 127.0.0.1:{port}"):
+        module._meet(Place(0, 2, 0, 1, f"tcp://127.0.0.1:{port}"))
+    assert f"waiting for 1 of 2 processes at 127.0.0.1:{port}" in capsys.readouterr().err
+    port = module.free_port()
+    with pytest.raises(UserError, match=f"127.0.0.1:{port}: process 1 of 2 cannot meet the others"):
+        module._meet(Place(1, 2, 0, 1, f"tcp://127.0.0.1:{port}"))
+    assert f"waiting for process 0 of 2 at 127.0.0.1:{port}" in capsys.readouterr().err
 
 
 def test_a_compressed_node_list_is_read_by_slurms_own_tool(tmp_path, monkeypatch):
@@ -222,7 +267,8 @@ def write_in_vain(folder):
 
     reported("log", lambda: start_log(str(folder / "file" / "run")))
     reported("config", lambda: save_config(CfgNode(), block(folder, "run", "config.yaml")))
-    reported("metrics", lambda: writers(str(block(folder, "run", "metrics.json")), 2))
+    block(folder, "metrics", "metrics.json")
+    reported("metrics", training("metrics"))
     RunCheckpointer.set_aside = lambda self: Path(self.save_dir, "aside").mkdir()
     reported("aside", training("aside"))
     RunCheckpointer.set_aside = lambda self: None

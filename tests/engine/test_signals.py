@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+from common import ROOT
 from torch.utils.data import DataLoader
 
 from resnext_det.engine import signals
@@ -40,3 +45,39 @@ def test_a_data_worker_lives_on_when_its_whole_job_is_signalled():
     worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
+
+
+def test_ctrl_c_to_the_whole_group_does_not_end_a_data_worker():
+    batches = iter(DataLoader(range(100), num_workers=1, worker_init_fn=outlive_stopping_signals))
+    next(batches)
+    (worker,) = batches._workers
+    subprocess.run(["kill", "-INT", str(worker.pid)], check=True)
+    assert len(list(batches)) == 99
+
+
+PARENT = """
+import multiprocessing, os, sys, time
+from resnext_det.engine.signals import die_with_parent
+def child(pipe):
+    die_with_parent()
+    pipe.send(os.getpid())
+    time.sleep(600)
+if __name__ == "__main__":
+    ours, theirs = multiprocessing.Pipe()
+    multiprocessing.get_context("spawn").Process(target=child, args=(theirs,)).start()
+    print(ours.recv(), flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is Linux's")
+def test_a_child_dies_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, env=environment) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+    end = time.monotonic() + 30
+    while Path(f"/proc/{child}").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.05)

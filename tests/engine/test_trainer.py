@@ -12,10 +12,11 @@ import torch
 from detectron2.engine import HookBase
 from toy import ToyLoader, ToyRun, equal
 
+from resnext_det.engine.checkpoint import RunCheckpointer
 from resnext_det.engine.dump import read_dump
 from resnext_det.engine.logs import start_log
 from resnext_det.engine.signals import Stopped
-from resnext_det.engine.trainer import LOSS_LIMIT, Trainer, choose_seed
+from resnext_det.engine.trainer import LOSS_LIMIT, BadStep, Reason, Trainer, choose_seed
 from resnext_det.errors import UserError
 
 
@@ -165,12 +166,8 @@ def test_a_signal_saves_after_the_step_and_the_run_goes_on_as_if_uninterrupted(t
 
 
 def test_what_was_measured_before_a_failure_is_written_down(tmp_path):
-    from resnext_det.engine.hooks import writers
-    from resnext_det.engine.logs import start_log
-
     start_log(str(tmp_path))
     run = ToyRun(tmp_path)
-    run.trainer.register_hooks(writers(str(tmp_path), 6))
     with pytest.raises(UserError):
         run.train(6, poison={3: float("nan")})
     lines = [json.loads(line) for line in (tmp_path / "metrics.json").read_text().splitlines()]
@@ -189,3 +186,39 @@ def test_a_second_run_in_one_process_logs_every_line_once(tmp_path, capsys):
     assert (tmp_path / "first" / "log.txt").read_text().count("a line of the first") == 2
     assert "first" not in (tmp_path / "second" / "log.txt").read_text()
     assert len(logger.handlers) <= len(before) + 2
+
+
+def test_a_signal_in_a_checkpoint_iteration_saves_once_and_later_hooks_still_run(tmp_path, monkeypatch):
+    saved, seen = [], []
+    save = RunCheckpointer.save
+
+    def noting(self, name, **more):
+        saved.append(name)
+        save(self, name, **more)
+
+    monkeypatch.setattr(RunCheckpointer, "save", noting)
+    run = ToyRun(tmp_path, period=2)
+
+    class Later(HookBase):
+        def after_step(self):
+            seen.append(self.trainer.iter)
+
+    run.trainer.register_hooks([SendSignal(3, signal.SIGTERM), Later()])
+    with pytest.raises(Stopped, match="saved model_0000003.pth"):
+        run.train(6)
+    assert saved == ["model_0000001", "model_0000003"] and seen == [0, 1, 2, 3]
+
+
+def test_the_trainer_alone_raises_what_is_wrong_and_writes_nothing(tmp_path):
+    run = ToyRun(tmp_path)
+    run.trainer.set_data_loader(ToyLoader(poison={0: float("nan")}))
+    with pytest.raises(BadStep) as caught:
+        run.trainer.train(0, 2)
+    assert caught.value.reason is Reason.LOSS_NOT_FINITE and set(caught.value.parts[0]) == {"loss_a", "loss_b"}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_has_ended_holds_neither_data_nor_hooks(tmp_path):
+    run = ToyRun(tmp_path)
+    run.train(1)
+    assert run.trainer.data_loader == () and not run.trainer._hooks

@@ -42,6 +42,14 @@ def test_table_2_prints_the_papers_widths(capsys) -> None:
     rows = [[int(word.replace(",", "")) for word in line.split()] for line in printed.splitlines()[1:]]
     assert [row[:3] for row in rows] == [[1, 64, 64], [2, 40, 80], [4, 24, 96], [8, 14, 112], [32, 4, 128]]
     assert all(abs(row[3] - 70_000) < 2_000 for row in rows)
+    assert all(row[4] == row[3] * 56 * 56 and round(row[4] / 1e9, 2) in (0.22, 0.23) for row in rows)
+
+
+def test_figure_4_is_a_command(capsys) -> None:
+    main(["--figure", "4"])
+    paths, dense, difference = capsys.readouterr().out.splitlines()
+    assert paths.rpartition(": ")[2] == dense.rpartition(": ")[2] == f"{2 * 9 * 64 * 128:,} weights"
+    assert float(difference.split("relative: ")[1].split(";")[0]) < 1e-14
 
 
 def test_a_small_network_by_its_options(capsys) -> None:

@@ -81,6 +81,21 @@ def test_cifar_100_has_its_own_statistics_and_folder(tmp_path):
     assert large.config.name == "resnext29_8x64d_cifar100.yaml" and small.folder != large.folder
 
 
+def test_means_of_as_many_runs_as_the_papers(tmp_path, capsys):
+    main(["--table", "7", "--rows", "8x64d-cifar10", "--output", str(tmp_path), "--dry-run"])
+    out = capsys.readouterr().out
+    assert [f"SEED {seed} " in out for seed in range(11)] == [True] * 10 + [False]
+    assert "| Wide ResNet, CIFAR-100 |" in out.replace("  ", "") and "quoted" in out
+    main(["--table", "3", "--rows", "resnet50", "--output", str(tmp_path), "--dry-run"])
+    assert "SEED 1 " not in capsys.readouterr().out
+
+
+def test_the_residual_table(tmp_path, capsys):
+    main(["--table", "residual", "--output", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "31.2" in out and "26.1" in out and out.count("not run") == 8
+
+
 def test_nothing_was_run(capsys, tmp_path):
     main(["--table", "8", "--output", str(tmp_path)])
     out = capsys.readouterr().out

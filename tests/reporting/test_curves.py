@@ -236,8 +236,12 @@ def test_sizes_of_finished_runs(tmp_path):
         finished(tmp_path / "d", "resnext29_2x64d_cifar", 6_900_000, 4.7),
     ]
     series = read_sizes(runs)
-    assert series["wider"] == [(4.9, 5.0, "1x64d"), (13.8, 4.4, "1x128d")]
-    assert series["more paths"] == [(4.9, 5.0, "1x64d"), (6.9, pytest.approx(4.6), "2x64d")]
+    assert series["wider"] == [(4.9, 5.0, "1x64d", 0.0), (13.8, 4.4, "1x128d", 0.0)]
+    (_, more) = series["more paths"]
+    assert more[:3] == (6.9, pytest.approx(4.6), "2x64d") and more[3] > 0
+    (axes,) = size_figure(series).axes
+    (bar,) = [c for c in axes.collections[0].get_segments() if len(c) == 2 and c[0][0] == 6.9]
+    assert bar[1][1] - bar[0][1] == pytest.approx(2 * more[3]), "a bar of one standard error up and down"
     main([*runs, "--size", "--out", str(tmp_path / "sizes.png")])
     assert Image.open(tmp_path / "sizes.png").width > 500
     with pytest.raises(UserError, match="holds no finished pretraining run"):

@@ -45,6 +45,13 @@ def test_class_table_keeps_order_and_leaves_the_mean_out():
         class_table(X50)
 
 
+def test_quoted_lines_are_no_runs_of_ours():
+    table = results_table(
+        {"X50": None, "Other": None}, {"AP50": "AP@0.5"}, paper={"Other": {"AP50": 1.0}}, quoted=["Other"]
+    )
+    assert [cells(line) for line in table.splitlines()[2:]] == [["X50", "not run", "–"], ["Other", "quoted", "1.0"]]
+
+
 def test_plain_text():
     text = results_table({"X50": {"AP50": 49.7}, "X101": None}, {"AP50": "AP@0.5"}, style="plain")
     assert text.splitlines() == ["        AP@0.5", "----  --------", "X50       49.7", "X101   not run"]

@@ -66,6 +66,44 @@ class RunsCode:
         return (os.system, ("echo this must never be printed",))
 
 
+class FalseFields:
+    """An array of one field, a Python object, that lies far behind the array's bytes."""
+
+    def __reduce__(self):
+        return np.ndarray.__reduce__(np.zeros(1, "V8"))[:2] + ((1, (1,), FalseDtype(), False, b"\x41" * 8),)
+
+
+class FalseDtype:
+    def __reduce__(self):
+        fields = {"a": (np.dtype("O"), 1 << 20)}
+        return np.dtype, ("V8", False, True), (3, "|", None, ("a",), fields, 8, 1, 16)
+
+
+def false_fields() -> bytes:
+    return pickle.dumps({"conv1_w": FalseFields()}, 2)
+
+
+def scripted() -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)), buffer)
+    return buffer.getvalue()
+
+
+def billion() -> dict:
+    """Few bytes, 10**12 values."""
+    layer: object = "ha"
+    for _ in range(12):
+        layer = {str(i): layer for i in range(10)}
+    return {"a": layer}
+
+
+def copies() -> bytes:
+    """A thousand arrays of the same megabyte."""
+    one = b"(cnumpy.core.numeric\n_frombuffer\n(h\x01h\x02I1048576\nS'C'\ntRt"
+    start = b"\x80\x02T" + (1 << 20).to_bytes(4, "little") + bytes(1 << 20) + b"q\x01cnumpy\ndtype\n(S'u1'\ntRq\x02]("
+    return start + one * 1000 + b"e."
+
+
 def in_itself() -> dict:
     content: dict = {}
     content["model"] = content
@@ -112,12 +150,12 @@ FILES: dict[str, tuple[str, Callable, str]] = {
     "torn legacy": (
         ".pth",
         lambda s, t: saved(s, _use_new_zipfile_serialization=False)[:-5000],
-        f"torn or not a PyTorch file…; {AGAIN}",
+        f"torn or not a file of weights (storage); {AGAIN}",
     ),
     "other zip": (
         ".pth",
         lambda s, t: zipped("a.txt", b"x", zipfile.ZIP_STORED),
-        f"torn or not a PyTorch file (RuntimeError); {AGAIN}",
+        f"torn or not a file of weights (no data.pkl); {AGAIN}",
     ),
     "zip bomb": (
         ".pth",
@@ -144,8 +182,17 @@ FILES: dict[str, tuple[str, Callable, str]] = {
     "memo bomb": (
         ".pkl",
         lambda s, t: b"\x80\x02}r" + struct.pack("<I", 2**31 - 1) + b".",
-        "asks for more memory than there is; it is damaged or was made to do that",
+        "asks for more than a real file does (object number 2147483647); it is damaged or was made so",
     ),
+    "dtype with false fields": (".pkl", lambda s, t: false_fields(), "conv1_w is an array of fields, not of numbers"),
+    "TorchScript": (
+        ".pth",
+        lambda s, t: scripted(),
+        "is a TorchScript archive, which holds a program; open it with torch.jit.load and save its state_dict()",
+    ),
+    "nested metadata": (".pth", lambda s, t: saved({"model": s, "metadata": billion()}), "or was made so"),
+    "own copies": (".pkl", lambda s, t: copies(), "asks for more than a real file does (copies of its own values)…so"),
+    "keys in keys in keys": (".pkl", lambda s, t: b"\x80\x02}" + b")" + b"\x85" * 100000 + b"K\x01s.", AGAIN),
     "array of any size": (
         ".pkl",
         lambda s, t: b"\x80\x02}X\x07\0\0\0conv1_wcnumpy\nndarray\n(I1000000000000\ntRs.",
@@ -186,7 +233,8 @@ FILES: dict[str, tuple[str, Callable, str]] = {
     "round in circles": (
         ".pkl",
         lambda s, t: pickle.dumps(in_itself(), 2),
-        "model within model, again and again; save a model's state_dict()",
+        "asks for more than a real file does (more than 64 containers in each other, or 5000000 values); it is damaged "
+        "or was made so",
     ),
     "a list": (".pth", lambda s, t: saved([1, 2]), "holds a list, not named tensors; save a model's state_dict()"),
     "no tensors": (
@@ -288,7 +336,7 @@ def test_each_has_its_line(name: str, state, tmp_path: Path, capsys: pytest.Capt
 def test_lines_about_the_way_it_was_called(state, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path, out = tmp_path / "a.pth", str(tmp_path / "b.pth")
     assert line_of([str(path), out], capsys) == f"error: {path}: no such file"
-    assert line_of([str(tmp_path), out], capsys) == f"error: {tmp_path}: cannot be read: Is a directory"
+    assert line_of([str(tmp_path), out], capsys) == f"error: {tmp_path}: is a folder; give a file"
     save_checkpoint(path, state, {"stride_in_1x1": True})
     assert (
         line_of([str(path), out, "--to", "timm"], capsys)
@@ -328,5 +376,5 @@ def test_a_memo_number_beyond_the_size_of_its_file_is_refused(tmp_path):
     """The unpickler would make room for ten million objects."""
     path = tmp_path / "w.pkl"
     path.write_bytes(b"\x80\x02}r" + (10**7).to_bytes(4, "little") + b".")
-    with pytest.raises(UserError, match="asks for more memory"):
+    with pytest.raises(UserError, match="asks for more than a real file"):
         read_checkpoint(path)

@@ -10,7 +10,6 @@ import logging
 import os
 import pickle
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from detectron2.structures import BoxMode
@@ -49,7 +48,7 @@ def read_proposals(path: str | os.PathLike) -> Proposals:
     """
     if not os.path.isfile(path):
         raise UserError(f"proposals {path}: no such file; tools/dump_proposals.py writes it")
-    content = read_pickle(Path(path))
+    content = read_pickle(path)
     if not isinstance(content, dict):
         raise UserError(f"proposals {path}: holds a {type(content).__name__}, not ids, boxes and objectness_logits")
     content = {_OLD_NAMES.get(key, key): value for key, value in content.items()}

@@ -14,7 +14,7 @@ from torch import nn
 
 from ...errors import UserError
 from ..data.mapper import ResizeShortestEdge
-from ..predictor import read_picture
+from ..prediction.inputs import read_picture
 from .graph import INPUTS, OUTPUTS
 
 logger = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class Agreement:
         unmatched: detections of either that the other has not, scores within 1e-3 of the threshold aside.
     """
 
-    picture: str
+    image: str
     size: tuple[int, int]
     detections: int
     exported: int
@@ -122,7 +122,7 @@ def table(outcomes: Sequence[Agreement]) -> str:
     for o in outcomes:
         size = f"{o.size[0]}x{o.size[1]}"
         lines.append(
-            f"{Path(o.picture).name[-30:]:30} {size:>11} {o.detections:8} {o.exported:9} {o.box:9.1e} {o.score:9.1e} "
+            f"{Path(o.image).name[-30:]:30} {size:>11} {o.detections:8} {o.exported:9} {o.box:9.1e} {o.score:9.1e} "
             f"{o.unmatched:7}"
         )
     worst = max((o.box for o in outcomes), default=0), max((o.score for o in outcomes), default=0)

@@ -1,0 +1,368 @@
+"""A trained detector ready to look at images: found, loaded, made fast."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import GeneralizedRCNN, build_model
+from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
+from detectron2.structures import Instances
+from PIL import Image, ImageOps
+from torch import Tensor, nn
+
+from ...annotations.classes import match_classes
+from ...annotations.coco import Detections, read_ground_truth
+from ...engine.config import load_config
+from ...errors import UserError
+from ...images import MAX_MEGAPIXELS
+from ...inference.precision import CHOICES
+from ...weights import read_checkpoint
+from ..class_count import class_count_from_config
+from ..coco_evaluator import detections_of
+from ..config import add_resnext_config
+from ..data.mapper import ResizeShortestEdge
+from ..initial_weights import apply_preset, load_initial_weights
+from ..optimize import for_inference
+from .inputs import read_picture
+from .result import Result, result_of
+from .run import check_threshold
+
+logger = logging.getLogger(__name__)
+
+ImageLike = str | os.PathLike | Image.Image | np.ndarray
+
+
+class Predictor:
+    """A detector that takes arrays: resized as in its test configuration, several at a time, one call after another."""
+
+    def __init__(self, model: nn.Module, *, min_size: int, max_size: int, channel_order: str = "BGR"):
+        """
+        Args:
+            model: a detectron2 detector with its weights; put into evaluation mode.
+            min_size: length of the shorter side, ``INPUT.MIN_SIZE_TEST``; 0 keeps the size.
+            max_size: limit of the longer side, ``INPUT.MAX_SIZE_TEST``.
+            channel_order: what the model was trained on, ``INPUT.FORMAT``: BGR or RGB.
+        """
+        if channel_order not in ("BGR", "RGB"):
+            raise UserError(f"INPUT.FORMAT {channel_order!r}: prediction knows BGR and RGB")
+        self._model = model.eval()
+        self._resize = ResizeShortestEdge([min_size, min_size], max_size)
+        self._channel_order = channel_order
+        self._lock = threading.Lock()  # copies by OpenVINO and compiled ones serve one call at a time
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
+
+    def __call__(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
+        """Detections in each of the RGB images (H, W, 3) uint8; boxes in pixels of the image as given."""
+        with self._lock, torch.no_grad():
+            return [detections_of(output["instances"], 0) for output in self._model(self._inputs(pictures))]
+
+    def with_features(self, pictures: Sequence[np.ndarray]) -> list[tuple[Detections, np.ndarray]]:
+        """As a call, each with the feature vectors (N, C) float32 of its boxes: what the classifier sees of a region.
+
+        Raises:
+            UserError: a detector without regions, or with heads of several stages.
+        """
+        model = self._model
+        heads = getattr(model, "roi_heads", None)
+        if not isinstance(model, GeneralizedRCNN) or type(getattr(heads, "box_head", None)) is nn.ModuleList:
+            raise UserError("features: this kind of detector has no feature vector of a region")
+        with self._lock, torch.no_grad():
+            inputs = self._inputs(pictures)
+            images = model.preprocess_image(inputs)
+            found = model.inference(inputs, do_postprocess=False)
+            vectors = _region_features(heads, model.backbone(images.tensor), found)
+            for instances, features in zip(found, vectors, strict=True):
+                instances.region_features = features  # follows its box when empty ones are dropped
+            outputs = model._postprocess(found, inputs, images.image_sizes)
+            kept = [output["instances"].to("cpu") for output in outputs]
+            return [(detections_of(one, 0), one.region_features.float().numpy()) for one in kept]
+
+    def optimize(self, cfg: CfgNode, examples: Callable[[], Iterable[np.ndarray]]) -> None:
+        """Make the model fast as MODEL.RESNEXT.INFERENCE_DTYPE says; int8 measures its ranges on RGB ``examples``."""
+        self._model = for_inference(cfg, self._model, lambda: (self._inputs([picture]) for picture in examples()))
+
+    def _inputs(self, pictures: Sequence[np.ndarray]) -> list[dict]:
+        inputs = []
+        for picture in pictures:
+            height, width = picture.shape[:2]
+            ordered = picture[:, :, ::-1] if self._channel_order == "BGR" else picture
+            resized = self._resize.get_transform(ordered).apply_image(ordered)
+            image = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)).astype("float32"))
+            inputs.append({"image": image, "height": height, "width": width})
+        return inputs
+
+
+def _region_features(heads: nn.Module, maps: dict[str, Tensor], found: Sequence[Instances]) -> Sequence[Tensor]:
+    boxes = [instances.pred_boxes for instances in found]
+    if isinstance(heads, Res5ROIHeads):
+        vectors = heads._shared_roi_transform([maps[name] for name in heads.in_features], boxes).mean(dim=(2, 3))
+    elif isinstance(heads, StandardROIHeads):
+        vectors = heads.box_head(heads.box_pooler([maps[name] for name in heads.box_in_features], boxes)).flatten(1)
+    else:
+        raise UserError(f"features: the feature vectors of {type(heads).__name__} are not known")
+    return vectors.split([len(one) for one in boxes])
+
+
+class Detector:
+    """A trained detector: ``detector(image)``. It may be shared by threads, and pickled.
+
+    Attributes:
+        class_names: of the model's classes, in their order.
+        category_ids: of the same in the data set it was trained on.
+        score_threshold: detections below it are left out.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        class_names: Sequence[str],
+        category_ids: Sequence[int],
+        *,
+        score_threshold: float = 0.5,
+        max_megapixels: float = MAX_MEGAPIXELS,
+    ) -> None:
+        check_threshold(score_threshold)
+        self.predictor = predictor
+        self.class_names, self.category_ids = list(class_names), list(category_ids)
+        self.score_threshold, self.max_megapixels = score_threshold, max_megapixels
+
+    def __call__(
+        self, images: ImageLike | Iterable[ImageLike], *, score_threshold: float | None = None, features: bool = False
+    ) -> Result | list[Result]:
+        """Detect in one image, or in each of several.
+
+        Args:
+            images: a file, a Pillow image, an array (H, W, 3) uint8 in RGB, or several of these.
+            score_threshold: in place of the detector's own.
+            features: also give each box's feature vector.
+
+        Returns:
+            A result for one image, a list for several.
+
+        Raises:
+            UserError: an image that cannot be read, or an array of another shape or type.
+        """
+        if isinstance(images, ImageLike):
+            return self._one(images, score_threshold, features)
+        return [self._one(image, score_threshold, features) for image in images]
+
+    def _one(self, image: ImageLike, score_threshold: float | None, features: bool) -> Result:
+        threshold = self.score_threshold if score_threshold is None else score_threshold
+        check_threshold(threshold)
+        pixels = self._pixels(image)
+        vectors = None
+        if features:
+            ((found, vectors),) = self.predictor.with_features([pixels])
+        else:
+            (found,) = self.predictor([pixels])
+        above = found.scores >= threshold
+        source = image if isinstance(image, str | os.PathLike) else pixels
+        vectors = None if vectors is None else vectors[above]
+        return result_of(found.take(above), self.class_names, self.category_ids, pixels.shape[:2], source, vectors)
+
+    def _pixels(self, image: ImageLike) -> np.ndarray:
+        if isinstance(image, str | os.PathLike):
+            return read_picture(image, max_megapixels=self.max_megapixels)
+        if isinstance(image, Image.Image):
+            if image.mode.startswith(("I", "F")):
+                raise UserError(f"image: Pillow's mode {image.mode} has no fixed range; convert it to RGB")
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise UserError(f"image: an array {image.shape} of {image.dtype}; give (H, W, 3) uint8 in RGB")
+        return image
+
+
+def load_detector(
+    file_or_folder: str | os.PathLike,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    config: str | os.PathLike = "",
+    score_threshold: float = 0.5,
+    examples: Iterable[ImageLike] = (),
+    trust_pickle: bool = False,
+) -> Detector:
+    """A trained detector from its weights, which hold its configuration and class names.
+
+    Args:
+        file_or_folder: a checkpoint of a training, or its OUTPUT_DIR, of which the newest is taken.
+        dtype: how it computes: "fp32", "bf16", "fp16", "int8", "auto" for what the hardware is good at, "off" for the
+            layers of training as they are.
+        device: "cpu", "cuda", ...; "auto" is a GPU where there is one.
+        config: YAML file, for weights that do not hold theirs.
+        score_threshold: detections below it are left out.
+        examples: images like those to come, on which "int8" measures its ranges; needed by it only.
+        trust_pickle: also open weights that may run code.
+
+    Raises:
+        UserError: no weights there, none that are a detector's, or no configuration in them.
+
+    Example:
+        >>> detector = resnext_det.load_detector("output/model_final.pth")
+        >>> result = detector("photo.jpg")
+        >>> result.names, result.boxes
+    """
+    if dtype not in CHOICES:
+        raise UserError(f"dtype {dtype!r}: choose from {', '.join(CHOICES)}")
+    weights, beside = weights_in(file_or_folder)
+    opts = ["MODEL.DEVICE", device, "MODEL.RESNEXT.INFERENCE_DTYPE", dtype]
+    cfg = config_of(weights, os.fspath(config), opts, beside=beside, trust_pickle=trust_pickle)
+    given = list(examples)
+    if dtype == "int8" and not given:
+        raise UserError("dtype 'int8' measures its ranges on images: give some dozen as examples=[...]")
+    limit = cfg.DATASETS.MAX_MEGAPIXELS
+    reader = Detector.__new__(Detector)
+    reader.max_megapixels = limit
+    predictor, ids, names = load_predictor(
+        cfg, trust_pickle=trust_pickle, examples=lambda: (reader._pixels(image) for image in given)
+    )
+    return Detector(predictor, names, ids, score_threshold=score_threshold, max_megapixels=limit)
+
+
+def weights_in(file_or_folder: str | os.PathLike) -> tuple[str, str]:
+    """The weights, and the ``config.yaml`` beside them where a folder was given (else "").
+
+    Raises:
+        UserError: a folder without a checkpoint.
+    """
+    path = os.fspath(file_or_folder)
+    if not os.path.isdir(path):
+        return path, ""
+    folder = Path(path)
+    names = ["model_final.pth", "model_best.pth"]
+    try:
+        names.insert(0, os.path.basename((folder / "last_checkpoint").read_text(encoding="utf-8").strip()))
+    except (OSError, UnicodeDecodeError):
+        pass
+    found = next((folder / name for name in names if name and (folder / name).is_file()), None)
+    if found is None:
+        raise UserError(f"{path}: holds no checkpoint of a training; give the file of the weights")
+    config = folder / "config.yaml"
+    logger.info("%s: taking %s", path, found.name)
+    return str(found), str(config) if config.is_file() else ""
+
+
+def config_of(
+    weights: str, config_file: str = "", opts: Sequence[str] = (), *, beside: str = "", trust_pickle: bool = False
+) -> CfgNode:
+    """The configuration of a detector: of a file, or the one that its weights hold, with MODEL.WEIGHTS in it.
+
+    Args:
+        config_file: over what the weights hold.
+        opts: ``KEY VALUE`` pairs over both.
+        beside: a file for weights that hold none.
+
+    Raises:
+        UserError: the weights hold none, or it cannot be read.
+    """
+    cfg = get_cfg()
+    add_resnext_config(cfg)
+    opts = [*opts, *(["MODEL.WEIGHTS", weights] if weights else [])]
+    if config_file:
+        return load_config(cfg, config_file, opts)
+    if not weights:
+        raise UserError("no weights: give those of a trained detector, --weights FILE")
+    text = read_checkpoint(weights, trust_pickle=trust_pickle).metadata.get("config")
+    if text is None and beside:
+        return load_config(cfg, beside, opts)
+    if not isinstance(text, str):
+        raise UserError(
+            f"{weights}: does not hold its configuration (older files do not); name it: --config-file "
+            "OUTPUT_DIR/config.yaml, in Python config="
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "config.yaml")
+        file.write_text(text, encoding="utf-8", errors="replace")
+        if any(line.lstrip("\"' ").startswith("_BASE_") for line in text.splitlines()):  # it would read other files
+            raise UserError(f"{weights}: the configuration in it names another file as _BASE_; give --config-file")
+        try:
+            # Training may have run where there was a GPU, and there is none here.
+            return load_config(cfg, str(file), ["MODEL.DEVICE", "auto", *opts])
+        except (UserError, yaml.YAMLError) as error:
+            told = (
+                str(error).replace(f"config file {file}", "its configuration").replace(str(file), "its configuration")
+            )
+            raise UserError(f"{weights}: {told}; another can be given with --config-file") from None
+
+
+def load_predictor(
+    cfg: CfgNode, *, trust_pickle: bool = False, examples: Callable[[], Iterable[np.ndarray]] = tuple
+) -> tuple[Predictor, list[int], list[str]]:
+    """The detector of a config with MODEL.WEIGHTS in it, its dataset category ids and its class names.
+
+    MODEL.RESNEXT.INFERENCE_DTYPE says how it is made fast.
+
+    Args:
+        trust_pickle: also open a MODEL.WEIGHTS that may run code.
+        examples: gives RGB images like those to come, for int8 only.
+
+    Raises:
+        UserError: no weights, or weights that do not fit.
+    """
+    if not cfg.MODEL.WEIGHTS:
+        raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, --weights FILE")
+    cfg = apply_preset(cfg, trust_pickle=trust_pickle)
+    model = build_model(cfg)
+    found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
+    sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
+    predictor = Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT)
+    predictor.optimize(cfg, examples)
+    return predictor, *categories_of(cfg, found.get("class_names", ()))
+
+
+def categories_of(cfg: CfgNode, class_names: Sequence[str] = ()) -> tuple[list[int], list[str]]:
+    """Dataset category ids and names of the model's classes.
+
+    The names are ``class_names`` (what the weights say of themselves), the ids those of the same names in the first set
+    of the config that has as many classes, in whatever order, or that has these among others; else 1, 2, ... Weights
+    without names have those of the first set that has as many.
+
+    Raises:
+        UserError: the set has as many classes and other names.
+    """
+    count = class_count_from_config(cfg)
+    number = count.number if count else 0
+    named = list(class_names) if len(class_names) == number else []
+    ids_found = list(range(1, number + 1))
+    for name, names, own in _classes_of_sets(cfg):
+        if named and len(names) == number:
+            places = match_classes(named, names, model=cfg.MODEL.WEIGHTS or "the weights", source=f"the set {name}")
+            if places != sorted(places):
+                logger.warning("the set %s has the weights' classes in another order; they keep their names", name)
+            return [own[place] for place in places], named
+        if len(names) == number:
+            return own, names
+        if named and set(named) <= set(names):  # DATASETS.DROP_UNUSED_ROOT left out one
+            by_name = dict(zip(names, own, strict=True))
+            ids_found = [by_name[name] for name in named]
+    return ids_found, named or [f"class {i}" for i in range(1, number + 1)]
+
+
+def _classes_of_sets(cfg: CfgNode) -> Iterator[tuple[str, list[str], list[int]]]:
+    """Name, class names and category ids of each set of the config that is known here."""
+    registered = {entry[0]: entry[1] for entry in cfg.DATASETS.REGISTER}
+    for name in (*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN):
+        metadata = MetadataCatalog.get(name)
+        names, ids = metadata.get("thing_classes"), metadata.get("thing_dataset_id_to_contiguous_id")
+        if names is not None:
+            yield name, list(names), sorted(ids, key=ids.get) if ids else list(range(1, len(names) + 1))
+        elif os.path.isfile(registered.get(name, "")):
+            truth = read_ground_truth(registered[name])
+            yield name, truth.class_names, truth.category_ids.tolist()

@@ -1,0 +1,234 @@
+"""Results on their way to the disk: appended to parts, resumed after any end, merged into one file.
+
+``OUTPUT/parts/manifest.json`` says what the run is. ``OUTPUT/parts/ATTEMPT_RANK.jsonl`` holds a line for every image
+and frame, appended as soon as it is done; every process and every attempt appends to a part of its own. The images
+come in units, which are done whole or not at all: the last line of a unit has ``"end": true``, and lines behind the
+last such line are thrown away when the run is resumed. ``OUTPUT/detections.json`` appears when all units are there.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import itertools
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+from ...errors import UserError
+from ...files import atomic_write, write_json
+
+logger = logging.getLogger(__name__)
+
+DETECTIONS_FILE = "detections.json"
+PARTS = "parts"
+MANIFEST = "manifest.json"
+VERSION = 1
+
+
+def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> set[int]:
+    """Make ``folder`` ready for a run, in one process only; returns the units that are done already.
+
+    An earlier run's results are moved aside into ``earlier_run_N`` where the run is not resumed.
+
+    Args:
+        settings: plain values that must be the same for the run to be resumed.
+
+    Raises:
+        UserError: nothing to resume, or a run with other settings; the message names the first that differs.
+    """
+    parts = folder / PARTS
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {"version": VERSION, **json.loads(json.dumps(settings))}
+    with _locked(parts, alone=True):
+        if resume and (parts / MANIFEST).exists():
+            _compare(_read_manifest(parts / MANIFEST), wanted, folder)
+            return whole_units(folder, cut=True)
+        if resume:
+            logger.info("--resume: %s holds no run yet, so this is a new one", folder)
+        _set_aside(folder)
+    parts.mkdir()
+    write_json(parts / MANIFEST, wanted)
+    return set()
+
+
+@contextmanager
+def _locked(parts: Path, *, alone: bool) -> Iterator[None]:
+    """Processes at work hold the folder's lock together, one that begins holds it alone; any end releases it.
+
+    Raises:
+        UserError: others hold it, and ``alone``.
+    """
+    if fcntl is None or not parts.is_dir():
+        yield
+        return
+    handle = os.open(parts, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            os.close(handle)
+            raise UserError(
+                f"{parts.parent}: another prediction is at work there; wait for its end, or name another --output"
+            ) from None
+        # a file system without locks
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def _set_aside(folder: Path) -> None:
+    old = [path for path in (folder / PARTS, folder / DETECTIONS_FILE) if os.path.lexists(path)]
+    if not old:
+        return
+    target = next(t for n in itertools.count(1) if not (t := folder / f"earlier_run_{n}").exists())
+    target.mkdir()
+    for path in old:
+        os.replace(path, target / path.name)
+    logger.warning(
+        "%s held the results of an earlier run; they are in %s now (--resume would have gone on with it). Its "
+        "drawings stay where they are.", folder, target,
+    )  # fmt: skip
+
+
+def _read_manifest(path: Path) -> dict:
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); start without --resume") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: is no manifest of a prediction; start without --resume")
+    return manifest
+
+
+def _compare(found: Mapping, wanted: Mapping, folder: Path) -> None:
+    for key in [*wanted, *found]:
+        if found.get(key) != wanted.get(key):
+            values = [text if len(text := repr(value.get(key))) < 80 else "other ones" for value in (found, wanted)]
+            raise UserError(
+                f"--resume: the run in {folder} began with {key} {values[0]}, this one has {values[1]}; give what it "
+                "began with, or start without --resume"
+            )
+
+
+def whole_units(folder: Path, *, cut: bool = False) -> set[int]:
+    """Units that are done, of all parts. With ``cut``, what stands behind the last whole one of a part is removed."""
+    done: set[int] = set()
+    for path in sorted((folder / PARTS).glob("*.jsonl")):
+        whole = 0
+        with open(path, "rb") as file:
+            for line in file:
+                record = _record(line)
+                if record is None:
+                    break
+                if record.get("end"):
+                    done.add(record["unit"])
+                    whole = file.tell()
+            torn = file.seek(0, os.SEEK_END) - whole
+        if torn and cut:
+            os.truncate(path, whole)
+    return done
+
+
+def _record(line: bytes) -> dict | None:
+    """None for a line that is not whole."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and isinstance(record.get("unit"), int) else None
+
+
+class Part:
+    """One process's results of one attempt, appended line by line; a context manager."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        self._parts, self._rank = folder / PARTS, rank
+        self._file: IO[str] | None = None
+        self._lock = _locked(self._parts, alone=False)
+
+    def __enter__(self) -> Part:
+        self._lock.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._lock.__exit__(None, None, None)
+
+    def write(self, unit: int, records: Iterable[Mapping[str, Any]]) -> None:
+        """Append what was found in one unit. Each line leaves this process before the next is computed."""
+        if self._file is None:
+            for attempt in itertools.count(1):
+                try:
+                    name = self._parts / f"{attempt:04d}_{self._rank:04d}.jsonl"
+                    self._file = open(name, "x", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+                    break
+                except FileExistsError:
+                    continue
+        last: Mapping[str, Any] | None = None
+        for record in records:
+            if last is not None:
+                self._append({"unit": unit, **last})
+            last = record
+        self._append({"unit": unit, **(last or {}), "end": True})
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+def records(folder: Path) -> Iterator[dict]:
+    """All lines of all parts by rising unit; memory does not grow with their number."""
+
+    def lines(path: Path) -> Iterator[dict]:
+        with open(path, "rb") as file:
+            for line in file:
+                record = _record(line)
+                if record is None:
+                    raise UserError(f"{path}: damaged; the same command with --resume computes what is lost")
+                yield record
+
+    paths = sorted((folder / PARTS).glob("*.jsonl"))
+    return heapq.merge(*map(lines, paths), key=lambda record: record["unit"])
+
+
+def merge(folder: Path, categories: Sequence[Mapping[str, Any]], ids: Mapping[str, int] | None = None) -> Path:
+    """Write ``detections.json``, COCO's form with scores, from all parts in the order of the inputs; returns its path.
+
+    Args:
+        categories: COCO's records.
+        ids: {file name: image id}; by default images are numbered from 1.
+    """
+    path = folder / DETECTIONS_FILE
+    with atomic_write(path) as file:
+        file.write('{"images": [')
+        for number, record in enumerate(_images(folder)):
+            image = {"id": ids[record["image"]["file_name"]] if ids else number + 1, **record["image"]}
+            file.write((",\n" if number else "") + json.dumps(image))
+        file.write(f'],\n"categories": {json.dumps(list(categories))},\n"annotations": [')
+        annotation = 0
+        for number, record in enumerate(_images(folder)):
+            image_id = ids[record["image"]["file_name"]] if ids else number + 1
+            for found in record["annotations"]:
+                annotation += 1
+                area = found["bbox"][2] * found["bbox"][3]
+                whole = {"id": annotation, **found, "image_id": image_id, "area": area, "iscrowd": 0}
+                file.write((",\n" if annotation > 1 else "") + json.dumps(whole))
+        file.write("]}\n")
+    return path
+
+
+def _images(folder: Path) -> Iterator[dict]:
+    return (record for record in records(folder) if "image" in record)

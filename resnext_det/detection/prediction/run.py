@@ -1,0 +1,267 @@
+"""One prediction over many files: units of work, shared by processes, resumed after any end."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from detectron2.utils import comm
+
+from ...annotations.coco import Detections, listed
+from ...engine.processes import decided_by_main
+from ...engine.signals import Stopped, StopRequest, on_stopping_signals
+from ...errors import UserError
+from ...images import MAX_MEGAPIXELS
+from ...reporting.boxes import drawable
+from . import parts
+from .drawings import Drawings, remove_unfinished, targets
+from .inputs import Frame, frames_in, frames_of, is_video
+
+logger = logging.getLogger(__name__)
+
+Detect = Callable[[Sequence[np.ndarray]], list[Detections]]
+"""RGB images -> detections whose category ids are the model's classes."""
+
+
+@dataclass
+class Summary:
+    """What stands in the parts of a run.
+
+    Attributes:
+        frames: images and frames looked at.
+        detections: in all of them.
+        best: the highest score below the threshold, of those without a detection; None where there is none.
+        broken: what was skipped and why.
+    """
+
+    frames: int = 0
+    detections: int = 0
+    best: float | None = None
+    broken: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, folder: Path) -> Summary:
+        """Of the parts in ``folder``."""
+        summary = cls()
+        for record in parts.records(folder):
+            if "image" in record:
+                summary.frames += 1
+                summary.detections += len(record["annotations"])
+                if record.get("best") is not None:
+                    summary.best = max(summary.best or 0.0, record["best"])
+            if "broken" in record:
+                summary.broken.append(record["broken"])
+        return summary
+
+
+def units_of(paths: Sequence[Path], batch_size: int) -> list[Sequence[Path]]:
+    """What is computed together: up to ``batch_size`` images that follow each other, or one video."""
+    units: list[Sequence[Path]] = []
+    for video, group in itertools.groupby(paths, is_video):
+        size = 1 if video else batch_size
+        files = list(group)
+        units += [files[i : i + size] for i in range(0, len(files), size)]
+    return units
+
+
+def predict(
+    detect: Detect,
+    paths: Sequence[Path],
+    folder: Path,
+    *,
+    categories: Sequence[Mapping[str, Any]],
+    image_ids: Mapping[str, int] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    batch_size: int = 1,
+    score_threshold: float = 0.5,
+    broken: str = "error",
+    draw: bool = True,
+    resume: bool = False,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    progress: Callable[[str], object] | None = None,
+) -> Summary | None:
+    """Detect in every image and frame; drawn copies and ``detections.json`` go to ``folder``.
+
+    Every process of a run calls it with the same arguments, and takes its share.
+
+    Args:
+        detect: as :class:`~resnext_det.detection.prediction.detector.Predictor`.
+        paths: images and videos of :func:`~resnext_det.detection.prediction.inputs.find_inputs`.
+        categories: COCO's record of each of the model's classes.
+        image_ids: {file: id} in ``detections.json``; by default 1, 2, ...
+        settings: whatever else decides the results; a run is resumed with the same only.
+        batch_size: images that go through the model together.
+        score_threshold: detections below it are left out.
+        broken: ``error`` or ``skip``, for images that cannot be read.
+        resume: go on with the run in ``folder``.
+        progress: told the speed and the time left, about once a second.
+
+    Returns:
+        What the whole run did; None in a process that others outlast, which merge the results.
+
+    Raises:
+        UserError: a drawing would replace an input, an image that cannot be read, a run that cannot be resumed.
+        Stopped: after a stopping signal; ``resume`` goes on.
+    """
+    check_threshold(score_threshold)
+    if batch_size < 1:
+        raise UserError(f"--batch-size {batch_size}: at least 1")
+    drawn = targets(paths, folder) if draw else {}
+    units = units_of(paths, batch_size)
+    digest = hashlib.sha256("\0".join(map(str, paths)).encode(errors="surrogateescape")).hexdigest()
+    whole = {
+        "inputs": len(paths), "sha256_of_inputs": digest, "batch_size": batch_size, "score_threshold": score_threshold,
+        "drawings": draw, "categories": list(categories), **(settings or {}),
+    }  # fmt: skip
+
+    def begin() -> set[int]:
+        done = parts.begin(folder, whole, resume=resume)
+        remove_unfinished(folder, drawn)
+        return done
+
+    done = decided_by_main(begin)
+    if done:
+        logger.info("--resume: %d of %d are done", sum(len(units[n]) for n in done), len(paths))
+    own = [n for n in range(len(units)) if n not in done][comm.get_rank() :: comm.get_world_size()]
+    work = _Work(detect, [c["id"] for c in categories], score_threshold, broken, batch_size, max_megapixels)
+    names = [drawable(c["name"], str(c["id"])) for c in categories] if draw else []
+    stop = StopRequest()
+    finished = len(done)
+    try:
+        with (
+            on_stopping_signals(stop),
+            parts.Part(folder, comm.get_rank()) as part,
+            Drawings(drawn, names) if draw else nullcontext() as drawings,
+        ):
+            told = _Progress(sum(frames_in(path) for n in own for path in units[n]) if progress else 0, progress)
+            for number in own:
+                part.write(number, work.records(units[number], drawings, stop, told))
+                finished += 1
+    except BaseException:
+        if finished:
+            logger.warning(
+                "%d of %d done so far; they are kept in %s, and the same command with --resume goes on",
+                sum(len(units[n]) for n in parts.whole_units(folder)), len(paths), folder / parts.PARTS,
+            )  # fmt: skip
+        raise
+    if comm.get_world_size() > 1 and len(parts.whole_units(folder)) < len(units):
+        logger.info("this process has done its share; the last one writes %s", parts.DETECTIONS_FILE)
+        return None
+    parts.merge(folder, categories, image_ids)
+    return Summary.of(folder)
+
+
+@dataclass
+class _Work:
+    """How a unit becomes records."""
+
+    detect: Detect
+    category_ids: Sequence[int]
+    score_threshold: float
+    broken: str
+    batch_size: int
+    max_megapixels: float
+
+    def records(
+        self, unit: Sequence[Path], drawings: Drawings | None, stop: StopRequest, told: _Progress
+    ) -> Iterator[dict]:
+        """The lines of one unit; the drawings are there before the lines are."""
+        frames = self._frames(unit)
+        while batch := list(itertools.islice(frames, self.batch_size)):
+            if stop.signal:
+                raise Stopped("stopped by a signal between two images; the same command with --resume goes on")
+            looked_at = [frame for frame in batch if isinstance(frame, Frame)]
+            yield from ({"broken": text} for text in batch if isinstance(text, str))
+            found = self.detect([frame.pixels for frame in looked_at]) if looked_at else []
+            for frame, detections in zip(looked_at, found, strict=True):
+                yield self._record(frame, detections, drawings)
+            told(len(batch))
+        if drawings is not None:
+            drawings.finish()
+
+    def _frames(self, unit: Sequence[Path]) -> Iterator[Frame | str]:
+        """Frames, and a text for what is broken and skipped."""
+        for path in unit:
+            try:
+                yield from frames_of(path, max_megapixels=self.max_megapixels)
+            except UserError as error:
+                if self.broken == "error":
+                    raise
+                logger.warning("skipped: %s", error)
+                yield str(error)
+
+    def _record(self, frame: Frame, detections: Detections, drawings: Drawings | None) -> dict:
+        kept = detections.take(detections.scores >= self.score_threshold)
+        if drawings is not None:
+            drawings.add(frame, kept)
+        height, width = frame.pixels.shape[:2]
+        image: dict[str, Any] = {"file_name": str(frame.path), "width": width, "height": height}
+        if frame.index is not None:
+            image["frame"] = frame.index
+        annotations = list(kept.records())
+        for found in annotations:
+            del found["image_id"]  # known when all parts are merged
+            found["category_id"] = self.category_ids[found["category_id"]]
+        record: dict[str, Any] = {"image": image, "annotations": annotations}
+        if not annotations and len(detections):
+            record["best"] = float(detections.scores.max())
+        return record
+
+
+class _Progress:
+    def __init__(self, total: int, tell: Callable[[str], object] | None) -> None:
+        self._total, self._tell = total, tell
+        self._done = 0
+        self._start = self._last = time.perf_counter()
+
+    def __call__(self, number: int) -> None:
+        self._done += number
+        now = time.perf_counter()
+        if self._tell is not None and (now - self._last > 1 or self._done >= self._total):
+            speed = self._done / (now - self._start)
+            left = max(self._total - self._done, 0) / speed
+            self._tell(f"{self._done}/{self._total} images, {speed:.2f} per second, {left:.0f} s left")
+            self._last = now
+
+
+def check_threshold(value: float) -> None:
+    """Raises UserError for a score threshold outside 0 to 1; nan is outside."""
+    if not 0 <= value <= 1:
+        raise UserError(f"--score-threshold {value:g}: scores are between 0 and 1; give a number in that range")
+
+
+def ids_in_set(paths: Sequence[Path], images: Sequence[Mapping[str, Any]], source: str) -> dict[str, int]:
+    """{file: image id} of a COCO set: the longest end of a file's path that is a ``file_name`` of the set.
+
+    Raises:
+        UserError: a file that the set does not have, a video, or two files for one image.
+    """
+    known = {str(image.get("file_name")): image["id"] for image in images}
+    found: dict[str, int] = {}
+    owner: dict[int, Path] = {}
+    strange: list[str] = []
+    for path in paths:
+        pieces = os.path.normpath(path).split(os.sep)
+        names = ("/".join(pieces[i:]) for i in range(len(pieces)))
+        image_id = next((known[name] for name in names if name in known), None)
+        if image_id is None or is_video(path):
+            strange.append(str(path))
+        elif image_id in owner:
+            raise UserError(f"--ids-from {source}: {owner[image_id]} and {path} are both its image {image_id}")
+        else:
+            found[str(path)], owner[image_id] = image_id, path
+    if strange:
+        raise UserError(
+            f"--ids-from {source}: {len(strange)} of {len(paths)} inputs are not among its images, such as "
+            f"{listed(strange, 3)}; give images of this set only"
+        )
+    return found

@@ -1,0 +1,268 @@
+"""A run: what both trainings do around their steps, from the first weights to the last evaluation.
+
+A :class:`Run` is given what differs between the trainings (the network, its data, how it is evaluated) and owns what
+does not: precision and processes, the average of the weights, checkpoints, resuming, evaluations, measurements, and
+what is left behind when a step goes wrong or a signal comes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from signal import Signals
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase, hooks
+from detectron2.solver.lr_scheduler import LRMultiplier
+from detectron2.utils import comm
+from torch import nn
+
+from ..errors import RunFailed, UserError
+from .averaging import WeightAverage, average_of
+from .causes import cause_of
+from .checkpoint import BestCheckpointer, RunCheckpointer
+from .dump import dump_folder, summary, write_dump
+from .evaluations import EarlyStop, Evaluations
+from .hooks import Checkpoints, Writers
+from .processes import decided_by_main, wrap_distributed
+from .signals import Stopped
+from .trainer import BadStep, StopSignal, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The flags of a training command.
+
+    Attributes:
+        resume: go on from the newest checkpoint of OUTPUT_DIR.
+        eval_only: evaluate, do not train.
+        trust_pickle: also open weights that may run code.
+    """
+
+    resume: bool = False
+    eval_only: bool = False
+    trust_pickle: bool = False
+
+
+NEW_RUN = RunOptions()
+"""No flag given."""
+
+
+class Run:
+    """One training, in every process of it: :meth:`evaluate_with`, then :meth:`begin`, then :meth:`train`.
+
+    Args:
+        model: whose weights are saved.
+        optimizer, scheduler: of the model's parameters.
+        losses: the module that gives the losses of a batch, where it is not ``model`` itself but holds it.
+        folder: OUTPUT_DIR.
+        metadata: plain values that travel inside every checkpoint.
+        iterations: optimizer steps of the whole run.
+        seed, precision, accumulate: of :class:`.trainer.Trainer`.
+        ema_decay: of the average of the weights, which is evaluated and saved beside them; 0 for none.
+        checkpoint_period: iterations.
+        keep_checkpoints: how many of the periodic ones stay; None for all.
+
+    Attributes:
+        evaluated: the network that evaluations see: ``model``, or the average of its weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LRMultiplier,
+        *,
+        losses: nn.Module | None = None,
+        folder: str,
+        metadata: dict[str, Any],
+        iterations: int,
+        seed: int,
+        precision: str = "fp32",
+        accumulate: int = 1,
+        ema_decay: float = 0.0,
+        checkpoint_period: int,
+        keep_checkpoints: int | None = None,
+    ) -> None:
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.folder, self.iterations, self.evaluated = folder, iterations, model
+        self.trainer = Trainer(
+            wrap_distributed(model if losses is None else losses),
+            optimizer,
+            seed=seed,
+            precision=precision,
+            accumulate=accumulate,
+        )
+        self._saved: dict[str, Any] = {"trainer": self.trainer}
+        first: list[HookBase] = []
+        if ema_decay:
+            average = average_of(model, ema_decay)
+            self._saved["model_ema"], self.evaluated = average, average.module
+            first.append(WeightAverage(average, model))
+        self.checkpointer = RunCheckpointer(model, folder, metadata, **self._saved)
+        self.writers, self.results = Writers(folder), dict[str, Any]()
+        self.trainer.register_hooks(
+            [
+                *first,
+                hooks.IterationTimer(),
+                hooks.LRScheduler(optimizer, scheduler),
+                Checkpoints(self.checkpointer, checkpoint_period, keep_checkpoints),
+            ]
+        )
+        self._settings = settings_of(optimizer)
+
+    def evaluate_with(
+        self,
+        evaluate: Callable[[nn.Module, int], Mapping[str, Any]],
+        period: int,
+        *,
+        metric: str,
+        mode: str = "max",
+        patience: int = 0,
+        describe: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda results: {},
+    ) -> None:
+        """Evaluate every ``period`` iterations and after the last, as :class:`.evaluations.Evaluations` does.
+
+        Args:
+            evaluate: given :attr:`evaluated` and the iterations done, returns results on the first process.
+            period, metric, mode, patience: of :class:`.evaluations.Evaluations`.
+            describe: what the metadata of the best checkpoint says of its results.
+        """
+        best = BestCheckpointer(self.model, self.folder, dict(self.checkpointer.metadata), **self._saved)
+
+        def evaluation(done: int) -> dict[str, Any]:
+            self.results = dict(evaluate(self.evaluated, done))
+            self.trainer.model.train()
+            return self.results
+
+        def save_best(done: int) -> None:
+            best.metadata |= describe(self.results)
+            best.save("model_best", iteration=done - 1)
+
+        more = {"metric": metric, "mode": mode, "patience": patience, "save_best": save_best}
+        self.trainer.register_hooks([Evaluations(evaluation, period, self.folder, **more)])
+
+    def begin(
+        self,
+        *,
+        resume: bool,
+        check: Callable[[Mapping[str, Any], str], None] | None = None,
+        load_initial_weights: Callable[[], object] = lambda: None,
+    ) -> int:
+        """Load what the run starts from, in every process; returns the iteration it starts with.
+
+        Args:
+            resume: from the newest checkpoint of the folder, where there is one.
+            check: of :meth:`.checkpoint.RunCheckpointer.resume`.
+            load_initial_weights: called for a new run.
+
+        Raises:
+            UserError: of :meth:`.checkpoint.RunCheckpointer.resume` and ``load_initial_weights``.
+        """
+        last = self.checkpointer.resume(check) if resume else None
+        if last is None:
+            if resume:
+                logger.warning("--resume: %s holds no checkpoint yet, so this is a new run", self.folder)
+            load_initial_weights()
+            return 0
+        if last + 1 < self.iterations:
+            apply_settings(self.optimizer, self.scheduler, self._settings)
+        return last + 1
+
+    def train(self, data: Iterable, start: int) -> dict[str, Any]:
+        """Train from iteration ``start`` of :meth:`begin` on.
+
+        Args:
+            data: endless batches, from the first of that iteration on.
+
+        Returns:
+            The results of the last evaluation.
+
+        Raises:
+            UserError: unusable data, a loss that is not finite, a full disk.
+            Stopped: a signal came, and the state is saved.
+        """
+        self.trainer.register_hooks([self.writers])
+        self.trainer.set_data_loader(data)
+        logger.info("training from iteration %d to %d, seed %d", start, self.iterations, self.trainer.seed)
+        try:
+            self.trainer.train(start, self.iterations)
+        except EarlyStop as stop:
+            done = stop.done
+            decided_by_main(lambda: self.checkpointer.save("model_final", iteration=done - 1))
+        except BadStep as bad:
+            error = UserError(self._dump(bad))
+            logger.error("%s", error)
+            raise error from bad
+        except StopSignal as stop:
+            stopped = Stopped(
+                f"stopped by {Signals(stop.signal).name} after iteration {self.trainer.iter}; saved "
+                f"model_{self.trainer.iter:07d}.pth in {self.folder}: the same command with --resume goes on with "
+                "the next"
+            )
+            logger.error("%s", stopped)
+            raise stopped from None
+        except Exception as error:
+            cause = cause_of(error)
+            logger.error("%s", cause, exc_info=None if isinstance(cause, UserError | RunFailed) else error)
+            raise
+        finally:
+            if hasattr(self.trainer, "storage"):
+                self.writers.close(self.trainer.storage)
+            self.trainer.release()
+        return self.results
+
+    def _dump(self, bad: BadStep) -> str:
+        """Write this process' share of the dump; returns the message that ends the run."""
+        trainer = self.trainer
+        describe = getattr(trainer.data_loader, "describe", None)
+        numbers = [trainer.iter * trainer.accumulate + part for part in range(trainer.accumulate)]
+        facts = {
+            "reason": f"{bad.reason.value} at iteration {trainer.iter}",
+            "iteration": trainer.iter,
+            "seed": trainer.seed,
+            "process": comm.get_rank(),
+            "processes": comm.get_world_size(),
+            "accumulate": trainer.accumulate,
+            "precision": trainer.precision,
+            "loss_scale": trainer.scaler.get_scale(),
+            "learning_rate": sorted({group["lr"] for group in trainer.optimizer.param_groups}),
+            "losses": [{name: loss.item() for name, loss in part.items()} for part in bad.parts],
+            "gradient_norms": trainer.gradient_norms(),
+            "batches": [{"batch": n, "samples": describe(n) if describe else []} for n in numbers],
+        }
+        folder = dump_folder(self.folder, trainer.iter)
+        write_dump(folder, comm.get_rank(), facts, self.model)
+        comm.synchronize()
+        return (
+            f"{facts['reason']}: {summary(facts)}; dumped to {folder}, lower SOLVER.BASE_LR or look at these images "
+            f"(the same tool with --replay {folder} runs the step again)"
+        )
+
+
+def settings_of(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Learning rate, weight decay, ... of each group of parameters, for :func:`apply_settings`."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def apply_settings(optimizer: torch.optim.Optimizer, scheduler: LRMultiplier, settings: list[dict[str, Any]]) -> None:
+    """After a resume, put the config's settings over those that the checkpoint has brought; a change is logged.
+
+    Args:
+        settings: :func:`settings_of` the optimizer, taken after the scheduler was made and before the resume.
+    """
+    changed = {}
+    for group, own in zip(optimizer.param_groups, settings, strict=True):
+        for key, value in own.items():
+            if key != "lr" and group.get(key) != value:  # "lr" is "initial_lr" times the schedule, below
+                changed[key] = f"{key} {group.get(key)} -> {value}"
+                group[key] = value
+    scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+    for group, rate in zip(optimizer.param_groups, scheduler.get_lr(), strict=True):
+        group["lr"] = rate
+    if changed:
+        logger.warning("the config is not what the run had: %s", "; ".join(changed.values()))
