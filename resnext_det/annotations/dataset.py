@@ -114,6 +114,14 @@ class Dataset:
             category=moved[self.category],
         )
 
+    def image_records(self) -> list[dict]:
+        """The images as COCO's records."""
+        columns = (self.image_ids.tolist(), self.file_names, self.heights.tolist(), self.widths.tolist())
+        return [
+            {"id": i, "file_name": name, "height": height, "width": width}
+            for i, name, height, width in zip(*columns, strict=True)
+        ]
+
     def records(self) -> list[dict]:
         """The objects as COCO's records, for what takes nothing else; without masks and keypoints."""
         columns = (self.image_ids[self.image], self.category_ids[self.category], self.boxes, self.areas, self.iscrowd)

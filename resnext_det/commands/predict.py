@@ -14,7 +14,8 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
 
-from ..annotations.coco import GroundTruth, listed, read_ground_truth
+from ..annotations.coco import read_ground_truth
+from ..annotations.dataset import Dataset
 from ..detection.config import add_resnext_config
 from ..detection.prediction.detector import config_of, load_predictor, weights_in
 from ..detection.prediction.inputs import find_inputs, spread
@@ -22,7 +23,7 @@ from ..detection.prediction.parts import DETECTIONS_FILE
 from ..detection.prediction.run import Summary, check_threshold, ids_in_set, predict
 from ..engine.launch import launch
 from ..engine.processes import decided_by_main
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..inference.precision import CHOICES
 from ..weights.reading import sha256
 from ..weights.sources import locate
@@ -95,7 +96,10 @@ def _run(cfg: CfgNode, args: Namespace) -> None:
     image_ids = None
     if args.ids_from:
         truth = read_ground_truth(args.ids_from)
-        image_ids, category_ids = ids_in_set(paths, truth.images, args.ids_from), _ids_of_classes(truth, class_names)
+        image_ids, category_ids = (
+            ids_in_set(paths, truth.image_records(), args.ids_from),
+            _ids_of_classes(truth, class_names),
+        )
     key, own = own_threshold(cfg)
     if args.score_threshold < own:
         logger.warning(
@@ -131,7 +135,7 @@ def own_threshold(cfg: CfgNode) -> tuple[str, float]:
     return f"MODEL.{section}.SCORE_THRESH_TEST", cfg.MODEL[section].SCORE_THRESH_TEST
 
 
-def _ids_of_classes(truth: GroundTruth, class_names: Sequence[str]) -> list[int]:
+def _ids_of_classes(truth: Dataset, class_names: Sequence[str]) -> list[int]:
     known = dict(zip(truth.class_names, truth.category_ids.tolist(), strict=True))
     if missing := [name for name in class_names if name not in known]:
         raise UserError(

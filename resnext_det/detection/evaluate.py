@@ -56,7 +56,7 @@ def evaluate_model(
         ``{"bbox": {"AP": ..., "AP50": ...}}`` in percent, by set where there are several; empty on other processes
         than the first.
     """
-    model = for_inference(cfg, model, lambda: calibration_inputs(cfg))
+    model = for_inference(cfg, model, lambda: calibration_inputs(cfg, sets=sets))
     sets = in_order_of_model(sets or {}, class_names)
     judged = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
     results = {}
