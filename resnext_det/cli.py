@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "COCO metrics of a result file",
     "check": "check a data set in COCO's format",
     "convert": "convert weights from and to torchvision, timm and detectron2",
+    "convert-data": "labels of COCO, YOLO, VOC, CVAT and LabelMe as COCO, YOLO or VOC",
     "export": "write a C4 detector as ONNX and torch.export",
     "proposals": "write a detector's proposals, to train or test on",
     "reproduce": "the paper's tables, its numbers beside ours",

@@ -4,8 +4,10 @@
 before its submodules, and our registrations behind its own. Where detectron2 is whole and recent nothing is changed.
 What is fixed:
 
-* ``PIL.Image.LINEAR``, ``numpy.int``, ``numpy.float`` and ``numpy.bool``: names that 0.6 uses and newer releases of
-  Pillow and numpy removed. Restored only when the installed detectron2 still mentions them.
+* ``PIL.Image.LINEAR``, ``numpy.int``, ``numpy.float``, ``numpy.bool`` and ``numpy.str``: names that 0.6 uses and newer
+  releases of Pillow and numpy removed. Restored only when the installed detectron2 still mentions them.
+* ``pkg_resources`` (gone from setuptools) and ``caffe2`` (gone from PyTorch): stand-ins, seen by ``model_zoo`` and
+  ``export`` alone while these import them. caffe2's names itself when something calls it.
 * ``detectron2._C``, the C++ extension (rotated boxes, deformable convolution, a COCO evaluator). C4 needs none of it:
   RoIAlign and NMS are torchvision's. Where it was not built, a stand-in lets detectron2 import and names itself when
   something really calls into it; the COCO evaluator falls back to pycocotools.
@@ -21,9 +23,13 @@ import random
 import sys
 import types
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-_ALIASES = {"int": int, "float": float, "bool": bool}
+_ALIASES = {"int": int, "float": float, "bool": bool, "str": str}
+_CAFFE2 = ("caffe2", "caffe2.proto", "caffe2.python", "caffe2.python.utils", "caffe2.python.onnx",
+           "caffe2.python.onnx.backend")  # fmt: skip
 
 
 def detectron2_folder() -> Path | None:
@@ -72,10 +78,10 @@ def register() -> bool:
         return False
     if {"detectron2", "detectron2.modeling"} & sys.modules.keys():
         prepare()
+    if not any(isinstance(finder, _BesideDetectron2) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _BesideDetectron2())
     if "detectron2.modeling" in sys.modules:
         _register_parts()
-    elif not any(isinstance(finder, _BesideDetectron2) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _BesideDetectron2())
     return True
 
 
@@ -84,7 +90,8 @@ class _BesideDetectron2(importlib.abc.MetaPathFinder):
 
     def find_spec(self, fullname, path=None, target=None):
         behind = {"detectron2": prepare, "detectron2.modeling": _register_parts}.get(fullname)
-        if behind is None:
+        during = fullname.startswith(("detectron2.export.", "detectron2.model_zoo."))
+        if behind is None and not during:
             return None
         others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
         spec = next(filter(None, (finder.find_spec(fullname, path, target) for finder in others)), None)
@@ -92,11 +99,60 @@ class _BesideDetectron2(importlib.abc.MetaPathFinder):
             load = spec.loader.exec_module
 
             def exec_module(module: types.ModuleType) -> None:
-                load(module)
-                behind()
+                with _gone_modules() if during else nullcontext():
+                    load(module)
+                if behind is not None:
+                    behind()
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]  # of this one loader
         return spec
+
+
+class _Gone(types.ModuleType):
+    """A package that no longer exists, and everything in it; says so when it is called."""
+
+    def __getattr__(self, name: str) -> _Gone:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _Gone(f"{self.__name__}.{name}")
+
+    def __call__(self, *args, **kwargs):
+        raise NotImplementedError(
+            f"{self.__name__}: caffe2 is gone from PyTorch; export by torch.export or ONNX (resnext-det export)"
+        )
+
+
+def _resource_filename(package: str, name: str) -> str:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None and spec.origin is not None, package
+    return str(Path(spec.origin).parent / name)
+
+
+@contextmanager
+def _gone_modules() -> Iterator[None]:
+    """``pkg_resources`` and ``caffe2`` can be imported in this block where they are not installed."""
+    stand_ins: dict[str, types.ModuleType] = {}
+    if not _is_importable("pkg_resources"):
+        stand_ins["pkg_resources"] = resources = types.ModuleType("pkg_resources")
+        resources.resource_filename = _resource_filename  # type: ignore[attr-defined]
+    if not _is_importable("caffe2.python"):
+        stand_ins |= {name: _Gone(name) for name in _CAFFE2}
+    before = {name: sys.modules.get(name) for name in stand_ins}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            del sys.modules[name]
+            if module is not None:
+                sys.modules[name] = module
+
+
+def _is_importable(name: str) -> bool:
+    try:
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
 
 
 def _register_parts() -> None:

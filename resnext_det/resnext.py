@@ -69,16 +69,16 @@ class ConvNorm(nn.Conv2d):
         convolve: computes the convolution from (x, weight) in place of PyTorch; :mod:`resnext_det.kernels` sets it.
     """
 
-    convolve: Callable[..., Tensor] | None = None
-
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, norm: Norm | None, **kwargs) -> None:
         super().__init__(in_channels, out_channels, kernel_size, bias=False, **kwargs)
         # "fan_out" counts every output channel, whatever the groups, as the authors' Torch code does (He et al. 2015).
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
         self.norm = norm(out_channels) if norm is not None else None
+        self.convolve: Callable[..., Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        x = super().forward(x) if self.convolve is None else self.convolve(x, self.weight)
+        # Conv2d's own forward, in words that TorchScript reads.
+        x = self._conv_forward(x, self.weight, self.bias) if self.convolve is None else self.convolve(x, self.weight)
         return x if self.norm is None else self.norm(x)
 
 
@@ -143,8 +143,7 @@ class DeepStem(nn.Module):
         self.conv3 = ConvNorm(out_channels // 2, out_channels, 3, norm, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        for conv in (self.conv1, self.conv2, self.conv3):
-            x = F.relu_(conv(x))
+        x = F.relu_(self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x))))))
         return F.max_pool2d(x, kernel_size=3, stride=2, padding=1)
 
 
@@ -237,8 +236,9 @@ class SumBottleneck(Bottleneck):
 
     def branch(self, x: Tensor) -> Tensor:
         total = self.paths[0](x)
-        for path in self.paths[1:]:
-            total = total + path(x)
+        for i, path in enumerate(self.paths):  # TorchScript has no slices of modules
+            if i > 0:
+                total = total + path(x)
         return self.norm(total)
 
 
@@ -304,7 +304,7 @@ class SEBottleneck(Bottleneck):
         self.se = SqueezeExcitation(out_channels)
 
     def branch(self, x: Tensor) -> Tensor:
-        return self.se(super().branch(x))
+        return self.se(self.conv3(F.relu_(self.conv2(F.relu_(self.conv1(x))))))  # TorchScript has no super
 
 
 class PooledProjection(ConvNorm):
@@ -315,9 +315,10 @@ class PooledProjection(ConvNorm):
         self.pool = pool
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(
-            F.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False) if self.pool > 1 else x
-        )
+        if self.pool > 1:
+            x = F.avg_pool2d(x, self.pool, ceil_mode=True, count_include_pad=False)
+        x = self._conv_forward(x, self.weight, self.bias)  # TorchScript has no super
+        return x if self.norm is None else self.norm(x)
 
 
 class PooledBottleneck(Bottleneck):
@@ -482,6 +483,7 @@ class Trunk(nn.Module):
     Attributes:
         strides, channels: {name: stride in pixels}, {name: channels} for the stem and every stage.
         recompute: True keeps only the blocks' inputs in training and runs each block again for its gradient.
+        compiled: (N, 3, H, W) -> the maps, in place of stem and stages; an optimized copy may set it.
     """
 
     recompute = False
@@ -503,9 +505,12 @@ class Trunk(nn.Module):
         if unknown or not out_features:
             raise UserError(f"out_features {list(out_features)}: choose from {', '.join(self.strides)}")
         self.out_features = tuple(out_features)
+        self.compiled: nn.Module | None = None
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) -> {name: (N, channels[name], ~H / strides[name], ~W / strides[name])}."""
+        if self.compiled is not None:
+            return dict(zip((n for n in self.strides if n in self.out_features), self.compiled(x), strict=True))
         outputs = {}
         x = self.stem(x)
         if "stem" in self.out_features:
@@ -516,6 +521,41 @@ class Trunk(nn.Module):
             if name in self.out_features:
                 outputs[name] = x
         return outputs
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` compiles in place of the trunk: it cannot look modules up by name."""
+        return _ScriptableTrunk(self)
+
+
+class _ScriptableTrunk(nn.Module):
+    """A trunk's forward in TorchScript's words, without recomputation."""
+
+    def __init__(self, trunk: Trunk) -> None:
+        super().__init__()
+        self.stem = trunk.stem
+        self.stages = nn.ModuleDict({name: getattr(trunk, name) for name in trunk.stage_names})
+        self.out_features = list(trunk.out_features)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        outputs: dict[str, Tensor] = {}
+        x = self.stem(x)
+        if "stem" in self.out_features:
+            outputs["stem"] = x
+        for name, stage in self.stages.items():
+            x = stage(x)
+            if name in self.out_features:
+                outputs[name] = x
+        return outputs
+
+
+class _ScriptableClassifier(nn.Module):
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.trunk = _ScriptableTrunk(classifier)
+        self.last, self.fc = classifier.out_features[0], classifier.fc
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.trunk(x)[self.last].mean(dim=(2, 3)))
 
 
 class Classifier(Trunk):
@@ -538,6 +578,9 @@ class Classifier(Trunk):
         """(N, 3, H, W) -> logits (N, num_classes)."""
         (features,) = super().forward(x).values()
         return self.fc(features.mean(dim=(2, 3)))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        return _ScriptableClassifier(self)
 
 
 def create_model(

@@ -99,7 +99,7 @@ def c4_inference(setting: Setting) -> Result:
     boxes = [p.proposal_boxes[:100] for p in stock.proposal_generator(images, maps)[0]]
     features = stock.roi_heads._shared_roi_transform([maps["res4"]], boxes).mean((2, 3))
     for name, model in fast.items():
-        own = model.roi_heads._shared_roi_transform([model.backbone(x)["res4"]], boxes).mean((2, 3))
+        own = model.roi_heads.region_vectors([model.backbone(x)["res4"]], boxes)
         agreement[f"{name} region features, relative"] = relative_error(own, features)
     skipped = not_run(setting, fast, "stock bf16 autocast")
     return result(seconds, "stock fp32", agreement, parts=spent, **skipped)

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from detectron2.modeling import build_model
 
-from ..detection.config import setup
 from ..detection.export.comparison import FORMATS, check, runner, table
-from ..detection.export.graph import INPUTS, OUTPUTS, export_onnx, export_program
+from ..detection.export.graph import BATCH, INPUTS, OUTPUTS, SIDES, export_onnx, export_program, save_program
 from ..detection.initial_weights import apply_preset, load_initial_weights
-from ..detection.prediction.detector import categories_of
+from ..detection.prediction.detector import categories_of, config_of_arguments
 from ..detection.prediction.inputs import find_inputs
 from ..errors import UserError
 from ..files import write_json
@@ -27,7 +25,8 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     """Export a detector with its weights; with ``--check`` also compare it on images."""
     parser = argparse.ArgumentParser(description="Export a C4 detector as ONNX and torch.export, and check it.")
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML: a path, or a name in this package")
+    parser.add_argument("--config-file", metavar="FILE", help="YAML; by default the one that the weights hold")
+    parser.add_argument("--weights", metavar="FILE", help="of a trained detector, or its OUTPUT_DIR (MODEL.WEIGHTS)")
     parser.add_argument("--output", default="output/export", metavar="FOLDER", help="where the files go")
     parser.add_argument("--format", choices=(*FORMATS, "all"), default="all")
     parser.add_argument("--check", action="append", default=[], metavar="PATH", help="image, folder or pattern")
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # onnxscript tells of each of its steps
     logger.setLevel(logging.INFO)
-    cfg = setup(args.config_file, args.opts)
+    cfg = config_of_arguments(args)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, MODEL.WEIGHTS FILE")
     cfg = apply_preset(cfg, trust_pickle=args.trust_pickle)
@@ -53,14 +52,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if file.suffix == ".onnx":
             export_onnx(program, file)
         else:
-            torch.export.save(program, str(file))
+            save_program(program, file)
         logger.info("wrote %s", file)
         if pictures:
             agreement[file.name] = check(cfg, model, runner(file), pictures)
             print(table(agreement[file.name]))
     category_ids, class_names = categories_of(cfg, found.get("class_names", ()))
     about = {
-        "inputs": INPUTS, "outputs": OUTPUTS, "channel_order": cfg.INPUT.FORMAT, "min_size": cfg.INPUT.MIN_SIZE_TEST,
+        "inputs": INPUTS, "outputs": OUTPUTS, "sides": SIDES, "most_images": BATCH,
+        "needs": {"detector.onnx": "onnxruntime", "detector.pt2": "torch, and import torchvision before it is loaded"},
+        "channel_order": cfg.INPUT.FORMAT, "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST, "class_names": class_names, "category_ids": category_ids,
         "agreement": {name: [asdict(o) for o in outcomes] for name, outcomes in agreement.items()},
     }  # fmt: skip

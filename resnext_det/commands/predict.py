@@ -17,7 +17,7 @@ from detectron2.utils import comm
 from ..annotations.coco import read_ground_truth
 from ..annotations.dataset import Dataset
 from ..detection.config import add_resnext_config
-from ..detection.prediction.detector import config_of, load_predictor, weights_in
+from ..detection.prediction.detector import config_of_arguments, load_predictor
 from ..detection.prediction.inputs import find_inputs, spread
 from ..detection.prediction.parts import DETECTIONS_FILE
 from ..detection.prediction.run import Summary, check_threshold, ids_in_set, predict
@@ -59,21 +59,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     check_threshold(args.score_threshold)
     args.input, args.opts = _settings(args.input, args.opts)
-    cfg = _config(args)
+    if args.dtype:
+        args.opts += ["MODEL.RESNEXT.INFERENCE_DTYPE", args.dtype]
+    cfg = config_of_arguments(args)
     # Processes started here have no standard input of their own.
     args.listed = tuple(sys.stdin) if args.workers > 1 and "-" in args.input else None
     launch(_run, (cfg, args), processes=args.workers, device=cfg.MODEL.DEVICE)
-
-
-def _config(args: Namespace) -> CfgNode:
-    opts = list(args.opts)
-    if args.dtype:
-        opts += ["MODEL.RESNEXT.INFERENCE_DTYPE", args.dtype]
-    in_opts = dict(zip(opts[::2], opts[1::2], strict=False)).get("MODEL.WEIGHTS", "")
-    if args.weights and in_opts and args.weights != in_opts:
-        raise UserError(f"--weights {args.weights} and MODEL.WEIGHTS {in_opts}: give one of them")
-    weights, beside = weights_in(args.weights or in_opts)
-    return config_of(weights, args.config_file or "", opts, beside=beside, trust_pickle=args.trust_pickle)
 
 
 def _run(cfg: CfgNode, args: Namespace) -> None:

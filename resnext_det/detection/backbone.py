@@ -18,6 +18,8 @@ from ..variants import blocks_per_stage
 class ResNeXtBackbone(Trunk, Backbone):
     """A :class:`~resnext_det.resnext.Trunk` behind detectron2's ``Backbone`` interface.
 
+    Its blocks have stock's attributes but are no ``CNNBlockBase``: :mod:`resnext_det.resnext` works without detectron2.
+
     Args:
         stem, stages, out_features: see :class:`~resnext_det.resnext.Trunk`.
         freeze_at: how many of (stem, res2, res3, res4, res5), in this order, are frozen: their parameters get no
@@ -28,11 +30,26 @@ class ResNeXtBackbone(Trunk, Backbone):
         self, stem: nn.Module, stages: Sequence[nn.Sequential], out_features: Sequence[str], freeze_at: int = 0
     ) -> None:
         super().__init__(stem, stages, out_features)
-        names = ("stem", *self.stage_names)
-        if freeze_at < 0:
-            raise UserError(f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}: 0 freezes nothing, 1 the stem, 2 also res2, ...")
-        for name in names[:freeze_at]:
+        self.freeze(freeze_at)
+
+    @property
+    def stages(self) -> list[nn.Sequential]:
+        """res2, res3, ..., under stock's name."""
+        return [getattr(self, name) for name in self.stage_names]
+
+    def freeze(self, freeze_at: int = 0) -> ResNeXtBackbone:
+        """Freeze the first ``freeze_at`` of (stem, res2, ...), as stock's method of this name does; returns itself.
+
+        Raises:
+            UserError: more stages than a network has, or fewer than none.
+        """
+        if not 0 <= freeze_at <= 5:
+            raise UserError(
+                f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}: 0 freezes nothing, 1 the stem, 2 also res2, ... up to 5"
+            )
+        for name in ("stem", *self.stage_names)[:freeze_at]:
             self.add_module(name, freeze(getattr(self, name)))
+        return self
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """{name: channels and stride} of the maps that ``forward`` returns."""
@@ -70,6 +87,10 @@ def stage_arguments(cfg) -> dict:
     keys = cfg.MODEL.RESNETS
     if any(keys.DEFORM_ON_PER_STAGE):
         raise UserError("MODEL.RESNETS.DEFORM_ON_PER_STAGE: the ResNeXt backbone has no deformable convolution")
+    # DeepLab's keys of its own backbone.
+    for name, known in (("RES4_DILATION", 1), ("RES5_MULTI_GRID", [1, 1, 1]), ("STEM_TYPE", "basic")):
+        if name in keys and keys[name] != known:
+            raise UserError(f"MODEL.RESNETS.{name} is {keys[name]!r}: the ResNeXt backbone has {known!r} only")
     return {
         "cardinality": keys.NUM_GROUPS,
         "width": keys.WIDTH_PER_GROUP,
@@ -83,14 +104,17 @@ def stage_arguments(cfg) -> dict:
 def make_res5(cfg) -> nn.Sequential:
     """res5 of the network that ``cfg`` describes, for the C4 head: (N, 4 * RES2, 14, 14) -> (N, 8 * RES2, 7, 7)."""
     keys = cfg.MODEL.RESNETS
+    arguments = stage_arguments(cfg)
     stage = make_resnext_stage(
         3,
         blocks_per_stage(keys.DEPTH)[3],
         keys.RES2_OUT_CHANNELS * 4,
         dilation=keys.RES5_DILATION,
         last=True,
-        **stage_arguments(cfg),
+        **arguments,
     )
+    if "RESNEXT" in cfg.MODEL and cfg.MODEL.RESNEXT.RES5_EXTRA_NORM:
+        stage.add_module("norm", arguments["norm"](stage[-1].out_channels))
     use_grouped_conv(stage, _grouped_conv(cfg))
     return stage
 

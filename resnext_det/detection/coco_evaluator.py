@@ -29,6 +29,7 @@ from ..engine.processes import decided_by_main
 from ..errors import UserError, listed
 from ..images import MAX_MEGAPIXELS
 from ..reporting.report import write_report
+from .data.checked_sets import document_of
 from .data.proposals import write_proposals
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
             self._json = json_file
         else:
             metadata = MetadataCatalog.get(dataset_name)
-            self._json = metadata.get("json_file") or convert_to_coco_dict(dataset_name)
+            self._json = _ground_truth_of(dataset_name)
             self._image_root = metadata.get("image_root")
             category_ids = category_ids or metadata.get("thing_dataset_id_to_contiguous_id")
         self._output_dir = None if output_dir is None else Path(output_dir)
@@ -300,6 +301,14 @@ def detections_of(instances: Instances, image_id: int) -> Detections:
         mask_sizes,
         keypoints,
     )
+
+
+def _ground_truth_of(name: str) -> str | Mapping:
+    """The file of a set in COCO's format, what the file of another format holds, or what detectron2 reads."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("labels_format") is not None:
+        return document_of(name)
+    return metadata.get("json_file") or convert_to_coco_dict(name)
 
 
 def _dataset_ids(category_ids: Mapping[int, int] | None, truth: Dataset) -> np.ndarray:

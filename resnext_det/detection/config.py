@@ -14,7 +14,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     """Add this package's keys, each with its default, to a detectron2 config. Safe to call twice."""
     # Equal bits on the same machine, together with SEED; slower, see docs/training_safety.md.
     cfg.setdefault("DETERMINISTIC", False)
-    # A user's own COCO-format sets: a list of [name, json_file, image_root]; the names go into DATASETS.TRAIN and TEST.
+    # A user's own sets: a list of [name, annotations, image_root], COCO's JSON or labels of YOLO, VOC, CVAT or LabelMe
+    # (docs/formats.md); the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])
     # How much of every COCO-format set is checked before a run: full (each image decoded), headers (each image's
     # size), json (only that the files are there), off; auto is full for up to 20,000 images and headers above.
@@ -69,6 +70,9 @@ def add_resnext_config(cfg: CfgNode) -> None:
         cfg.MODEL.RESNEXT.C4_CHUNK_SIZE = 32
         # Compute each chunk again in the backward pass instead of keeping it: about a third of the memory.
         cfg.MODEL.RESNEXT.C4_RECOMPUTE = False
+        # One more norm behind res5, of MODEL.RESNETS.NORM, as in the transfer benchmarks since MoCo (He et al. 2020):
+        # it evens out the scales of backbones that were not trained with labels.
+        cfg.MODEL.RESNEXT.RES5_EXTRA_NORM = False
         # How evaluation and prediction run: fp32, bf16, fp16 or int8 on an optimized copy of the model, auto for what
         # the hardware is good at (never int8), off for the layers of training as they are.
         cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "auto"

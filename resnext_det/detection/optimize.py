@@ -13,12 +13,12 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..inference.folding import fold_norm, folds
-from ..inference.fused import FusedConv, fuse_stage
-from ..inference.openvino import Part, compile_parts
+from ..inference.folding import fold_norm, folds, has_hooks
+from ..inference.fused import FusedConv, fuse_stage, without_autocast
+from ..inference.openvino import Recorder, compile_parts
 from ..inference.precision import BACKENDS, CHOICES, Precision
 from ..inference.trunks import device_of, optimize_trunks, prepared
-from .c4_head import ResNeXtC4ROIHeads, SplitRes5
+from .c4_head import ResNeXtC4ROIHeads, work
 from .roi_align import SparseBins, pool
 
 REGIONS_AT_ONCE = 25
@@ -74,36 +74,36 @@ def optimize_for_inference(
     """
     model, precision = prepared(model, dtype, compile, backend)
     device = device_of(model)
-    parts: list[Part] = []
     heads = getattr(model, "roi_heads", None)
     half_from = None
     if precision.openvino:
-        parts += _rpn_by_openvino(model)
-    if isinstance(heads, ResNeXtC4ROIHeads) and heads.fast and folds(heads.res5):
+        _rpn_by_openvino(model)
+    plan = heads.plan() if isinstance(heads, ResNeXtC4ROIHeads) else None
+    if plan is not None and all(map(folds, plan.blocks)):
+        split = FusedSplit(plan.blocks, precision)
+        chunk_size = heads.chunk_size if device.type != "cuda" else _chunk_for_memory(heads, split, device)
         if precision.openvino:
-            heads.optimized = OpenVINOSplitRes5(heads, precision)
-            heads.chunk_size = REGIONS_AT_ONCE
-            parts.append(heads.optimized.part)
-        else:
-            heads.optimized = FusedSplitRes5(heads.res5, precision)
-        heads.res5 = heads.optimized.blocks
-        if device.type == "cuda":
-            heads.chunk_size = _chunk_for_memory(heads, precision.dtype, device)
+            split, chunk_size = OpenVINOSplit(plan.blocks, split, heads), REGIONS_AT_ONCE
+        heads.use(split, chunk_size)
         if not precision.openvino and _fuse_rpn(model, precision):
             half_from = model.backbone
-    parts += optimize_trunks(model, precision, half_from)
-    compile_parts(parts, precision.name, model, calibration)
+    optimize_trunks(model, precision, half_from)
+    compile_parts(model, precision.name, calibration)
     return model
 
 
-def _chunk_for_memory(heads: ResNeXtC4ROIHeads, dtype: torch.dtype, device: torch.device) -> int:
+def _chunk_for_memory(heads: ResNeXtC4ROIHeads, split: FusedSplit, device: torch.device) -> int:
     """Regions at once that take about a quarter of the GPU's free memory, between 64 and 1024."""
     free, _ = torch.cuda.mem_get_info(device)
+    height, width = _bins(heads)
+    values = height * width * (2 * _matrix(split[0].conv1).shape[1] + split[-1].conv3.weight.shape[1])
+    return int(min(max(free / 4 / (values * split[0].conv1.weight.itemsize), 64), 1024))
+
+
+def _bins(heads: ResNeXtC4ROIHeads) -> tuple[int, int]:
+    """What a region is pooled to, along y and x."""
     size = heads.pooler.level_poolers[0].output_size
-    bins = size[0] * size[1] if isinstance(size, tuple) else size**2
-    first = heads.res5[0]
-    values = 2 * bins * _matrix(first.conv1).shape[1] + bins * heads.res5[-1].conv3.weight.shape[1]
-    return int(min(max(free / 4 / (values * dtype.itemsize), 64), 1024))
+    return size if isinstance(size, tuple) else (size, size)
 
 
 def _rpn_head(model: nn.Module) -> nn.Module | None:
@@ -114,18 +114,23 @@ def _rpn_head(model: nn.Module) -> nn.Module | None:
     return head if plain and isinstance(getattr(head.conv, "activation", None), nn.ReLU | None) else None
 
 
-def _rpn_by_openvino(model: nn.Module) -> list[Part]:
+def _rpn_by_openvino(model: nn.Module) -> None:
     head = _rpn_head(model)
-    if head is None:
-        return []
-    part = Part(_OneLevel(head), [torch.zeros(1, head.conv.in_channels, 8, 8)], dynamic=(0, 2, 3))
+    if head is not None and not has_hooks(head):
+        example = [torch.zeros(1, head.conv.in_channels, 8, 8)]
+        model.proposal_generator.rpn_head = _EachLevel(Recorder(_OneLevel(head), example, dynamic=(0, 2, 3)))
 
-    def forward(features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        logits, deltas = zip(*map(part, features), strict=True)
+
+class _EachLevel(nn.Module):
+    """detectron2's RPN head whose levels ``part`` computes: maps -> objectness logits, box deltas of each."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = zip(*map(self.part, features), strict=True)
         return list(logits), list(deltas)
-
-    head.forward = forward
-    return [part]
 
 
 class _OneLevel(nn.Module):
@@ -143,7 +148,7 @@ class _OneLevel(nn.Module):
 def _fuse_rpn(model: nn.Module, precision: Precision) -> bool:
     """Fuse the RPN's head; False where it is not known."""
     head = _rpn_head(model)
-    if head is None:
+    if head is None or has_hooks(head):
         return False
     dtype, fused = precision.dtype, precision.fused
     relu = getattr(head.conv, "activation", None) is not None
@@ -153,69 +158,83 @@ def _fuse_rpn(model: nn.Module, precision: Precision) -> bool:
     return True
 
 
-class FusedSplitRes5(SplitRes5):
-    """:class:`SplitRes5` of a fused stage: the map's convolutions without shift, the regions' fused."""
+class FusedSplit(nn.Sequential):
+    """:class:`~.c4_head.Res5Split` of fused blocks: the map's convolutions without shift, the regions' fused."""
 
-    def __init__(self, res5: nn.Sequential, precision: Precision) -> None:
-        super().__init__(res5)
-        self.blocks = fuse_stage(res5, precision.dtype, precision.fused)
-        del self._res5, self._folded  # the stage as it was; every method that reads it is replaced below
+    def __init__(self, blocks: Sequence[nn.Module], precision: Precision) -> None:
+        super().__init__(*fuse_stage(blocks, precision.dtype, precision.fused))
+        self.strides = blocks[0].conv1.stride[0], blocks[0].shortcut.stride[0]
+        self.work_on_map, self.work_on_bins = work(blocks, self.strides)
 
+    @without_autocast
     def on_map(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        first = self.blocks[0]
+        first = self[0]
         x = features.to(first.conv1.weight.dtype).permute(0, 2, 3, 1).contiguous()
         return x @ _matrix(first.conv1), x @ _matrix(first.shortcut)
 
-    def of_regions(self, maps: Sequence[Tensor], bins: Sequence[SparseBins]) -> Tensor:
-        first, *others = self.blocks
+    def of_regions(self, maps: Sequence[Tensor], bins: Sequence[SparseBins], *, mean: bool) -> Tensor:
+        first, *others = self
         y = first.conv2(pool(maps[0], bins[0], first.conv1.bias, relu=True).permute(0, 3, 1, 2))
         y = first.conv3(y, add=pool(maps[1], bins[1], first.shortcut.bias).permute(0, 3, 1, 2))
         for block in others:
             y = block(y)
         return y
 
-    def whole(self, x: Tensor) -> Tensor:
-        return self.blocks(x)
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).float()  # of the heads behind it
+
+    whole = forward
 
 
-class OpenVINOSplitRes5(FusedSplitRes5):
-    """:class:`FusedSplitRes5` whose regions OpenVINO computes, from the bins as they were pooled to the end."""
+class OpenVINOSplit(nn.Module):
+    """:class:`~.c4_head.Res5Split` whose regions OpenVINO computes, from the bins as they were pooled to the end."""
 
-    def __init__(self, heads: ResNeXtC4ROIHeads, precision: Precision) -> None:
-        stage = heads.res5
-        super().__init__(stage, precision)
-        size = heads.pooler.level_poolers[0].output_size
-        bins = size if isinstance(size, tuple) else (size, size)
-        channels = stage[0].conv1.out_channels, stage[0].shortcut.out_channels
+    def __init__(self, blocks: Sequence[nn.Module], fused: FusedSplit, heads: ResNeXtC4ROIHeads) -> None:
+        super().__init__()
+        self.strides, self.work_on_map, self.work_on_bins = fused.strides, fused.work_on_map, fused.work_on_bins
+        self.fused = fused
+        self.mean = not heads.mask_on
+        channels = blocks[0].conv1.out_channels, blocks[0].shortcut.out_channels
         example = [
-            torch.zeros(REGIONS_AT_ONCE, *(-(-n // stride) for n in bins), c)
+            torch.zeros(REGIONS_AT_ONCE, *(-(-n // stride) for n in _bins(heads)), c)
             for stride, c in zip(self.strides, channels, strict=True)
         ]
         # Of a thousand regions of an image, forty chunks, every eighth chunk shows five.
-        self.part = Part(_Regions(stage, mean=not heads.mask_on), example, every=8, rows=5)
+        self.part = Recorder(_Regions(blocks, mean=self.mean), example, every=8, rows=5)
 
-    def of_regions(self, maps: Sequence[Tensor], bins: Sequence[SparseBins]) -> Tensor:
-        return self.part(pool(maps[0], bins[0]), pool(maps[1], bins[1]))[0]
+    def on_map(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.fused.on_map(features)
+
+    def of_regions(self, maps: Sequence[Tensor], bins: Sequence[SparseBins], *, mean: bool) -> Tensor:
+        if self.mean and not mean:  # asked for by somebody else's head
+            return self.fused.of_regions(maps, bins, mean=mean)
+        (y,) = self.part(pool(maps[0], bins[0]), pool(maps[1], bins[1]))
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fused(x)
+
+    whole = forward
 
 
 class _Regions(nn.Module):
-    """Pooled results of res5's first 1x1 convolution and shortcut, (R, bins, bins, C) -> the stage's result.
+    """Pooled results of res5's first 1x1 convolution and shortcut, (R, bins, bins, C) -> the blocks' result.
 
-    ``mean`` averages it to (R, out_channels, 1, 1) on the spot, so that little leaves OpenVINO.
+    ``mean`` averages it to (R, out_channels) on the spot, so that little leaves OpenVINO.
     """
 
-    def __init__(self, stage: nn.Sequential, mean: bool) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], mean: bool) -> None:
         super().__init__()
-        self.stage, self.mean = stage, mean
-        self.shifts = [fold_norm(conv)[1][:, None, None] for conv in (stage[0].conv1, stage[0].shortcut)]
+        self.blocks, self.mean = nn.ModuleList(blocks), mean
+        self.shifts = [fold_norm(conv)[1][:, None, None] for conv in (blocks[0].conv1, blocks[0].shortcut)]
 
     def forward(self, y: Tensor, side: Tensor) -> Tensor:
-        first, *others = self.stage
+        first, *others = self.blocks
         y, side = (x.permute(0, 3, 1, 2) + shift for x, shift in zip((y, side), self.shifts, strict=True))
         y = (first.conv3(first.conv2(y.relu()).relu()) + side).relu()
         for block in others:
             y = block(y)
-        return y.mean((2, 3), keepdim=True) if self.mean else y
+        return y.mean((2, 3)) if self.mean else y
 
 
 def _matrix(conv: FusedConv) -> Tensor:

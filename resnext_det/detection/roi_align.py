@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor
 
 
@@ -142,10 +143,21 @@ def roi_align(
         (R, C, bins, bins) in channels-last memory, of the type of ``features``. The interpolation weights are computed
         in float32 (float64 for float64 maps): half precision moves a box by pixels.
     """
-    bins_y, bins_x = (output_size, output_size) if isinstance(output_size, int) else output_size
-    rows, columns, image = box_weights(boxes, features, (bins_y, bins_x), spatial_scale, sampling_ratio)
-    maps = features.permute(0, 2, 3, 1).contiguous()
-    return pool(maps, sparse_bins(rows, columns, image)).permute(0, 3, 1, 2)
+    bins = (output_size, output_size) if isinstance(output_size, int) else output_size
+    if not torch.jit.is_scripting():
+        if isinstance(features, torch.fx.Proxy):
+            arguments = (features, boxes, output_size, spatial_scale, sampling_ratio)
+            return features.tracer.create_proxy("call_function", roi_align, arguments, {})
+        if not torch.jit.is_tracing() and not _is_exporting():
+            rows, columns, image = box_weights(boxes, features, bins, spatial_scale, sampling_ratio)
+            maps = features.permute(0, 2, 3, 1).contiguous()
+            return pool(maps, sparse_bins(rows, columns, image)).permute(0, 3, 1, 2)
+    # A graph must not hold these boxes' numbers of samples: it gets the operator that counts them when it runs.
+    return torchvision.ops.roi_align(features, boxes, bins, spatial_scale, sampling_ratio, True)
+
+
+# torch 2.4 has the wider question only.
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
 
 
 def box_weights(

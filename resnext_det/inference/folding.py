@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import Tensor, nn
 
-from ..resnext import ConvNorm
+from ..resnext import ConvNorm, GhostBatchNorm2d
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm, GhostBatchNorm2d)
+
+
+def is_constant(norm: nn.Module | None) -> bool:
+    """Whether ``norm`` is a scale and a shift that no input changes. A subclass may compute anything, so it is not."""
+    return type(norm) is FrozenBatchNorm2d or (
+        type(norm) in BATCH_NORMS and not norm.training and norm.running_var is not None
+    )
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody watches ``module`` or a part of it by a forward or backward hook."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+    return any(getattr(m, kind, None) for m in module.modules() for kind in kinds)
 
 
 def fold_norm(conv: nn.Conv2d) -> tuple[Tensor, Tensor] | None:
@@ -13,10 +28,7 @@ def fold_norm(conv: nn.Conv2d) -> tuple[Tensor, Tensor] | None:
     norm = getattr(conv, "norm", None)
     if norm is None:
         return conv.weight, conv.weight.new_zeros(conv.out_channels) if conv.bias is None else conv.bias
-    constant = isinstance(norm, FrozenBatchNorm2d) or (
-        isinstance(norm, nn.modules.batchnorm._BatchNorm) and not norm.training and norm.running_var is not None
-    )
-    if not constant or conv.bias is not None:
+    if not is_constant(norm) or conv.bias is not None:
         return None
     scale = (norm.running_var + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight

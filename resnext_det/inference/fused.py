@@ -4,14 +4,37 @@ channels-last memory, half precision. They have no gradients.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import UserError
 from ..resnext import Bottleneck, Stem
 from .folding import fold_norm, is_pointwise
 
 CHANNELS_LAST = torch.channels_last
+
+
+def refuse_weights(*args, **kwargs) -> NoReturn:
+    """What stands where weights would be loaded: an optimized copy holds them in another form."""
+    raise UserError("an optimized copy takes no weights: load them into the model that it was made from, and optimize")
+
+
+def without_autocast(function: Callable) -> Callable:
+    """A method of an optimized copy whose precision is its own, also under autocast; its first argument is a tensor."""
+
+    @functools.wraps(function)
+    def run(self, x: Tensor, *rest, **named):
+        if not torch.is_autocast_enabled(x.device.type):
+            return function(self, x, *rest, **named)
+        with torch.autocast(x.device.type, enabled=False):
+            return function(self, x, *rest, **named)
+
+    return run
 
 
 class FusedConv(nn.Module):
@@ -44,6 +67,7 @@ class FusedConv(nn.Module):
         )
         self._packed: dict[tuple[int, ...], Tensor] = {}
 
+    @without_autocast
     def forward(self, x: Tensor, add: Tensor | None = None) -> Tensor:
         """(N, C, H, W) -> (N, C', H', W'). ``add`` has that shape, is added before the ReLU and may be overwritten."""
         x = x.to(self.weight.dtype).contiguous(memory_format=CHANNELS_LAST)
@@ -74,6 +98,8 @@ class FusedConv(nn.Module):
             y = add.permute(0, 2, 3, 1).reshape(-1, shape[3])
             y = (y if self.bias is None else y.add_(self.bias)).addmm_(x, self.weight)
         return (y.relu_() if self.relu else y).view(shape).permute(0, 3, 1, 2)
+
+    _load_from_state_dict = refuse_weights
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_packed": {}}  # oneDNN's tensors cannot be copied
@@ -130,6 +156,6 @@ class FusedStem(nn.Module):
         return F.max_pool2d(self.conv1(x), kernel_size=3, stride=2, padding=1)
 
 
-def fuse_stage(stage: nn.Sequential, dtype: torch.dtype, fused: bool) -> nn.Sequential:
+def fuse_stage(stage: Iterable[Bottleneck], dtype: torch.dtype, fused: bool) -> nn.Sequential:
     """The stage of plain grouped bottlenecks with every block fused."""
     return nn.Sequential(*(FusedBottleneck(block, dtype, fused, overwrite=i > 0) for i, block in enumerate(stage)))

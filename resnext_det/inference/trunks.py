@@ -13,9 +13,9 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import UserError
 from ..kernels.layer import use_grouped_conv
 from ..resnext import Bottleneck, Stem, Trunk
-from .folding import folds
-from .fused import FusedStem, fuse_stage
-from .openvino import Part, compile_parts
+from .folding import folds, has_hooks
+from .fused import FusedStem, fuse_stage, refuse_weights
+from .openvino import Recorder, compile_parts
 from .precision import Precision, choose
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,8 @@ def optimize_classifier(
     (N, 3, H, W) for ``calibration``.
     """
     model, precision = prepared(model, dtype, compile, backend)
-    compile_parts(optimize_trunks(model, precision), precision.name, model, calibration)
+    optimize_trunks(model, precision)
+    compile_parts(model, precision.name, calibration)
     return model
 
 
@@ -46,6 +47,7 @@ def prepared(model: nn.Module, dtype: str, compile: bool, backend: str) -> tuple
     precision = choose(dtype, device_of(model), backend, compile)
     model = copy.deepcopy(model).eval().requires_grad_(False)
     model.for_inference = True
+    model._register_load_state_dict_pre_hook(refuse_weights)
     if precision.openvino:
         use_grouped_conv(model, "torch")  # our kernel is none of OpenVINO's
     return model, precision
@@ -55,22 +57,22 @@ def device_of(model: nn.Module) -> torch.device:
     return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
-def optimize_trunks(model: nn.Module, precision: Precision, half_from: nn.Module | None = None) -> list[Part]:
+def optimize_trunks(model: nn.Module, precision: Precision, half_from: nn.Module | None = None) -> None:
     """Rewrite every trunk in ``model`` in place; the others' parts behind it get float32.
 
-    Trunks whose norms are not constant (GN), or of other blocks, stay as they are.
+    Trunks whose norms are not constant (GN), of other blocks, or with hooks on their parts, stay as they are.
 
     Args:
         half_from: the trunk that may hand on half precision, since what is behind it takes that.
-
-    Returns:
-        The parts that OpenVINO is to compile, once all are known.
     """
-    parts = []
     for trunk in [m for m in model.modules() if isinstance(m, Trunk)]:
         plain = all(type(block) is Bottleneck for name in trunk.stage_names for block in getattr(trunk, name))
-        if precision.openvino and folds(trunk):
-            parts.append(_by_openvino(trunk))
+        if any(map(has_hooks, trunk.children())):
+            logger.warning("Inference: a trunk with forward or backward hooks on its parts stays as it is.")
+        elif precision.openvino and folds(trunk):
+            trunk.compiled = Recorder(_Maps(trunk), [torch.zeros(1, 3, 64, 64)], dynamic=(0, 2, 3))
+            for name in ("stem", *trunk.stage_names):
+                delattr(trunk, name)
         elif plain and folds(trunk):
             _fuse(trunk, precision)
         elif precision.name != "fp32":
@@ -80,34 +82,23 @@ def optimize_trunks(model: nn.Module, precision: Precision, half_from: nn.Module
                 precision.name,
             )
         if precision.compile:
-            trunk.forward = torch.compile(trunk.forward)
+            trunk.compile()
         if precision.dtype != torch.float32 and trunk is not half_from:
             trunk.register_forward_hook(_to_float)
-    return parts
 
 
-def _by_openvino(trunk: Trunk) -> Part:
-    part = Part(_Outputs(trunk), [torch.zeros(1, 3, 64, 64)], dynamic=(0, 2, 3))
-    names = None if hasattr(trunk, "fc") else [n for n in ("stem", *trunk.stage_names) if n in trunk.out_features]
-
-    def forward(x: Tensor) -> Tensor | dict[str, Tensor]:
-        outputs = part(x)
-        return outputs[0] if names is None else dict(zip(names, outputs, strict=True))
-
-    trunk.forward = forward
-    return part
-
-
-class _Outputs(nn.Module):
-    """What a trunk's own ``forward`` returns, as a tuple."""
+class _Maps(nn.Module):
+    """The maps of a trunk's ``out_features`` in the order in which they are made."""
 
     def __init__(self, trunk: Trunk) -> None:
         super().__init__()
-        self.trunk = trunk
+        self.trunk = copy.copy(trunk)
+        # Its own table of children: they are about to leave the trunk.
+        self.trunk._modules = {k: m for k, m in trunk._modules.items() if k in ("stem", *trunk.stage_names)}
+        self.trunk._modules["compiled"] = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = type(self.trunk).forward(self.trunk, x)
-        return tuple(outputs.values()) if isinstance(outputs, dict) else (outputs,)
+        return tuple(Trunk.forward(self.trunk, x).values())
 
 
 def _fuse(trunk: Trunk, precision: Precision) -> None:

@@ -55,6 +55,8 @@ class LoadReport:
 
 def part_of(name: str) -> str:
     """The part of a model a tensor belongs to: ``backbone``, ``res5`` (of a C4 head), ``box_predictor``, ``fc``, ..."""
+    if name.startswith("roi_heads.res5.norm."):  # MODEL.RESNEXT.RES5_EXTRA_NORM
+        return "res5.norm"
     if name.startswith("roi_heads."):
         return name.split(".")[1]
     if name.startswith(("backbone.fpn_", "fpn_")):

@@ -116,7 +116,9 @@ def from_native(tensors: Mapping[str, Tensor], target: str, where: str) -> dict[
 
 def trunk_name(name: str) -> str | None:
     """The name without the part of a detector it lies in: ``roi_heads.res5.0...`` is ``res5.0...``; None for a head."""
-    match = re.fullmatch(r"(?:(?:backbone\.)?(?:bottom_up\.)?|roi_heads\.(?=res5\.))((?:stem|res[2-5])\..*)", name)
+    match = re.fullmatch(
+        r"(?:(?:backbone\.)?(?:bottom_up\.)?|roi_heads\.(?=res5\.(?!norm\.)))((?:stem|res[2-5])\..*)", name
+    )
     return match[1] if match else None
 
 

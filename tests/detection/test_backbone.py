@@ -108,6 +108,9 @@ def test_res5_of_the_head_is_the_classifiers() -> None:
         ({"NORM": ""}, "MODEL.RESNETS.NORM"),
         ({"OUT_FEATURES": ["res6"]}, "OUT_FEATURES"),
         ({"OUT_FEATURES": []}, "OUT_FEATURES"),
+        ({"RES4_DILATION": 2}, "RES4_DILATION"),
+        ({"RES5_MULTI_GRID": [1, 2, 4]}, "RES5_MULTI_GRID"),
+        ({"STEM_TYPE": "deeplab"}, "STEM_TYPE"),
         ({"DEFORM_ON_PER_STAGE": [False, False, True, True]}, "DEFORM_ON_PER_STAGE"),
     ],
 )
@@ -123,3 +126,50 @@ def test_importing_twice_registers_once() -> None:
 
     importlib.reload(resnext_det)
     assert "build_resnext_backbone" in BACKBONE_REGISTRY
+
+
+def test_deeplabs_keys_at_stocks_values_are_taken() -> None:
+    build(config(RES4_DILATION=1, RES5_MULTI_GRID=[1, 1, 1], STEM_TYPE="basic"))
+
+
+@pytest.mark.parametrize("freeze_at", [-1, 6, 9])
+def test_freeze_at_beyond_the_network_is_refused(freeze_at: int) -> None:
+    cfg = config()
+    cfg.MODEL.BACKBONE.FREEZE_AT = freeze_at
+    with pytest.raises(UserError, match=f"MODEL.BACKBONE.FREEZE_AT is {freeze_at}"):
+        build(cfg)
+
+
+def test_stages_and_freeze_are_stocks() -> None:
+    backbone = build(config(OUT_FEATURES=["res4"]))
+    assert [stage is getattr(backbone, f"res{i + 2}") for i, stage in enumerate(backbone.stages)] == [True] * 3
+    assert backbone.freeze(2) is backbone
+    assert {n.split(".")[0] for n, p in backbone.named_parameters() if not p.requires_grad} == {"stem", "res2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *((name, form) for name in ("resnext14_8x4d", "resnext11_2x4d_cifar") for form in "abc"),
+        *((name, "c") for name in ("resnetv2_14", "seresnext14_8x4d", "resnext14d_8x4d")),
+    ],
+)
+def test_networks_can_be_scripted(name: str, form: str) -> None:
+    model, x = create_model(name, num_classes=4, form=form).eval(), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(torch.jit.script(model)(x), model(x))
+
+
+def test_backbone_and_pyramid_can_be_scripted() -> None:
+    from detectron2.export.torchscript_patch import patch_builtin_len, patch_nonscriptable_classes
+
+    cfg = config(OUT_FEATURES=["res2", "res3", "res4", "res5"])
+    cfg.MODEL.FPN.IN_FEATURES, cfg.MODEL.FPN.OUT_CHANNELS = ["res2", "res3", "res4", "res5"], 8
+    x = torch.randn(1, 3, 64, 96)
+    patch_nonscriptable_classes()
+    for name in ("build_resnext_backbone", "build_resnext_fpn_backbone", "build_retinanet_resnext_fpn_backbone"):
+        cfg.MODEL.BACKBONE.NAME = name
+        backbone = build(cfg).eval()
+        with patch_builtin_len():
+            maps = torch.jit.script(backbone)(x)
+        for key, value in backbone(x).items():
+            torch.testing.assert_close(maps[key], value)

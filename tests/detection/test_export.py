@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,12 +20,15 @@ from resnext_det.commands.export import main
 from resnext_det.detection.config import setup
 from resnext_det.detection.export import comparison as export_command
 from resnext_det.detection.export import graph as export
+from resnext_det.detection.export.comparison import runner
 from resnext_det.detection.export.graph import (
+    INPUTS,
     TORCH_THAT_CAN,
     ExportableDetector,
     export_onnx,
     export_program,
     sampling_matrix,
+    save_program,
 )
 from resnext_det.detection.optimize import optimize_for_inference
 from resnext_det.detection.roi_align import axis_weights
@@ -210,6 +214,48 @@ def test_onnx_takes_every_size_and_batch(exported, tmp_path: Path) -> None:
         names = ("images", "sizes", "original_sizes")
         outputs = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
         assert_same(outputs, expected(model, pictures, originals))
+
+
+@new_enough
+@pytest.mark.slow
+def test_few_proposals_and_classes_are_exported(tmp_path: Path) -> None:
+    """Fewer candidates than DETECTIONS_PER_IMAGE, and fewer proposals before NMS than behind it."""
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    few = [
+        "MODEL.RPN.PRE_NMS_TOPK_TEST",
+        "20",
+        "MODEL.RPN.POST_NMS_TOPK_TEST",
+        "30",
+        "MODEL.ROI_HEADS.NUM_CLASSES",
+        "3",
+    ]
+    model = detector(*few)
+    program = export_program(model)
+    export_onnx(program, tmp_path / "detector.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "detector.onnx"), providers=["CPUExecutionProvider"])
+    pictures, originals, inputs = batch((160, 97))
+    outputs = session.run(None, {name: x.numpy() for name, x in zip(INPUTS, inputs, strict=True)})
+    (wanted,) = expected(model, pictures, originals)
+    assert int(outputs[3][0]) == len(wanted) > 0
+
+
+def test_an_interrupted_export_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def torn(program: object, path: str) -> None:
+        Path(path).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.export, "save", torn)
+    (tmp_path / "detector.pt2").write_bytes(b"before")
+    with pytest.raises(KeyboardInterrupt):
+        save_program(None, tmp_path / "detector.pt2")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+
+
+def test_a_size_outside_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.export, "load", lambda path: SimpleNamespace(module=lambda: None))
+    with pytest.raises(UserError, match="an image of 20x100 once resized; it takes sides of 32 to 16384 pixels"):
+        runner(tmp_path / "detector.pt2")(np.zeros((3, 20, 100), dtype=np.float32), (20, 100))
 
 
 @new_enough

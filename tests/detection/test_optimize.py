@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import io
 import os
+import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -14,10 +17,11 @@ from common import ROOT
 from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes
 
 from resnext_det import UserError, add_resnext_config, create_model
 from resnext_det.detection.c4_head import ResNeXtC4ROIHeads
-from resnext_det.detection.optimize import OpenVINOSplitRes5, for_inference, optimize_for_inference
+from resnext_det.detection.optimize import FusedSplit, OpenVINOSplit, for_inference, optimize_for_inference
 from resnext_det.inference import fused, precision
 
 
@@ -96,7 +100,7 @@ def test_int8_moves_by_its_precision(mask):
     logits, own_logits = (m.proposal_generator.rpn_head([maps["res4"]])[0][0] for m in (model, optimized))
     assert 1e-5 < (own_logits - logits).norm() / logits.norm() < 0.05
     boxes = [proposals.proposal_boxes[:70] for proposals in model.proposal_generator(image, maps)[0]]
-    expected, regions = (m.roi_heads._shared_roi_transform([maps["res4"]], boxes) for m in (model, optimized))
+    expected, regions = (m.roi_heads.region_vectors([maps["res4"]], boxes) for m in (model, optimized))
     assert regions.shape == expected.shape and len(regions) == 140  # three chunks, the last not full
     assert 1e-4 < (regions - expected).norm() / expected.norm() < 0.05
     assert len(optimized(IMAGES)[0]["instances"]) > 0
@@ -205,14 +209,14 @@ def test_the_key_chooses_and_the_model_stays_as_it_is():
     assert for_inference(cfg, model) is model
     cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "fp32"
     copy = for_inference(cfg, model)
-    assert copy is not model and copy.roi_heads.optimized is not None and not copy.training
-    assert model.training and model.roi_heads.optimized is None
+    assert copy is not model and isinstance(copy.roi_heads.res5[0], FusedSplit) and not copy.training
+    assert model.training
     assert all(p.requires_grad for p in model.roi_heads.parameters())
     assert isinstance(model.roi_heads, ResNeXtC4ROIHeads) and type(model.roi_heads.res5[0]).__name__ == "Bottleneck"
     cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "int8"
     asked = []
     copy = for_inference(cfg, model, lambda: asked.append(1) or [IMAGES])
-    assert asked and isinstance(copy.roi_heads.optimized, OpenVINOSplitRes5)
+    assert asked and isinstance(copy.roi_heads.res5[0], OpenVINOSplit)
     cfg.MODEL.RESNEXT.INFERENCE_BACKEND = "tensorrt"
     with pytest.raises(UserError, match="INFERENCE_BACKEND is 'tensorrt': choose from auto, torch, openvino"):
         for_inference(cfg, model)
@@ -226,14 +230,79 @@ def test_unknown_dtype():
         optimize_for_inference(torch.nn.Identity(), "fp8")
 
 
-@pytest.mark.parametrize("backend", ["torch", "openvino"])
+COPIES = [("fp32", "torch"), ("bf16", "torch"), ("fp32", "openvino"), ("int8", "auto")]
+
+
+def saved(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("dtype, backend", COPIES)
 @torch.no_grad()
-def test_a_copy_can_be_copied_and_is_not_optimized_again(backend):
-    optimized = optimize_for_inference(detector(), "fp32", backend=backend)
+def test_a_copy_can_be_copied_pickled_and_saved_and_takes_no_weights(dtype, backend):
+    model = detector()
+    optimized = optimize_for_inference(model, dtype, backend=backend, calibration=[IMAGES])
     expected = optimized(IMAGES)[0]["instances"]  # the first call lays weights out anew
-    assert torch.equal(copy.deepcopy(optimized)(IMAGES)[0]["instances"].scores, expected.scores)
+    state = {name: value.clone() for name, value in optimized.state_dict().items()}
+    for twin in (copy.deepcopy(optimized), pickle.loads(pickle.dumps(optimized)), saved(optimized)):
+        assert torch.equal(twin(IMAGES)[0]["instances"].scores, expected.scores)
+        assert twin.state_dict().keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in twin.state_dict().items())
+    # All that the model computes with is in there: as many bytes at least as the numbers of such a detector take.
+    numbers = sum(p.numel() for p in model.parameters())
+    assert sum(value.nbytes for value in state.values()) >= numbers * {"int8": 1, "bf16": 2, "fp32": 4}[dtype]
+    for part, weights in ((optimized, model.state_dict()), (optimized, state), (optimized.backbone, {}),
+                          (optimized.roi_heads.res5, {})):  # fmt: skip
+        with pytest.raises(UserError, match="an optimized copy takes no weights: load them into the model"):
+            part.load_state_dict(weights, strict=False)
+    assert all(torch.equal(value, state[name]) for name, value in optimized.state_dict().items())
     with pytest.raises(UserError, match="is an optimized copy already"):
         optimize_for_inference(optimized, "fp32")
+
+
+@pytest.mark.parametrize("dtype, backend", COPIES)
+@torch.no_grad()
+def test_threads_get_the_results_of_their_own_images(dtype, backend):
+    optimized = optimize_for_inference(detector(), dtype, backend=backend, calibration=[IMAGES])
+    images = [[{"image": torch.rand(3, 96, 128, generator=torch.Generator().manual_seed(i)) * 255}] for i in range(4)]
+    copies = [optimized, copy.deepcopy(optimized)]
+    expected = [optimized(image)[0]["instances"].scores.clone() for image in images]
+    assert not torch.equal(expected[0], expected[1])
+
+    @torch.no_grad()
+    def run(number: int) -> bool:
+        i = number % len(images)
+        return torch.equal(copies[number % 3 % 2](images[i])[0]["instances"].scores, expected[i])
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(run, range(48)))
+
+
+@pytest.mark.parametrize("dtype, backend", COPIES)
+@torch.no_grad()
+def test_under_autocast_a_copy_keeps_its_own_precision(dtype, backend):
+    optimized = optimize_for_inference(detector(), dtype, backend=backend, calibration=[IMAGES])
+    boxes = [Boxes(torch.rand(30, 4) * 40 + torch.tensor([0, 0, 40.0, 40]))] * 2
+
+    def parts():
+        maps = optimized.backbone(optimized.preprocess_image(IMAGES).tensor)
+        return maps["res4"], optimized.roi_heads.region_vectors([maps["res4"]], boxes)
+
+    expected = parts()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(torch.equal(x, y) for x, y in zip(parts(), expected, strict=True))
+        assert len(optimized(IMAGES)[0]["instances"]) > 0
+
+
+@torch.no_grad()
+def test_a_trunk_that_is_watched_stays_as_it_is(caplog):
+    model, seen = detector(), []
+    model.backbone.res3[0].register_forward_hook(lambda *given: seen.append(given[-1]))
+    optimize_for_inference(model, "fp32")(IMAGES)
+    assert len(seen) == 1 and "hooks on its parts stays as it is" in caplog.text
 
 
 @torch.no_grad()

@@ -144,3 +144,25 @@ def test_shift_and_relu_inside_the_pooling():
     torch.testing.assert_close(gradients, torch.autograd.grad((expected * weight).sum(), (maps, shift)))
     (alone,) = torch.autograd.grad((pool(maps.detach(), bins, shift, relu=True) * weight).sum(), shift)
     torch.testing.assert_close(alone, gradients[1])
+
+
+class Pooled(torch.nn.Module):
+    def forward(self, features, boxes):
+        return roi_align(features, boxes, (7, 5), 1 / 16)
+
+
+GRAPHS = {
+    "script": lambda *given: torch.jit.script(Pooled()),
+    "trace": lambda *given: torch.jit.trace(Pooled(), given),
+    "fx": lambda *given: torch.fx.symbolic_trace(Pooled()),
+    "export": lambda *given: torch.export.export(Pooled(), given).module(),
+}
+
+
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_in_a_graph_it_counts_the_samples_of_the_boxes_it_gets(kind):
+    features = torch.randn(2, 4, 20, 24)
+    boxes = [torch.tensor([[0, 3, 4, 90, size], [1, 10, 5, 200, 20 + size]]) for size in (80.0, 300.0)]
+    graph = GRAPHS[kind](features, boxes[0])
+    for given in boxes:
+        torch.testing.assert_close(graph(features, given), Pooled()(features, given))

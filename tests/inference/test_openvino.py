@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from resnext_det import UserError, create_model
-from resnext_det.inference.openvino import Part, compile_parts
+from resnext_det.inference.openvino import Recorder, compile_parts
 from resnext_det.inference.trunks import optimize_classifier
 
 
@@ -28,10 +28,11 @@ class Two(nn.Module):
 @torch.no_grad()
 def test_any_size_or_a_fixed_one_filled_up():
     module = Two().eval()
-    free = Part(module, [torch.zeros(1, 4, 8, 8)] * 2, dynamic=(0, 2, 3))
-    fixed = Part(module, [torch.zeros(5, 4, 8, 8)] * 2)
-    compile_parts([free, fixed], "fp32", nn.Identity(), None)
-    for part, shapes in ((free, [(3, 4, 9, 7), (1, 4, 8, 8)]), (fixed, [(5, 4, 8, 8), (2, 4, 8, 8)])):
+    free = Recorder(module, [torch.zeros(1, 4, 8, 8)] * 2, dynamic=(0, 2, 3))
+    fixed = Recorder(module, [torch.zeros(5, 4, 8, 8)] * 2)
+    parts = nn.ModuleList([free, fixed])
+    compile_parts(parts, "fp32", None)
+    for part, shapes in zip(parts, ([(3, 4, 9, 7), (1, 4, 8, 8)], [(5, 4, 8, 8), (2, 4, 8, 8)]), strict=True):
         for shape in shapes:
             x, y = torch.randn(shape), torch.randn(shape)
             for result, expected in zip(part(x, y), module(x, y), strict=True):
@@ -40,7 +41,7 @@ def test_any_size_or_a_fixed_one_filled_up():
 
 @torch.no_grad()
 def test_what_a_part_sees_is_a_sample_of_its_calls():
-    part = Part(Two().eval(), [torch.zeros(4, 4, 8, 8)] * 2, every=2, rows=3)
+    part = Recorder(Two().eval(), [torch.zeros(4, 4, 8, 8)] * 2, every=2, rows=3)
     calls = [torch.randn(4, 4, 8, 8) for _ in range(5)]
     for x in calls:
         part(x, x)
@@ -76,7 +77,7 @@ def test_nothing_is_reported_home():
 SIGNALLED = """
 import ctypes, faulthandler, gc, os, signal, torch
 from torch import nn
-from resnext_det.inference.openvino import Part, StackT, compile_parts
+from resnext_det.inference.openvino import Recorder, StackT, compile_parts
 
 def stack():
     found = StackT()
@@ -87,9 +88,9 @@ faulthandler.enable()  # has a signal stack of its own, as pytest's has
 signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
 kept, before = [], stack()
 for dtype in ("int8", "fp32", "int8", "fp32"):
-    part = Part(nn.Conv2d(4, 4, 3), [torch.zeros(1, 4, 8, 8)])
+    part = nn.Sequential(Recorder(nn.Conv2d(4, 4, 3), [torch.zeros(1, 4, 8, 8)]))
+    compile_parts(part, dtype, [torch.randn(1, 4, 8, 8)])
     part(torch.randn(1, 4, 8, 8))
-    compile_parts([part], dtype, nn.Identity(), [torch.zeros(1)])
     kept.append(part)
     assert stack() == before
 while kept:

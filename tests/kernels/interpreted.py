@@ -153,7 +153,7 @@ def autocast() -> None:
 
 def in_a_network() -> None:
     """The same names, outputs, gradients and statistics; a copy keeps the switch; "torch" takes it back."""
-    from resnext_det.detection.c4_head import SplitRes5
+    from resnext_det.detection.c4_head import PlainSplit
     from resnext_det.detection.optimize import optimize_for_inference
 
     torch.manual_seed(0)
@@ -181,7 +181,7 @@ def in_a_network() -> None:
     expected = model(x)
     del calls[:]
     torch.testing.assert_close(optimize_for_inference(model, "fp32")(x), expected, rtol=1e-4, atol=1e-4)
-    head = SplitRes5(model.res5)
+    head = PlainSplit(list(model.res5))
     conv = model.res5[0].conv2
     maps = torch.randn(2, conv.in_channels, 4, 4)
     for add in (None, torch.randn(2, conv.out_channels, 2, 2)):

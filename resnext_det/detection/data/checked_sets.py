@@ -7,6 +7,7 @@ evaluator and replay are given these values. detectron2's DatasetCatalog stays a
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
+from ...annotations import formats
 from ...annotations.check import CheckedDataset, ClassCount, Options, inspect_document, read_document
 from ...annotations.dataset import Dataset
 from ...engine.processes import decided_by_main
@@ -100,7 +102,7 @@ def check_sets(
     first: Dataset | None = None
     for name in dict.fromkeys((*train, *test)):
         metadata = MetadataCatalog.get(name)
-        if metadata.get("evaluator_type") != "coco" or metadata.get("json_file") is None:
+        if metadata.get("evaluator_type") not in ("coco", "pascal_voc") or metadata.get("json_file") is None:
             continue
         if options.level == "off":
             logger.warning("%s: not checked, since DATASETS.CHECK is off", name)
@@ -122,6 +124,32 @@ def check_sets(
     return sets
 
 
+def document_of(name: str) -> dict:
+    """What the file of the set ``name`` holds, in COCO's form, whatever its format.
+
+    Raises:
+        UserError: no such file, or one that cannot be used.
+    """
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("labels_format") is None:
+        return read_document(metadata.json_file, hint=_where_sets_go(name))
+    if not os.path.exists(metadata.json_file) and metadata.labels_format == "voc":
+        raise UserError(f"{metadata.json_file}: no such file; {_where_sets_go(name)}")
+    source = formats.read(metadata.json_file, metadata.image_root, metadata.get("thing_classes"))
+    for note in source.notes:
+        logger.warning("%s: %s", metadata.json_file, note)
+    return source.document
+
+
+def unchecked_records(name: str) -> list[dict]:
+    """Dataset dicts of a set that is not in COCO's format, where no check has read it before."""
+    metadata = MetadataCatalog.get(name)
+    checked = inspect_document(document_of(name), metadata.json_file, metadata.image_root, check_images=False)
+    checked.raise_errors()
+    metadata.set(**checked.metadata())
+    return checked.dataset_dicts(masks=True)
+
+
 def _check(
     name: str,
     for_training: bool,
@@ -132,7 +160,7 @@ def _check(
     start = time.perf_counter()
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.json_file, metadata.image_root
-    document = read_document(json_file, hint=_where_sets_go(name))
+    document = document_of(name)
     pictures = len(document["images"]) if isinstance(document.get("images"), list) else 0
     level = options.level
     if level == "auto":

@@ -18,12 +18,15 @@ from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
+from ...annotations import formats
 from ...annotations.check import ClassCount, dataset_dicts
 from ...annotations.dataset import Dataset
+from ...annotations.formats.voc import metric_year
 from ...engine.sampler import SeededDataset, TrainingBatches
 from ...engine.signals import outlive_stopping_signals
 from ...errors import UserError, nearest
 from ..class_count import class_count_from_config
+from .checked_sets import unchecked_records
 from .mapper import CheckedDatasetMapper
 from .proposals import attach_proposals
 
@@ -31,25 +34,55 @@ logger = logging.getLogger(__name__)
 
 
 def register_sets(entries: Sequence[Sequence[str]]) -> None:
-    """Register COCO-format sets from DATASETS.REGISTER, a list of ``[name, json_file, image_root]``.
+    """Register the sets of DATASETS.REGISTER, a list of ``[name, annotations, image_root]``.
+
+    ``annotations`` is a COCO JSON file, or a file or folder of another of :data:`~resnext_det.annotations.formats`:
+    ``data.yaml:train``, ``VOC2007/ImageSets/Main/trainval.txt``, a folder of LabelMe's files. For those ``image_root``
+    may be empty: the images are where the format keeps them. detectron2's VOC sets are read by the same readers.
 
     Raises:
-        UserError: an entry of another form, a name that is taken, a file or folder that is not there.
+        UserError: an entry of another form, a name that is taken, a file or folder that is not there or unusable.
     """
+    for name in [name for name in DatasetCatalog.list() if name.startswith("voc_")]:
+        metadata = MetadataCatalog.get(name)
+        if metadata.get("dirname") and metadata.get("json_file") is None:
+            DatasetCatalog.remove(name)
+            file = os.path.join(metadata.dirname, "ImageSets", "Main", f"{metadata.split}.txt")
+            _register_labels(name, file, os.path.join(metadata.dirname, "JPEGImages"), "voc")
     for entry in entries:
         if not isinstance(entry, list | tuple) or len(entry) != 3 or not all(isinstance(part, str) for part in entry):
-            raise UserError(f"DATASETS.REGISTER: {entry!r} is not [name, json_file, image_root]")
-        name, json_file, image_root = entry
-        if not os.path.isfile(json_file):
-            raise UserError(f"DATASETS.REGISTER {name}: json_file {json_file}: no such file")
+            raise UserError(f"DATASETS.REGISTER: {entry!r} is not [name, annotations, image_root]")
+        name, file, image_root = entry
+        is_json = file.lower().endswith(".json")
+        if is_json and not os.path.isfile(file):
+            raise UserError(f"DATASETS.REGISTER {name}: json_file {file}: no such file")
+        try:
+            labels = formats.recognize(file)
+            if not is_json and not image_root:
+                image_root = formats.read(file).image_root
+        except UserError as error:
+            raise UserError(f"DATASETS.REGISTER {name}: {error}") from None
         if not os.path.isdir(image_root):
             raise UserError(f"DATASETS.REGISTER {name}: image_root {image_root}: no such folder")
         if name in DatasetCatalog.list():
             old = MetadataCatalog.get(name)
-            if (old.get("json_file"), old.get("image_root")) == (json_file, image_root):
+            if (old.get("json_file"), old.get("image_root")) == (file, image_root):
                 continue
             raise UserError(f"DATASETS.REGISTER {name}: the name is taken by another set; choose another")
-        register_coco_instances(name, {}, json_file, image_root)
+        if is_json and labels == "coco":
+            register_coco_instances(name, {}, file, image_root)
+            continue
+        logger.info("%s: %s, read as %s", name, file, labels)
+        if file.endswith(".txt") and labels == "voc":
+            MetadataCatalog.get(name).set(year=metric_year(file), evaluator_type="pascal_voc")
+        _register_labels(name, file, image_root, labels)
+
+
+def _register_labels(name: str, file: str, image_root: str, labels: str) -> None:
+    metadata = MetadataCatalog.get(name).set(json_file=file, image_root=image_root, labels_format=labels)
+    if metadata.get("evaluator_type") is None:
+        metadata.set(evaluator_type="coco")
+    DatasetCatalog.register(name, lambda: unchecked_records(name))
 
 
 def known_sets(names: Sequence[str], key: str) -> None:
@@ -64,7 +97,7 @@ def known_sets(names: Sequence[str], key: str) -> None:
         if name not in DatasetCatalog.list():
             raise UserError(
                 f"DATASETS.{key}: {name!r} is not registered{nearest(name, DatasetCatalog.list())}; "
-                "register a set of your own with DATASETS.REGISTER: [[name, json_file, image_root]]"
+                "register a set of your own with DATASETS.REGISTER: [[name, annotations, image_root]]"
             )
 
 

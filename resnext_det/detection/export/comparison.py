@@ -15,7 +15,7 @@ from torch import nn
 from ...errors import UserError
 from ..data.mapper import ResizeShortestEdge
 from ..prediction.inputs import read_picture
-from .graph import INPUTS, OUTPUTS
+from .graph import INPUTS, OUTPUTS, SIDES
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +58,17 @@ def runner(path: Path) -> Run:
         def call(*inputs: np.ndarray) -> list[np.ndarray]:
             return session.run(list(OUTPUTS), dict(zip(INPUTS, inputs, strict=True)))
     else:
+        import torchvision  # noqa: F401  (its NMS is one of the program's operators)
+
         program = torch.export.load(str(path)).module()
 
         def call(*inputs: np.ndarray) -> list[np.ndarray]:
+            height, width = inputs[0].shape[2:]
+            if min(height, width) < SIDES[0] or max(height, width) > SIDES[1]:
+                raise UserError(
+                    f"{path}: an image of {height}x{width} once resized; it takes sides of {SIDES[0]} to {SIDES[1]} "
+                    "pixels; set INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST for that"
+                )
             with torch.no_grad():
                 return [output.numpy() for output in program(*map(torch.from_numpy, inputs))]
 

@@ -17,6 +17,7 @@ from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
 from ...errors import UserError
+from ...files import atomic_path
 from ...inference.folding import fold_norm
 from ...resnext import ConvNorm
 from ..c4_head import ResNeXtC4ROIHeads
@@ -25,6 +26,8 @@ INPUTS = ("images", "sizes", "original_sizes")
 OUTPUTS = ("boxes", "scores", "classes", "count")
 TORCH_THAT_CAN = "2.14"
 """torch.export of earlier releases ties the sizes of an image down (2.4, 2.6 and 2.9 were tried)."""
+SIDES, BATCH = (32, 16384), 1024
+"""Smallest and largest side of an image, and most images at a time, that the program takes."""
 NOTHING = -1e4
 """Score of padding; lower than any logit, and finite in every precision."""
 
@@ -63,8 +66,12 @@ class ExportableDetector(nn.Module):
             predictor.box2box_transform,
         )
         self.threshold, self.nms = predictor.test_score_thresh, predictor.test_nms_thresh
-        self.detections = predictor.test_topk_per_image
         self.num_classes = heads.num_classes
+        # Never more than there are to choose from: topk refuses that, where detectron2 takes all.
+        self.proposals = min(self.proposals, self.before_nms)
+        candidates = self.proposals * self.num_classes
+        asked = predictor.test_topk_per_image
+        self.detections = candidates if asked < 0 else min(asked, candidates)
         self.regions_at_once = regions_at_once
 
     def forward(self, images: Tensor, sizes: Tensor, original_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -165,12 +172,14 @@ class ExportableDetector(nn.Module):
 
 def _check_kind(model: nn.Module) -> None:
     heads = getattr(model, "roi_heads", None)
-    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, ResNeXtC4ROIHeads) or not heads.fast:
+    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, ResNeXtC4ROIHeads):
         raise UserError("export: only Faster R-CNN with ResNeXtC4ROIHeads on its fast path is known")
     if heads.mask_on:
         raise UserError("export: masks are not exported; set MODEL.MASK_ON False")
-    if heads.optimized is not None:
+    if getattr(model, "for_inference", False):
         raise UserError("export: give the detector itself, not one that optimize_for_inference has rewritten")
+    if heads.plan() is None:
+        raise UserError("export: only Faster R-CNN with ResNeXtC4ROIHeads on its fast path is known")
 
 
 def fold_norms(module: nn.Module) -> nn.Module:
@@ -263,8 +272,8 @@ def export_program(model: nn.Module) -> torch.export.ExportedProgram:
         UserError: another kind of detector, or a torch that cannot.
     """
     detector = ExportableDetector(model)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    height, width = torch.export.Dim("height", min=32, max=4096), torch.export.Dim("width", min=32, max=4096)
+    batch = torch.export.Dim("batch", min=1, max=BATCH)
+    height, width = (torch.export.Dim(name, min=SIDES[0], max=SIDES[1]) for name in ("height", "width"))
     shapes = {"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}, "original_sizes": {0: batch}}
     try:
         with torch.no_grad():
@@ -291,13 +300,20 @@ def export_onnx(program: torch.export.ExportedProgram, path: str | os.PathLike) 
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise UserError(f"ONNX export needs {error.name}: pip install 'resnext-det[export]'") from error
-    torch.onnx.export(
-        program,
-        (),
-        os.fspath(path),
-        dynamo=True,
-        input_names=INPUTS,
-        output_names=OUTPUTS,
-        external_data=False,
-        verbose=False,
-    )
+    with atomic_path(path) as unfinished:
+        torch.onnx.export(
+            program,
+            (),
+            os.fspath(unfinished),
+            dynamo=True,
+            input_names=INPUTS,
+            output_names=OUTPUTS,
+            external_data=False,
+            verbose=False,
+        )
+
+
+def save_program(program: torch.export.ExportedProgram, path: str | os.PathLike) -> None:
+    """Write the program for ``torch.export.load``, which needs ``import torchvision`` before it (for NMS)."""
+    with atomic_path(path) as unfinished:
+        torch.export.save(program, os.fspath(unfinished))

@@ -6,6 +6,7 @@ import logging
 import os
 import tempfile
 import threading
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,19 @@ def config_of(
                 str(error).replace(f"config file {file}", "its configuration").replace(str(file), "its configuration")
             )
             raise UserError(f"{weights}: {told}; another can be given with --config-file") from None
+
+
+def config_of_arguments(args: Namespace) -> CfgNode:
+    """The configuration by a command's ``--weights``, ``--config-file``, ``--trust-pickle`` and ``KEY VALUE`` pairs.
+
+    Raises:
+        UserError: as :func:`config_of`; two different weights.
+    """
+    in_opts = dict(zip(args.opts[::2], args.opts[1::2], strict=False)).get("MODEL.WEIGHTS", "")
+    if args.weights and in_opts and args.weights != in_opts:
+        raise UserError(f"--weights {args.weights} and MODEL.WEIGHTS {in_opts}: give one of them")
+    weights, beside = weights_in(args.weights or in_opts)
+    return config_of(weights, args.config_file or "", args.opts, beside=beside, trust_pickle=args.trust_pickle)
 
 
 def load_predictor(

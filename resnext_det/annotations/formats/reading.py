@@ -1,0 +1,145 @@
+"""Which format a file or folder is, by looking, and its reader."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from ...errors import UserError
+from ...files import read_regular, shown
+from ..check import read_document
+from . import cvat, labelme, voc, yolo
+from .source import Source, is_image, read_xml, sub_files
+
+FORMATS = ("coco", "yolo", "voc", "cvat", "labelme")
+
+
+def recognize(path: str | Path) -> str:
+    """The format of ``path``, one of :data:`FORMATS`.
+
+    Raises:
+        UserError: no such file, or none of the formats.
+    """
+    place, _ = _place_and_split(path)
+    if place.is_dir():
+        found = _folder_format(place)
+    elif not place.is_file():
+        raise UserError(f"{shown(place)}: no such file or folder; give labels of {', '.join(FORMATS)}")
+    else:
+        found = _file_format(place)
+    if found is None:
+        raise UserError(
+            f"{shown(place)}: is none of COCO (JSON), YOLO (data.yaml, lists), VOC (XML, image sets), CVAT "
+            "(annotations.xml) and LabelMe (JSON files); name the file or folder that holds the labels"
+        )
+    return found
+
+
+def _place_and_split(path: str | Path) -> tuple[Path, str | None]:
+    """``data.yaml:val`` is the split ``val`` of ``data.yaml``."""
+    text, colon, split = str(path).rpartition(":")
+    if colon and text.lower().endswith((".yaml", ".yml")):
+        return Path(text), split
+    return Path(path), None
+
+
+def _file_format(path: Path) -> str | None:
+    ending = path.suffix.lower()
+    if ending == ".json":
+        return "labelme" if _has_shapes(path) else "coco"
+    if ending == ".xml":
+        return {"annotations": "cvat", "annotation": "voc"}.get(read_xml(path, cvat.BYTES).tag)
+    if ending in (".yaml", ".yml"):
+        return "yolo"
+    if ending == ".txt":
+        return "voc" if voc.is_image_set(path) else "yolo"
+    return None
+
+
+def _folder_format(folder: Path) -> str | None:
+    if (folder / "annotations.xml").is_file():
+        return "cvat"
+    if (folder / "Annotations").is_dir():
+        return "voc"
+    if any((folder / name).is_file() for name in ("data.yaml", "data.yml")) or (folder / "labels").is_dir():
+        return "yolo"
+    xml = next(iter(sub_files(folder, ".xml")), None)
+    if xml is not None:
+        return "voc"
+    files = list(sub_files(folder, ".json"))
+    if files:
+        return "labelme" if any(_has_shapes(file) for file in files[:3]) else "coco" if len(files) == 1 else None
+    texts = list(sub_files(folder, ".txt"))
+    if texts or (folder.name == "images" and any(is_image(p.name) for p in folder.iterdir())):
+        return "yolo"
+    return "yolo" if "images" in folder.parts and (Path(*_swapped(folder.parts))).is_dir() else None
+
+
+def _swapped(parts: Sequence[str]) -> list[str]:
+    last = max(i for i, part in enumerate(parts) if part == "images")
+    return ["labels" if i == last else part for i, part in enumerate(parts)]
+
+
+def _has_shapes(path: Path) -> bool:
+    """Whether this is LabelMe's: it has ``shapes`` and no ``images``. COCO's large files are not read for it."""
+    if path.stat().st_size > labelme.BYTES:
+        return False
+    try:
+        content = json.loads(read_regular(path, labelme.BYTES)) if b'"shapes"' in path.read_bytes() else {}
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and "shapes" in content and "images" not in content
+
+
+@lru_cache(maxsize=8)
+def _cached(path: str, image_root: str | None, names: tuple[str, ...] | None) -> Source:
+    place, split = _place_and_split(path)
+    found = recognize(path)
+    root = Path(image_root) if image_root else None
+    if found == "coco":
+        file = next(iter(sub_files(place, ".json"))) if place.is_dir() else place
+        return Source("coco", read_document(file), str(root or file.parent))
+    if found == "yolo":
+        if place.is_dir():
+            place = next((place / n for n in ("data.yaml", "data.yml") if (place / n).is_file()), place)
+        return yolo.read(place, root, names, split)
+    reader = {"voc": voc.read, "cvat": cvat.read, "labelme": labelme.read}[found]
+    return reader(place, root, names)
+
+
+def read(path: str | Path, image_root: str | Path | None = None, names: Sequence[str] | None = None) -> Source:
+    """Read labels of any of :data:`FORMATS` into COCO's form; what was read once is kept.
+
+    Args:
+        path: a file or folder, or ``data.yaml:val`` for a split of YOLO's.
+        image_root: folder of the images; by default where the format keeps them.
+        names: the classes, where the format does not list them.
+
+    Raises:
+        UserError: one line for the first mistake, and how many more there are.
+    """
+    return _cached(str(path), str(image_root) if image_root else None, tuple(names) if names else None)
+
+
+def splits_of(path: str | Path) -> dict[str, str]:
+    """{split: its path for :func:`read`} of a folder or file; the only one is called ``train``."""
+    place, split = _place_and_split(path)
+    found = recognize(path)
+    if found == "yolo" and split is None:
+        file = (
+            place
+            if place.is_file()
+            else next((f for f in (place / "data.yaml", place / "data.yml") if f.is_file()), None)
+        )
+        if file is not None and file.suffix.lower() in (".yaml", ".yml"):
+            return {name: f"{file}:{name}" for name in yolo.splits_of(file)}
+    if found == "voc" and (place / "ImageSets" / "Main").is_dir():
+        main = place / "ImageSets" / "Main"
+        sets = {
+            name: str(main / f"{name}.txt") for name in ("train", "val", "test") if (main / f"{name}.txt").is_file()
+        }
+        if sets:
+            return sets
+    return {split or (place.stem if not place.is_dir() and found == "voc" else "train"): str(path)}

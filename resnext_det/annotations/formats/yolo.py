@@ -1,0 +1,226 @@
+"""YOLO: ``data.yaml`` as Ultralytics and Roboflow write it, darknet's lists, and folders ``images`` and ``labels``.
+
+A label file has a line for each object: class, then the box's center and size, or a polygon, as parts of the image's
+sides. Image ``images/train/a.jpg`` has the labels ``labels/train/a.txt``; no file means no objects.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from ...errors import UserError
+from ...files import CONFIG_BYTES, read_regular, shown
+from ...images import read_header
+from .source import Collector, Source, is_image, polygon_area, polygon_box, read_text
+
+SPLITS = ("train", "val", "test")
+OUTSIDE = 0.01
+"""Part of a side by which a coordinate may leave 0 ... 1: rounding."""
+
+
+def read(
+    path: Path, image_root: Path | None = None, names: Sequence[str] | None = None, split: str | None = None
+) -> Source:
+    """Read ``data.yaml``, a darknet list of images, or a folder of images (with ``labels`` where ``images`` stands).
+
+    Args:
+        split: ``train``, ``val`` or ``test`` of ``data.yaml``; with the only one by default. ``data.yaml:val`` is the
+            same as the path ``data.yaml`` with the split ``val``.
+        names: the classes; else those of ``data.yaml``, ``classes.txt`` or ``*.names`` beside the labels.
+
+    Raises:
+        UserError: the first mistake.
+    """
+    path = Path(path)
+    where = str(path)
+    if path.suffix.lower() in (".yaml", ".yml"):
+        data, base = _data(path)
+        names = names or _names(path, data)
+        files = _split_images(path, data, base, split)
+    else:
+        base = path if path.is_dir() else path.parent
+        if names is None:
+            names, where = _listed_names(base)
+        files = _folder_images(path) if path.is_dir() else _list_images(path, base)
+    root = Path(image_root) if image_root is not None else Path(os.path.commonpath([f.parent for f in files] or [base]))
+    collector = Collector(names, where)
+    for file in files:
+        try:
+            _read_image(file, root, collector, names)
+        except UserError as error:
+            collector.mistakes.append(str(error))
+    return collector.source("yolo", root)
+
+
+def splits_of(path: Path) -> list[str]:
+    """The splits that ``data.yaml`` names."""
+    data, _ = _data(path)
+    return [name for name in SPLITS if data.get(name) or (name == "val" and data.get("valid"))]
+
+
+def _data(path: Path) -> tuple[dict, Path]:
+    try:
+        data = yaml.safe_load(read_regular(path, CONFIG_BYTES))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = shown(" ".join(str(error).split()), 120)
+        raise UserError(f"{shown(path)}: not YAML ({reason}); write names and train, val as Ultralytics does") from None
+    if not isinstance(data, dict):
+        raise UserError(f"{shown(path)}: holds no keys; write names and train, val as Ultralytics does")
+    base = data.get("path") or "."
+    if not isinstance(base, str):
+        raise UserError(f"{shown(path)}: path: {shown(base, 40)!r} is no folder; write the folder, or leave it out")
+    folder = path.parent / base
+    return data, folder if folder.is_dir() else path.parent
+
+
+def _names(path: Path, data: dict) -> list[str]:
+    names = data.get("names")
+    if isinstance(names, dict):
+        if sorted(names, key=str) != sorted(range(len(names)), key=str):
+            raise UserError(f"{shown(path)}: names: the numbers are not 0 ... {len(names) - 1}; number them so")
+        names = [names[number] for number in range(len(names))]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
+        raise UserError(f"{shown(path)}: names: is not a list of class names; write names: [cat, dog]")
+    count = data.get("nc", len(names))
+    if count != len(names):
+        raise UserError(f"{shown(path)}: nc: is {shown(count, 20)} and names has {len(names)}; make them equal")
+    return _unique(path, [str(name) for name in names])
+
+
+def _unique(path: Path, names: list[str]) -> list[str]:
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{shown(path)}: names: {shown(twice, 60)!r} stands there twice; rename one")
+    return names
+
+
+def _listed_names(folder: Path) -> tuple[list[str], str]:
+    for place in (folder, folder.parent, folder.parent.parent, *(p / "labels" for p in (folder, folder.parent))):
+        for file in [place / "classes.txt", *sorted(place.glob("*.names")), place / "labels.txt"]:
+            if file.is_file():
+                lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+                return _unique(file, lines), str(file)
+    raise UserError(f"{shown(folder)}: no list of classes beside it; write classes.txt, one name on a line")
+
+
+def _split_images(path: Path, data: dict, base: Path, split: str | None) -> list[Path]:
+    given = {name: data[name] for name in SPLITS if data.get(name)}
+    if "valid" in data and "val" not in given:
+        given["val"] = data["valid"]
+    if split is None:
+        if len(given) > 1:
+            choice = ", ".join(f"{path.name}:{name}" for name in given)
+            raise UserError(f"{shown(path)}: has the splits {', '.join(given)}; choose one: {choice}")
+        split = next(iter(given), "train")
+    if split not in given:
+        raise UserError(f"{shown(path)}: {shown(split, 40)}: no such split; it has {', '.join(given) or 'none'}")
+    entries = given[split] if isinstance(given[split], list) else [given[split]]
+    files: list[Path] = []
+    for entry in entries:
+        if not isinstance(entry, str):
+            raise UserError(f"{shown(path)}: {split}: {shown(entry, 60)!r} is no folder or list; write its path")
+        # Roboflow writes ../train/images for what lies in train/images beside the file.
+        tries = [base / entry, path.parent / entry, base / entry.removeprefix("../")]
+        place = next((place for place in tries if place.exists()), None)
+        if place is None:
+            raise UserError(f"{shown(path)}: {split}: {shown(entry, 100)}: no such folder or list below {shown(base)}")
+        files += _folder_images(place) if place.is_dir() else _list_images(place, base)
+    return files
+
+
+def _folder_images(folder: Path) -> list[Path]:
+    if (folder / "images").is_dir():
+        folder = folder / "images"
+    files = sorted(file for file in folder.rglob("*") if is_image(file.name) and not file.name.startswith("."))
+    if not files:
+        raise UserError(f"{shown(folder)}: holds no images; give the folder of the images")
+    return files
+
+
+def _list_images(path: Path, base: Path) -> list[Path]:
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    wrong = next((line for line in lines if not is_image(line)), None)
+    if not lines or wrong is not None:
+        what = f"{shown(wrong, 60)!r} names no image" if lines else "lists no image"
+        raise UserError(f"{shown(path)}: {what}; write one image on a line")
+    files = []
+    for line in lines:
+        tries = [path.parent / line, base / line, Path(line)]
+        files.append(next((place for place in tries if place.is_file()), path.parent / line))
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{shown(path)}: {shown(missing[0])}{more}: no such file; correct the list")
+    return [Path(os.path.normpath(file)) for file in files]
+
+
+def _labels_of(image: Path) -> Path:
+    """The label file: beside the image, or in ``labels`` where the last ``images`` of the path stands."""
+    parts = list(image.parts)
+    places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
+    if places:
+        parts[places[-1]] = "labels"
+        other = Path(*parts).with_suffix(".txt")
+        if other.exists() or not image.with_suffix(".txt").exists():
+            return other
+    return image.with_suffix(".txt")
+
+
+def _read_image(image: Path, root: Path, collector: Collector, names: Sequence[str]) -> None:
+    picture = read_header(image)
+    try:
+        name = image.resolve().relative_to(root.resolve()).as_posix()
+    except ValueError:
+        raise UserError(f"{shown(image)}: lies outside the image folder {shown(root)}; name a folder above") from None
+    image_id = collector.image(name, picture.width, picture.height)
+    labels = _labels_of(image)
+    if not labels.exists():
+        return
+    seen: set[str] = set()
+    for index, line in enumerate(read_text(labels).splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        place = f"line {index}"
+        if " ".join(words) in seen:
+            collector.left_out["repeated lines left out"] += 1
+            continue
+        seen.add(" ".join(words))
+        try:
+            values = [float(word) for word in words]
+        except ValueError:
+            collector.mistake(labels, place, f"{shown(line, 60)!r} is not numbers", "write class x y width height")
+            continue
+        kind, *rest = values
+        if not math.isfinite(kind) or kind != math.floor(kind) or not 0 <= kind < len(names):
+            fix = f"there are {len(names)} names, counted from 0"
+            collector.mistake(labels, place, f"class {shown(words[0], 20)} is not in the list", fix)
+            continue
+        if not all(map(math.isfinite, rest)):
+            collector.mistake(labels, place, "holds NaN or infinity", "correct it")
+            continue
+        if any(value > 1 + OUTSIDE or value < -OUTSIDE for value in rest):
+            text = "is no part of the image's sides: pixels?" if max(rest) > 2 else "leaves the image"
+            collector.mistake(labels, place, f"{shown(line, 60)!r} {text}", "write parts of 0 to 1")
+            continue
+        if len(rest) == 4:
+            x, y, w, h = rest
+            box = [(x - w / 2) * picture.width, (y - h / 2) * picture.height, w * picture.width, h * picture.height]
+            collector.object(labels, place, image_id, names[int(kind)], box)
+        elif len(rest) >= 6 and len(rest) % 2 == 0:
+            points = [v * (picture.height if i % 2 else picture.width) for i, v in enumerate(rest)]
+            box, area = polygon_box(points), polygon_area(points)
+            collector.object(labels, place, image_id, names[int(kind)], box, segmentation=[points], area=area)
+        elif len(rest) > 4 and (len(rest) - 4) % 3 == 0:
+            x, y, w, h = rest[:4]
+            collector.left_out["objects' keypoints left out, their boxes kept"] += 1
+            box = [(x - w / 2) * picture.width, (y - h / 2) * picture.height, w * picture.width, h * picture.height]
+            collector.object(labels, place, image_id, names[int(kind)], box)
+        else:
+            what = f"{len(words)} numbers are neither a box nor a polygon"
+            collector.mistake(labels, place, what, "write class x y width height, or class x1 y1 x2 y2 x3 y3 ...")
