@@ -56,8 +56,9 @@ class GhostBatchNorm2d(nn.BatchNorm2d):
         wide = x.reshape(self.images, groups * x.shape[1], *x.shape[2:])
         y = F.batch_norm(wide, mean, variance, weight, bias, True, self.momentum, self.eps)
         with torch.no_grad():
-            self.running_mean.copy_(mean.view(groups, -1).mean(0))
-            self.running_var.copy_(variance.view(groups, -1).mean(0))
+            if self.momentum:  # 0 where a block runs again for its gradient: a mean of equal numbers may round
+                self.running_mean.copy_(mean.view(groups, -1).mean(0))
+                self.running_var.copy_(variance.view(groups, -1).mean(0))
             self.num_batches_tracked.add_(1)
         return y.view_as(x)
 

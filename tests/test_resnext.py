@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -107,3 +108,18 @@ def test_first_weights_of_the_last_layer() -> None:
     assert 0.99 * bound < theirs.weight.abs().max() <= bound and not theirs.bias.any()
     assert theirs.weight.std().item() == pytest.approx(bound / 3**0.5, rel=0.02)
     assert ours.weight.std().item() == pytest.approx(0.01, rel=0.02) and not ours.bias.any()
+
+
+def test_ghost_statistics_are_counted_once_where_blocks_run_again() -> None:
+    models = []
+    for again in (False, True):
+        torch.manual_seed(0)
+        norm = partial(GhostBatchNorm2d, images=2)
+        model = create_model("resnext14_2x2d", 3, res2_out_channels=16, norm=norm)
+        model.recompute = again
+        model(torch.randn(6, 3, 64, 64)).sum().backward()
+        models.append(model)
+    for (name, a), b in zip(models[0].state_dict().items(), models[1].state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a.grad, b.grad)

@@ -130,9 +130,15 @@ class Plan:
                 f"SOLVER.IMS_PER_BATCH {solver.IMS_PER_BATCH}: not divisible by {processes} processes times "
                 f"SOLVER.ACCUMULATE {solver.ACCUMULATE}"
             )
+        batch, group = solver.IMS_PER_BATCH // parts, cfg.MODEL.NORM_IMAGES
+        if group and batch > group and batch % group:
+            raise UserError(
+                f"MODEL.NORM_IMAGES {group}: does not divide the {batch} images of a pass; set it to 0 or change "
+                "SOLVER.IMS_PER_BATCH"
+            )
         per_epoch = pictures / solver.IMS_PER_BATCH
         lr = solver.BASE_LR * solver.IMS_PER_BATCH / solver.REFERENCE_BATCH
-        return cls(math.ceil(solver.EPOCHS * per_epoch), per_epoch, solver.IMS_PER_BATCH // parts, lr)
+        return cls(math.ceil(solver.EPOCHS * per_epoch), per_epoch, batch, lr)
 
     def period(self, epochs: float) -> int:
         """``epochs`` in iterations, at least one."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..annotations.coco import Detections, read_ground_truth
 from ..annotations.evaluation import IOU_TYPES, evaluate, log_reasons
+from ..annotations.predicted import read_predictions
 from ..errors import UserError
 from ..files import shown, write_json
 from ..images import MAX_MEGAPIXELS
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the metrics, 0 to 100, and write them where ``--out`` says."""
     parser = argparse.ArgumentParser(description="COCO metrics of a result file, equal to pycocotools.")
     parser.add_argument("--gt", required=True, metavar="FILE", help="COCO annotations")
-    parser.add_argument("--dt", required=True, metavar="FILE", help="COCO results")
+    parser.add_argument("--dt", required=True, metavar="FILE", help="COCO results, or what predict wrote")
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
     parser.add_argument("--out", metavar="FILE", help="results.json to write")
     parser.add_argument("--report", metavar="FILE", help="HTML page to write about the boxes")
@@ -37,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--images {args.images}: no such folder")
     options = {} if args.max_detections is None else {"max_detections": args.max_detections}
     truth = read_ground_truth(args.gt, with_masks=args.iou_type == "segm", **options)
-    detections = Detections.from_json(args.dt)
+    detections = read_predictions(args.dt, truth)
+    if detections is None:
+        detections = Detections.from_json(args.dt)
     limit = args.max_detections
     if limit is None:
         limits = None

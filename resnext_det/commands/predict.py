@@ -16,14 +16,16 @@ from detectron2.utils import comm
 
 from ..annotations.coco import read_ground_truth
 from ..annotations.dataset import Dataset
+from ..annotations.predicted import match_files
 from ..detection.config import add_resnext_config
 from ..detection.prediction.detector import config_of_arguments, load_predictor
 from ..detection.prediction.inputs import find_inputs, spread
 from ..detection.prediction.parts import DETECTIONS_FILE
-from ..detection.prediction.run import Summary, check_threshold, ids_in_set, predict
+from ..detection.prediction.run import Summary, check_threshold, predict
 from ..engine.launch import launch
 from ..engine.processes import decided_by_main
 from ..errors import UserError, listed
+from ..files import shown
 from ..inference.precision import CHOICES
 from ..weights.reading import sha256
 from ..weights.sources import locate
@@ -87,10 +89,8 @@ def _run(cfg: CfgNode, args: Namespace) -> None:
     image_ids = None
     if args.ids_from:
         truth = read_ground_truth(args.ids_from)
-        image_ids, category_ids = (
-            ids_in_set(paths, truth.image_records(), args.ids_from),
-            _ids_of_classes(truth, class_names),
-        )
+        image_ids = match_files(map(str, paths), truth.image_records(), f"--ids-from {args.ids_from}")
+        category_ids = _ids_of_classes(truth, class_names)
     key, own = own_threshold(cfg)
     if args.score_threshold < own:
         logger.warning(
@@ -113,7 +113,9 @@ def _tell(summary: Summary, folder: Path, threshold: float, device: str) -> None
     if not summary.detections and summary.best is not None:
         logger.warning("nothing scores %g or more; the best score is %.3f (--score-threshold)", threshold, summary.best)
     if summary.broken:
-        logger.warning("skipped, cannot be read: %d, such as %s", len(summary.broken), listed(summary.broken, 3))
+        logger.warning(
+            "skipped, cannot be read: %d, such as %s", len(summary.broken), listed(map(shown, summary.broken), 3)
+        )
     logger.info(
         "%d detections in %d images on %s, %d broken and skipped; %s",
         summary.detections, summary.frames, device, len(summary.broken), folder / DETECTIONS_FILE,

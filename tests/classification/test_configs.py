@@ -159,3 +159,11 @@ def test_every_key_is_read() -> None:
     code = "".join(path.read_text() for path in sources).replace("solver.", "cfg.SOLVER.")
     unread = [key for key in keys(get_config()) if not re.search(rf"cfg\.{re.escape(key)}\b", code)]
     assert unread == ["VERSION"]
+
+
+def test_groups_of_images_divide_a_pass() -> None:
+    cfg = get_config()
+    cfg.merge_from_list(["MODEL.NORM_IMAGES", 32, "SOLVER.IMS_PER_BATCH", 192])
+    assert Plan.of(cfg, 1000, processes=2).batch_size == 96 and Plan.of(cfg, 1000, processes=8).batch_size == 24
+    with pytest.raises(UserError, match="MODEL.NORM_IMAGES 32: does not divide the 48 images of a pass"):
+        Plan.of(cfg, 1000, processes=4)

@@ -262,6 +262,27 @@ def test_optimizer_keys() -> None:
     assert group["nesterov"] and group["momentum"] == 0.9
 
 
+RECIPES = {
+    "paper": ["MODEL.NORM_IMAGES", 4, "MODEL.FC_STD", 0.0, "INPUT.ASPECT", "uniform", "INPUT.INTERPOLATION", "bicubic",
+              "SOLVER.NESTEROV", True, "MODEL.NAME", "resnextv2_14_2x2d"],
+    "modern": ["INPUT.POLICY", "trivialaugment", "INPUT.ERASING", 0.5, "INPUT.MIXUP", 0.2, "INPUT.CUTMIX", 1.0,
+               "SOLVER.OPTIMIZER", "adamw", "SOLVER.CLIP_NORM", 1.0, "SOLVER.PRECISION", "bf16"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_train_and_resume_to_equal_bits(name: str, folder: Path, tmp_path: Path) -> None:
+    options = [*RECIPES[name], "SOLVER.EPOCHS", 2, "SOLVER.STEPS", "()", "SOLVER.CHECKPOINT_PERIOD", 1]
+    whole = pretrain(folder, tmp_path / "whole", *options)["model"]
+    pretrain(folder, tmp_path / "again", *options)
+    (tmp_path / "again" / "model_final.pth").unlink()
+    (last,) = (tmp_path / "again").glob("last_checkpoint")
+    (first, *_) = sorted(path.name for path in (tmp_path / "again").glob("model_0*.pth"))
+    last.write_text(first)
+    again = pretrain(folder, tmp_path / "again", "--resume", *options)["model"]
+    assert all(torch.equal(again[key], value) for key, value in whole.items())
+
+
 def test_early_stop(folder: Path, tmp_path: Path) -> None:
     """A rate of zero never gets better: two evaluations, then the final checkpoint and the results."""
     options = ["SOLVER.BASE_LR", "0.0", "TEST.PATIENCE", "1", "SOLVER.EPOCHS", "9", "SOLVER.STEPS", "()"]

@@ -31,12 +31,14 @@ from detectron2.structures import Boxes
 from resnext_det import UserError, load_detector
 from resnext_det.annotations.coco import Detections, read_ground_truth
 from resnext_det.annotations.evaluation import evaluate
+from resnext_det.annotations.predicted import match_files, read_predictions
+from resnext_det.commands import evaluate as evaluate_command
 from resnext_det.commands import predict as command
 from resnext_det.detection.initial_weights import architecture
 from resnext_det.detection.prediction import parts
 from resnext_det.detection.prediction.drawings import targets
 from resnext_det.detection.prediction.inputs import find_inputs, frames_of, spread
-from resnext_det.detection.prediction.run import ids_in_set, predict
+from resnext_det.detection.prediction.run import predict
 from resnext_det.reporting import boxes
 from resnext_det.reporting.boxes import drawable
 from resnext_det.weights import save_checkpoint
@@ -251,23 +253,33 @@ def test_the_best_score_is_known_where_nothing_is_above_the_threshold(tmp_path):
     assert summary.detections == 0 and summary.best == pytest.approx(120 / 255)
 
 
-def test_results_are_rated_by_the_ids_of_a_set(tmp_path):
+def test_results_are_rated_by_the_ids_of_a_set_or_by_names(tmp_path):
     paths = write(tmp_path / "val", 3)
-    images = [
-        {"id": 10 - i, "file_name": f"val/{path.name}", "width": 30, "height": 20} for i, path in enumerate(paths)
-    ]
-    truth = {"images": images, "categories": CATEGORIES}
+    size = {"width": 30, "height": 20}
+    images = [{"id": 10 - i, "file_name": f"val/{path.name}", **size} for i, path in enumerate(paths)]
+    truth = {"images": images, "categories": [{"id": 1, "name": "other"}, {"id": 4, "name": "thing"}]}
     truth["annotations"] = [
         {"id": i, "image_id": image["id"], "category_id": 4, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
         for i, image in enumerate(images, 1)
     ]
-    ids = ids_in_set(paths, images, "set.json")
-    run(paths, tmp_path / "out", image_ids=ids)
-    found = content(tmp_path / "out")
+    (tmp_path / "set.json").write_text(json.dumps(truth))
+    ids = match_files(map(str, paths), images, "set.json")
+    categories = [{"id": 7, "name": "thing"}, {"id": 4, "name": "other"}]  # numbered in another way
+    run(paths, tmp_path / "ids", image_ids=ids, categories=[{"id": 4, "name": "thing"}, {"id": 1, "name": "other"}])
+    found = content(tmp_path / "ids")
     assert [image["id"] for image in found["images"]] == [10, 9, 8]
     assert evaluate(read_ground_truth(truth), Detections.from_records(found["annotations"])).results()["AP"] == 100
-    with pytest.raises(UserError, match="1 of 4 inputs are not among its images, such as .*x.png"):
-        ids_in_set([*paths, tmp_path / "x.png"], images, "set.json")
+    run(paths, tmp_path / "own", categories=categories)
+    for output in ("ids", "own"):
+        files = ["--gt", tmp_path / "set.json", "--dt", tmp_path / output / "detections.json"]
+        evaluate_command.main([str(word) for word in (*files, "--out", tmp_path / "results.json")])
+        assert json.loads((tmp_path / "results.json").read_text())["bbox"]["AP"] == 100
+    with pytest.raises(UserError, match="1 of 4 images are not among its images, such as .*x.png"):
+        match_files(map(str, [*paths, tmp_path / "x.png"]), images, "set.json")
+    run(paths, tmp_path / "new", categories=[*categories[:1], {"id": 4, "name": "new"}])
+    with pytest.raises(UserError, match="its classes are not those of .*'new'"):
+        read_predictions(tmp_path / "new" / "detections.json", read_ground_truth(truth))
+    assert read_predictions(tmp_path / "set.json", read_ground_truth(truth)) is None  # ground truth: no scores
 
 
 # A real, tiny detector

@@ -15,6 +15,7 @@ import numpy as np
 
 from ...annotations.coco import listed
 from ...errors import UserError
+from ...files import shown
 from ...images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, BrokenImage, read_image
 
 logger = logging.getLogger(__name__)
@@ -162,7 +163,7 @@ def frames_of(
             raise UserError(f"{path}: no frame can be read from this video; convert it, or use --broken skip")
         if number < declared:
             where = f", frames {', '.join(lost)} among them" if lost else ""
-            missing(f"{path}: {declared - number} of {declared} frames cannot be read{where}; the video is damaged")
+            missing(f"{shown(path)}: {declared - number} of {declared} frames cannot be read{where}; it is damaged")
     finally:
         video.release()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,10 +15,11 @@ from typing import Any
 import numpy as np
 from detectron2.utils import comm
 
-from ...annotations.coco import Detections, listed
+from ...annotations.coco import Detections
 from ...engine.processes import decided_by_main
 from ...engine.signals import Stopped, StopRequest, on_stopping_signals
 from ...errors import UserError
+from ...files import shown
 from ...images import MAX_MEGAPIXELS
 from ...reporting.boxes import drawable
 from . import parts
@@ -196,7 +196,7 @@ class _Work:
             except UserError as error:
                 if self.broken == "error":
                     raise
-                logger.warning("skipped: %s", error)
+                logger.warning("skipped: %s", shown(error, 2000))
                 yield str(error)
 
     def _record(self, frame: Frame, detections: Detections, drawings: Drawings | None) -> dict:
@@ -237,31 +237,3 @@ def check_threshold(value: float) -> None:
     """Raises UserError for a score threshold outside 0 to 1; nan is outside."""
     if not 0 <= value <= 1:
         raise UserError(f"--score-threshold {value:g}: scores are between 0 and 1; give a number in that range")
-
-
-def ids_in_set(paths: Sequence[Path], images: Sequence[Mapping[str, Any]], source: str) -> dict[str, int]:
-    """{file: image id} of a COCO set: the longest end of a file's path that is a ``file_name`` of the set.
-
-    Raises:
-        UserError: a file that the set does not have, a video, or two files for one image.
-    """
-    known = {str(image.get("file_name")): image["id"] for image in images}
-    found: dict[str, int] = {}
-    owner: dict[int, Path] = {}
-    strange: list[str] = []
-    for path in paths:
-        pieces = os.path.normpath(path).split(os.sep)
-        names = ("/".join(pieces[i:]) for i in range(len(pieces)))
-        image_id = next((known[name] for name in names if name in known), None)
-        if image_id is None or is_video(path):
-            strange.append(str(path))
-        elif image_id in owner:
-            raise UserError(f"--ids-from {source}: {owner[image_id]} and {path} are both its image {image_id}")
-        else:
-            found[str(path)], owner[image_id] = image_id, path
-    if strange:
-        raise UserError(
-            f"--ids-from {source}: {len(strange)} of {len(paths)} inputs are not among its images, such as "
-            f"{listed(strange, 3)}; give images of this set only"
-        )
-    return found
