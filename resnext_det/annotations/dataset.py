@@ -57,6 +57,7 @@ class Dataset:
         boxes: (A, 4) float64 ``x, y, width, height`` in pixels.
         areas: (A,) float64.
         iscrowd: (A,) int64, 0 or 1.
+        difficult: (A,) bool, VOC's mark; False where the file has none.
         masks: A segmentations as JSON, "" for none; None where they were not asked for.
         keypoints: A lists of ``x, y, visibility`` as JSON, "" for none; None where no object has any.
         num_keypoints: (A,) int64 visible ones, -1 where the file does not say; with ``keypoints``.
@@ -77,6 +78,7 @@ class Dataset:
     boxes: np.ndarray
     areas: np.ndarray
     iscrowd: np.ndarray
+    difficult: np.ndarray
     masks: Texts | None = None
     keypoints: Texts | None = None
     num_keypoints: np.ndarray | None = None

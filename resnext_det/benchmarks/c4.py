@@ -13,15 +13,24 @@ from torch import Tensor, nn
 from .measure import Result, Setting, not_run, optimized_copies, relative_error, result, timed
 
 
-def detectors(device: str, quick: bool) -> tuple[nn.Module, nn.Module]:
-    """Stock detectron2's ResNeXt-50 32x4d C4 (a small one when ``quick``) and ours, with the same weights."""
+def detectors(
+    device: str, quick: bool, *, norm: str = "FrozenBN", extra_norm: bool = False
+) -> tuple[nn.Module, nn.Module]:
+    """Stock detectron2's ResNeXt-50 32x4d C4 (a small one when ``quick``) and ours, with the same weights.
+
+    ``extra_norm`` adds one behind res5: ours by our key, stock's as the transfer benchmarks' own code does.
+    """
     from detectron2.config import get_cfg
-    from detectron2.layers import FrozenBatchNorm2d
+    from detectron2.layers import FrozenBatchNorm2d, get_norm
     from detectron2.modeling import build_model
 
+    from ..detection.config import add_resnext_config
+
     cfg = get_cfg()
+    add_resnext_config(cfg)
     cfg.MODEL.DEVICE = device
     keys = cfg.MODEL.RESNETS
+    keys.NORM, cfg.MODEL.RESNEXT.RES5_EXTRA_NORM = norm, extra_norm
     keys.DEPTH, keys.NUM_GROUPS, keys.WIDTH_PER_GROUP, keys.STRIDE_IN_1X1 = 50, 32, 4, False
     if quick:
         keys.NUM_GROUPS, keys.RES2_OUT_CHANNELS = 8, 32
@@ -37,6 +46,8 @@ def detectors(device: str, quick: bool) -> tuple[nn.Module, nn.Module]:
         torch.manual_seed(0)
         models.append(build_model(cfg).eval())
     stock, ours = models
+    if extra_norm:
+        stock.roi_heads.res5.add_module("norm", get_norm(norm, ours.roi_heads.res5.norm.num_features).to(device))
     for name, module in stock.named_modules():
         if isinstance(module, FrozenBatchNorm2d) and name.endswith(("conv3.norm", "shortcut.norm")):
             module.weight.fill_(0.5)  # random residual branches at full strength would overflow half precision
@@ -113,8 +124,14 @@ def _training_heads(setting: Setting):
     """Heads, a leaf map, and one training step of a head: forward, a loss over all regions, backward."""
     from detectron2.structures import Boxes
 
+    from ..detection.c4_head import ResNeXtC4ROIHeads
+
+    def stocks_vectors(heads: nn.Module, features: Tensor, boxes: list[Boxes]) -> Tensor:
+        return heads._shared_roi_transform([features], boxes).mean((2, 3))
+
     device = setting.device
-    stock, ours = (model.roi_heads.train() for model in detectors(device, setting.quick))
+    models = detectors(device, setting.quick, norm=setting.norm, extra_norm=setting.extra_norm)
+    stock, ours = (model.roi_heads.train() for model in models)
     height, width, regions, channels = (6, 8, 16, 128) if setting.quick else (30, 40, setting.regions, 1024)
     torch.manual_seed(2)
     features = torch.randn(2, channels, height, width, device=device).relu_().requires_grad_()
@@ -126,7 +143,8 @@ def _training_heads(setting: Setting):
         heads.zero_grad()
         features.grad = None
         with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
-            y = heads._shared_roi_transform([features], boxes).mean((2, 3))
+            of_ours = isinstance(heads, ResNeXtC4ROIHeads)
+            y = heads.region_vectors([features], boxes) if of_ours else stocks_vectors(heads, features, boxes)
             loss = y.float().square().mean()
         loss.backward()
         return loss.detach()

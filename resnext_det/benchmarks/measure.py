@@ -36,6 +36,8 @@ class Setting:
         turns: measured turns; 0 takes each benchmark's own number.
         regions: of each image in training, where 512 would take too long.
         batch: images at once in ``c4-inference``, ``networks`` and ``grouped-conv``; 0 takes each benchmark's own.
+        norm: MODEL.RESNETS.NORM of ``c4-train`` and ``c4-memory``.
+        extra_norm: one more norm behind res5 in them, as in the transfer benchmarks.
         ends: of measuring, in seconds of :func:`time.monotonic`; rows that would begin later are left to another call.
         known: rows that an earlier call has measured here.
         keep: called with all rows after each of them.
@@ -50,6 +52,8 @@ class Setting:
     ends: float = math.inf
     known: Mapping[str, Row] = field(default_factory=dict)
     keep: Callable[[dict[str, Row]], None] = lambda rows: None
+    norm: str = "FrozenBN"
+    extra_norm: bool = False
 
     def now(self) -> float:
         if self.device == "cuda":

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="a small problem: checks that it runs, measures nothing")
     parser.add_argument("--turns", type=at_least(0), default=0, help="measured turns; 0 is each benchmark's own number")
     parser.add_argument("--regions", type=at_least(1), default=512, help="of each image in c4-train and c4-memory")
+    parser.add_argument("--norm", choices=("FrozenBN", "BN"), default="FrozenBN", help="in c4-train and c4-memory")
+    parser.add_argument("--extra-norm", action="store_true", help="one more behind res5, in c4-train and c4-memory")
     parser.add_argument(
         "--clock",
         choices=("wall", "cpu"),
@@ -75,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         begin + 60 * args.minutes,
         _known(args.json, facts) if args.json else {},
         keep,
+        norm=args.norm,
+        extra_norm=args.extra_norm,
     )
     result = {**run_benchmark(args.what, setting), "machine": facts}
     print(report(args.what, result))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from ..annotations.check import ClassCount, Options, inspect_coco, inspect_document, report, write_fixed
+from ..annotations.formats.source import is_image
+from ..annotations.splitting import shared_images
 from ..files import shown
 from ..images import MAX_MEGAPIXELS, POLICIES
 from .arguments import at_least
@@ -33,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, help="larger images are errors")
     parser.add_argument("--workers", type=at_least(1), help="threads that read images; default one per core")
     parser.add_argument("--list", type=at_least(0), default=20, help="findings of a kind to list")
+    parser.add_argument("--shares-with", metavar="FOLDER", help="images of another split: name those that both have")
     args = parser.parse_args(argv)
     options = Options(
         policy=args.policy,
@@ -52,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     checked = inspect_coco(args.json, args.images, options)
     print(report(checked))
+    if args.shares_with:
+        ours = [] if checked.images is None else [Path(args.images, name) for name in checked.images.file_names]
+        ours = [path for path in ours if path.is_file()]
+        theirs = sorted(path for path in Path(args.shares_with).rglob("*") if is_image(path.name))
+        for one, other, kind in shared_images(ours, theirs):
+            print(f"warning: {shown(one)}: {kind}: {shown(other)}; keep it in one split")
     if args.fix:
         document = write_fixed(checked, args.fix, drop=args.fix_drop)
         checked = inspect_document(document, args.fix, args.images, options, decode=False)

@@ -10,7 +10,6 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P
 from torch import nn
 
 from ..errors import UserError
-from ..kernels.layer import use_grouped_conv
 from ..resnext import Norm, Trunk, make_resnext_stage, make_stages, make_stem
 from ..variants import blocks_per_stage
 
@@ -115,7 +114,7 @@ def make_res5(cfg) -> nn.Sequential:
     )
     if "RESNEXT" in cfg.MODEL and cfg.MODEL.RESNEXT.RES5_EXTRA_NORM:
         stage.add_module("norm", arguments["norm"](stage[-1].out_channels))
-    use_grouped_conv(stage, _grouped_conv(cfg))
+    _use_grouped_conv(stage, cfg)
     return stage
 
 
@@ -123,8 +122,13 @@ def _kind(cfg) -> str:
     return cfg.MODEL.RESNEXT.KIND if "RESNEXT" in cfg.MODEL else "plain"
 
 
-def _grouped_conv(cfg) -> str:
-    return cfg.MODEL.RESNEXT.GROUPED_CONV if "RESNEXT" in cfg.MODEL else "torch"
+def _use_grouped_conv(module: nn.Module, cfg) -> None:
+    """MODEL.RESNEXT.GROUPED_CONV; our kernels are imported only where they are asked for."""
+    mode = cfg.MODEL.RESNEXT.GROUPED_CONV if "RESNEXT" in cfg.MODEL else "torch"
+    if mode != "torch":
+        from ..kernels.layer import use_grouped_conv
+
+        use_grouped_conv(module, mode)
 
 
 @BACKBONE_REGISTRY.register()
@@ -150,7 +154,7 @@ def build_resnext_backbone(cfg, input_shape: ShapeSpec) -> ResNeXtBackbone:
         **arguments,
     )
     backbone = ResNeXtBackbone(stem, stages, out_features, cfg.MODEL.BACKBONE.FREEZE_AT)
-    use_grouped_conv(backbone, _grouped_conv(cfg))
+    _use_grouped_conv(backbone, cfg)
     return backbone
 
 

@@ -17,6 +17,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     # A user's own sets: a list of [name, annotations, image_root], COCO's JSON or labels of YOLO, VOC, CVAT or LabelMe
     # (docs/formats.md); the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])
+    # The part of the training images that is used; which ones depends on their number alone, not on SEED.
+    cfg.DATASETS.setdefault("FRACTION", 1.0)
     # How much of every COCO-format set is checked before a run: full (each image decoded), headers (each image's
     # size), json (only that the files are there), off; auto is full for up to 20,000 images and headers above.
     cfg.DATASETS.setdefault("CHECK", "auto")
@@ -51,6 +53,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("VALIDATION_LOSS", False)
     # AP counts so many detections of a class in an image; COCO's is 100.
     cfg.TEST.setdefault("MAX_DETECTIONS", 100)
+    # VOC's evaluation rounds scores to three decimals and boxes to one, as detectron2's does.
+    cfg.TEST.setdefault("VOC_ROUNDING", True)
     # Write an HTML page about every evaluation of boxes.
     cfg.TEST.setdefault("REPORT", True)
     # Parts of the detector, or prefixes of names, that start anew where MODEL.WEIGHTS lacks them or has another shape.
@@ -79,6 +83,7 @@ def add_resnext_config(cfg: CfgNode) -> None:
         # What computes that copy's trunk and head: torch, openvino (CPUs), or auto: OpenVINO for int8, torch otherwise.
         cfg.MODEL.RESNEXT.INFERENCE_BACKEND = "auto"
         # The grouped 3x3 convolutions: torch, triton for our kernel on a GPU, or auto for what measures fastest there.
+        # The kernel is unproven: its results were tested in Triton's interpreter, its speed on no GPU.
         cfg.MODEL.RESNEXT.GROUPED_CONV = "torch"
 
 

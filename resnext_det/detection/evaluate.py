@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -26,6 +27,7 @@ from .class_count import class_count_from_config
 from .coco_evaluator import FastCOCOEvaluator
 from .data.loaders import calibration_inputs, load_dicts, mapper_from_config, one_by_one, test_loader_from_config
 from .optimize import for_inference
+from .voc_evaluator import VOCEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +63,7 @@ def evaluate_model(
     judged = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
     results = {}
     for name in cfg.DATASETS.TEST:
-        evaluator = FastCOCOEvaluator(
-            name,
-            os.path.join(cfg.OUTPUT_DIR, "inference", name.replace(os.sep, "_")),
-            kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
-            score_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-            report=cfg.TEST.REPORT,
-            truth=sets.get(name),
-            max_dets_per_image=cfg.TEST.MAX_DETECTIONS,
-            max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS,
-        )
+        evaluator = _evaluator(cfg, name, sets.get(name))
         results[name] = inference_on_dataset(judged, test_loader_from_config(cfg, name, sets), evaluator)
     results = decided_by_main(lambda: _save(cfg, results))
     return results if comm.is_main_process() else {}
@@ -89,6 +82,22 @@ def in_order_of_model(sets: Mapping[str, Dataset], class_names: Sequence[str]) -
         if dataset is not sets[name]:
             logger.warning("%s numbers its classes in another order than the weights: matched by name", name)
     return found
+
+
+def _evaluator(cfg: CfgNode, name: str, truth: Dataset | None) -> FastCOCOEvaluator:
+    """VOC's for VOC's image sets, COCO's for all others."""
+    options = {
+        "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", name.replace(os.sep, "_")),
+        "kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
+        "report": cfg.TEST.REPORT,
+        "truth": truth,
+        "max_dets_per_image": cfg.TEST.MAX_DETECTIONS,
+        "max_megapixels": cfg.DATASETS.MAX_MEGAPIXELS,
+    }
+    if MetadataCatalog.get(name).get("evaluator_type") == "pascal_voc":
+        return VOCEvaluator(name, rounding=cfg.TEST.VOC_ROUNDING, **options)
+    return FastCOCOEvaluator(name, **options)
 
 
 def _save(cfg: CfgNode, results: dict[str, dict]) -> dict[str, dict]:

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import UserError
-from ..kernels.layer import use_grouped_conv
-from ..resnext import Bottleneck, Stem, Trunk
+from ..resnext import Bottleneck, ConvNorm, Stem, Trunk
 from .folding import folds, has_hooks
 from .fused import FusedStem, fuse_stage, refuse_weights
 from .openvino import Recorder, compile_parts
@@ -49,7 +48,8 @@ def prepared(model: nn.Module, dtype: str, compile: bool, backend: str) -> tuple
     model.for_inference = True
     model._register_load_state_dict_pre_hook(refuse_weights)
     if precision.openvino:
-        use_grouped_conv(model, "torch")  # our kernel is none of OpenVINO's
+        for conv in (m for m in model.modules() if isinstance(m, ConvNorm)):
+            conv.convolve = None  # our kernel is none of OpenVINO's
     return model, precision
 
 

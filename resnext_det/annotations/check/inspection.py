@@ -140,7 +140,7 @@ class CheckedDataset:
             none = np.zeros(0, dtype=np.int64)
             return Dataset(
                 **common, annotation_ids=none, image=none, category=none, boxes=np.zeros((0, 4)), areas=np.zeros(0),
-                iscrowd=none, annotated=False,
+                iscrowd=none, difficult=none.astype(bool), annotated=False,
             )  # fmt: skip
         rows = np.flatnonzero(table.known if as_written else self.kept())
         place = np.full(len(images.ids), -1, dtype=np.int64)
@@ -157,6 +157,7 @@ class CheckedDataset:
             boxes=(table.given if as_written else table.boxes)[rows],
             areas=(table.given_areas if as_written else table.areas)[rows],
             iscrowd=table.iscrowd[rows],
+            difficult=np.array([bool(r.get("difficult")) for r in records], dtype=bool),
             masks=texts_of_json(_segmentation(r.get("segmentation")) for r in records) if masks else None,
             keypoints=texts_of_json(points) if some_points else None,
             num_keypoints=np.array([v if type(v) is int else -1 for v in visible]) if some_points else None,

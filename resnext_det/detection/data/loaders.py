@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 from detectron2.data import (
     DatasetCatalog,
     DatasetFromList,
@@ -243,7 +244,7 @@ def annotation_ids(sets: Sequence[Dataset], files: Collection[str]) -> dict[str,
 
 def train_dicts_from_config(cfg, sets: Mapping[str, Dataset] | None = None) -> list[dict]:
     """The dataset dicts of DATASETS.TRAIN, with their proposals where MODEL.LOAD_PROPOSALS asks for them."""
-    return load_dicts(
+    dicts = load_dicts(
         cfg.DATASETS.TRAIN,
         classes=class_count_from_config(cfg),
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
@@ -251,6 +252,22 @@ def train_dicts_from_config(cfg, sets: Mapping[str, Dataset] | None = None) -> l
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
         sets=sets,
     )
+    return fraction_of(dicts, cfg.DATASETS.FRACTION)
+
+
+def fraction_of(dicts: list[dict], fraction: float) -> list[dict]:
+    """A part of a training set, in its order: the same for every run, and within every larger part.
+
+    Raises:
+        UserError: ``fraction`` is not above 0 and at most 1.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"DATASETS.FRACTION {fraction:g}: give a part above 0, at most 1")
+    if fraction == 1:
+        return dicts
+    chosen = np.random.default_rng(0).permutation(len(dicts))[: max(1, round(fraction * len(dicts)))]
+    logger.info("DATASETS.FRACTION %g: %d of %d images", fraction, len(chosen), len(dicts))
+    return [dicts[i] for i in sorted(chosen.tolist())]
 
 
 def train_loader_from_config(

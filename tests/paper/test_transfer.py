@@ -1,0 +1,82 @@
+"""The transfer command: what is missing is run, once; the table says what ran and what did not."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from resnext_det import cli
+from resnext_det.errors import UserError
+from resnext_det.paper import transfer
+from resnext_det.paper.reproduce import Command
+from resnext_det.paper.transfer import Settings, command_of, labels_of, paired_difference, table_text
+
+
+def finish(command: Command, ap: float) -> None:
+    command.folder.mkdir(parents=True, exist_ok=True)
+    command.made[0].touch()
+    command.made[1].write_text(json.dumps({"bbox": {"AP50": ap + 20, "AP": ap, "AP75": ap + 5}}))
+    os.utime(command.made[0], (1, 1))
+
+
+def test_only_what_is_missing_runs_and_an_interrupted_command_goes_on(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    ran = []
+
+    def run(command: Command) -> None:
+        ran.append(command.folder.relative_to("output/transfer/voc0712/R_50").as_posix())
+        if len(ran) == 3:
+            raise UserError("killed")
+        trial = int(command.folder.name[-1])
+        finish(command, 50 + trial + (2 if command.folder.parent.name == "b" else 0))
+
+    monkeypatch.setattr(Command, "run", run)
+    line = ["--protocol", "voc0712", "--weights", "x/a.pth", "x/b.pth", "--trials", "3"]
+    with pytest.raises(UserError, match="killed"):
+        cli.call("transfer", line)
+    cli.call("transfer", line)
+    assert ran == ["a/trial0", "b/trial0", "a/trial1", "a/trial1", "b/trial1", "a/trial2", "b/trial2"]
+    text = capsys.readouterr().out
+    assert "| a " in text and "51.00 ± 1.00" in text and "53.00 ± 1.00" in text
+    assert "AP, b - a: +2.00, 95% interval +2.00 to +2.00 (3 pairs)" in text
+    assert "published: MoCo v2, 800 epochs" in text and "facebookresearch/moco" in text
+    lines = Path("output/transfer/voc0712_R_50.csv").read_text().splitlines()
+    assert lines[0] == "weights,trial,AP50,AP,AP75" and lines[1] == "a,0,70.0,50.0,55.0" and len(lines) == 7
+    assert Path("output/transfer/voc0712_R_50.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_ran_says_so_and_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli.call("transfer", ["--protocol", "coco_2x", "--weights", "a.pth", "b.pth", "--trials", "2", "--dry-run"])
+    text = capsys.readouterr().out
+    assert text.count("--config-file") == 4 and text.count("not run") == 9 and not list(tmp_path.iterdir())
+
+
+def test_the_batch_follows_the_processes_and_every_protocol_has_its_config() -> None:
+    for protocol in transfer.PROTOCOLS:
+        for network in transfer.NETWORKS:
+            command = command_of("a", "a.pth", 3, Settings(Path("o"), protocol, network, processes=4))
+            assert command.config.is_file()
+            keys = dict(zip(command.options[::2], command.options[1::2], strict=True))
+            assert (keys["SEED"], keys["SOLVER.IMS_PER_BATCH"]) == ("3", "8")
+
+
+def test_paired_difference_is_students() -> None:
+    n, mean, half = paired_difference({0: 1.0, 1: 2.0, 2: 3.0, 3: 9.0}, {0: 2.0, 1: 4.0, 2: 6.0})
+    assert (n, mean) == (3, 2.0) and half == pytest.approx(4.303 / 3**0.5, rel=1e-3)
+    assert transfer._student(11) == pytest.approx(2.2010, abs=1e-3)
+    assert transfer._student(30) == pytest.approx(2.0423, abs=1e-3)
+
+
+def test_names_of_files_become_lines() -> None:
+    assert labels_of(["x/m.pth", "y/m.pth", "n.pth"]) == {"x_m": "x/m.pth", "y_m": "y/m.pth", "n": "n.pth"}
+    with pytest.raises(UserError, match="given twice"):
+        labels_of(["a.pth", "a.pth"])
+
+
+def test_a_changed_protocol_is_labeled() -> None:
+    text = table_text({"a": {}}, 2, Settings(Path("o"), options=("SOLVER.MAX_ITER", "9")))
+    assert "1 settings are not the protocol's" in text and "not run" in text
