@@ -1,11 +1,23 @@
-"""The configurations that come with the package: ``configs/`` in a clone, ``resnext_det/configs/`` when installed."""
+"""YAML files: the one reader, and the configurations that come with the package.
+
+They lie in ``configs/`` of a clone, and in ``resnext_det/configs/`` when installed.
+"""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from .errors import UserError, nearest
+from .files import CONFIG_BYTES, read_regular, shown
+
+YAML_NODES = 100_000
+"""Most values of a YAML file, each reference to an anchor counted with all that it stands for."""
+YAML_DEPTH = 50
+"""Most lists and sections within each other."""
 
 _PACKAGE = Path(__file__).parent
 _INSTALLED, _CLONE = _PACKAGE / "configs", _PACKAGE.parent / "configs"
@@ -50,3 +62,72 @@ def find_config(file: str) -> str:
         except UserError:
             pass
     return file
+
+
+def read_yaml(path: str | os.PathLike, what: str = "config file") -> Any:
+    """The plain values of a YAML file; nothing in it is run.
+
+    Args:
+        what: it is, for the messages.
+
+    Raises:
+        UserError: no regular file, larger than ``files.CONFIG_BYTES``, not UTF-8, not YAML, tags that would run code, a
+            key that stands twice, more than :data:`YAML_NODES` values or :data:`YAML_DEPTH` levels.
+    """
+    name = f"{what} {shown(path)}"
+    try:
+        text = read_regular(path, CONFIG_BYTES).decode("utf-8-sig")
+        return yaml.load(text, _PlainLoader)
+    except UserError as error:
+        raise UserError(f"{what} {error}") from None
+    except yaml.constructor.ConstructorError as error:
+        raise UserError(f"{name}: {shown(error.problem)}; only plain YAML is read") from None
+    except _Refused as error:
+        raise UserError(f"{name}: {error.problem}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{name}: not YAML: line {line}: {shown(error.problem)}") from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{name}: not YAML: {shown(error)}") from None
+
+
+class _Refused(yaml.YAMLError):
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Counts what references expand to while it reads, and takes no key twice."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.nodes, self.depth = 0, 0
+        self.sizes: dict[int, int] = {}  # of whole nodes, by id
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        is_reference = self.check_event(yaml.AliasEvent)
+        before = self.nodes
+        self.depth += 1
+        if self.depth > YAML_DEPTH:
+            raise _Refused(f"more than {YAML_DEPTH} lists and sections within each other")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        if is_reference and id(node) not in self.sizes:
+            raise _Refused(f"line {node.start_mark.line + 1}: an anchor that holds itself")
+        self.nodes += self.sizes[id(node)] if is_reference else 1
+        if self.nodes > YAML_NODES:
+            raise _Refused(f"more than {YAML_NODES} values")
+        self.sizes.setdefault(id(node), self.nodes - before)
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                line = key.start_mark.line + 1
+                if key.value in lines:
+                    raise _Refused(f"{shown(key.value)} stands twice, in lines {lines[key.value]} and {line}")
+                lines[key.value] = line
+        return node

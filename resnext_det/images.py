@@ -20,14 +20,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageFile
 
 from .errors import UserError
+from .files import open_regular, shown
 
 MAX_MEGAPIXELS = 178.956970
 """Pillow's own limit against decompression bombs: a quarter of a gigabyte of RGB, twice."""
+
+MAX_IMAGE_BYTES = 1 << 30
+"""Larger files are refused; 179 megapixels of uncompressed 16-bit RGB fit in."""
 
 POLICIES = ("error", "skip", "load")
 """What to do with an image that cannot be decoded whole: stop, leave it out, or use what can be decoded of it."""
@@ -58,7 +63,7 @@ class BrokenImage(UserError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageHeader:
     """What a file's header says.
 
     Attributes:
@@ -115,7 +120,7 @@ def read_image(
     return np.ascontiguousarray(rgb[:, :, ::-1]) if format == "BGR" else rgb
 
 
-def read_header(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> Picture:
+def read_header(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> ImageHeader:
     """Size, orientation and mode, without decoding the pixels.
 
     Raises:
@@ -144,35 +149,32 @@ def quiet_pillow() -> Iterator[None]:
 def open_image(path: str | Path, max_megapixels: float) -> Iterator[Image.Image]:
     """Pillow's lazy image behind ``path``, its size already checked. Errors while it is used become BrokenImage."""
     try:
-        # The limit is ours: Pillow's would name neither the file nor a way to raise it.
-        with _pillow_globals:
-            limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-            try:
-                image = Image.open(path, formats=_available_formats())
-            finally:
-                Image.MAX_IMAGE_PIXELS = limit
-        with image:
+        with open_regular(path, MAX_IMAGE_BYTES) as file, _opened(file) as image:
             _check_size(path, image, max_megapixels)
             _check_mode(path, image)
             yield image
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such image") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: a folder, not an image") from None
-    except PermissionError:
-        raise UserError(f"{path}: not readable; give read permission") from None
     except Exception as error:  # Pillow's decoders raise nearly every type on broken files
         reason = "not an image that Pillow reads" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise BrokenImage(f"{path}: cannot be decoded ({_one_line(reason)}); replace or remove it") from None
+        raise BrokenImage(f"{path}: cannot be decoded ({shown(_one_line(reason))}); replace or remove it") from None
 
 
-def describe(image: Image.Image) -> Picture:
+def _opened(file: IO[bytes]) -> Image.Image:
+    """The limit on pixels is ours: Pillow's would name neither the file nor a way to raise it."""
+    with _pillow_globals:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file, formats=available_formats())
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def describe(image: Image.Image) -> ImageHeader:
     """The header of an open image."""
     orientation = _orientation(image)
     width, height = image.size[::-1] if orientation >= 5 else image.size
-    return Picture(width, height, orientation, image.mode, _frames(image))
+    return ImageHeader(width, height, orientation, image.mode, _frames(image))
 
 
 def decode(path: str | Path, max_megapixels: float, *, truncated: bool = False) -> None:
@@ -258,7 +260,8 @@ def _truncated_files(allowed: bool) -> Iterator[None]:
 
 
 @cache
-def _available_formats() -> tuple[str, ...]:
+def available_formats() -> tuple[str, ...]:
+    """Those of :data:`FORMATS` that this Pillow reads."""
     Image.init()
     return tuple(name for name in FORMATS if name in Image.OPEN)
 

@@ -88,7 +88,7 @@ TRAIN = "train --config-file detection/coco/R_50_C4_1x.yaml"
         (f"{EVALUATE} --out .", "is a directory"), (f"{EVALUATE} --out IN/word/x", "word"),
         (f"{EVALUATE} --report x.html --images nothing", "--images nothing: no such folder"),
         (f"{CHECK} --workers 0", "--workers: 0: must be at least 1"), (f"{CHECK} --list -1", "--list: -1"),
-        ("reproduce --table 8 --settings IN/bytes --dry-run", "bytes: cannot be read"),
+        ("reproduce --table 8 --settings IN/bytes --dry-run", "bytes: not YAML"),
         ("reproduce --table 8 --settings IN/word --dry-run", "word: "),
         ("make-imagenet-val IN/train IN/bytes", "bytes: torn"),
         ("make-imagenet-val IN/train IN/other.csv", "'ImageId'"),

@@ -59,7 +59,7 @@ def networks(setting: Setting) -> Result:
     rows = Rows(setting)
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True
-    cases = list(dict.fromkeys(quick_cases() if setting.quick else all_cases()))  # two pairs share a plain network
+    cases = list(quick_cases() if setting.quick else all_cases())
     try:
         for case in cases:
             rows.add(case.label, lambda case=case: _row(case, setting))
@@ -90,6 +90,10 @@ def quick_cases() -> Iterator[Case]:
 
 def all_cases() -> Iterator[Case]:
     """All rows, in the order of what they tell."""
+    yield from dict.fromkeys(_cases_of_pairs())  # two pairs share a plain network
+
+
+def _cases_of_pairs() -> Iterator[Case]:
     for dtype in DTYPES:
         for task in TASKS:
             for pair in PAIRS:

@@ -32,6 +32,7 @@ def get_config() -> CN:
     cfg.MODEL.NAME = "resnext50_32x4d"  # see resnext_det.list_models()
     cfg.MODEL.WEIGHTS = ""  # start from, or evaluate: a file, torchvision://NAME or timm://NAME
     cfg.MODEL.ALLOW_MISSING = ()  # parts of the network, or prefixes of names, that MODEL.WEIGHTS may lack, such as fc
+    cfg.MODEL.WEIGHTS_BRANCH = ""  # which network of MODEL.WEIGHTS, where the file holds several, such as encoder_q
     cfg.MODEL.DEVICE = "auto"  # cuda where there is a GPU, else cpu
     cfg.MODEL.FORM = "c"  # a, b or c of Fig. 3
     cfg.MODEL.GROUPED_CONV = "torch"  # torch; triton: our kernel (GPU); auto: what measures fastest, see docs/speed.md
@@ -159,6 +160,13 @@ def check_config(cfg: CN) -> None:
         raise UserError(f"TEST.EVAL_PERIOD {cfg.TEST.EVAL_PERIOD}: must be above 0")
     if cfg.MODEL.COMPILE and cfg.MODEL.RECOMPUTE:
         raise UserError("MODEL.COMPILE and MODEL.RECOMPUTE: torch.compile cannot trace the recomputation; choose one")
+    if cfg.SOLVER.BASE_LR < 0:
+        raise UserError(f"SOLVER.BASE_LR {cfg.SOLVER.BASE_LR}: must be at least 0")
+    if cfg.SOLVER.WARMUP_EPOCHS >= cfg.SOLVER.EPOCHS:
+        raise UserError(
+            f"SOLVER.WARMUP_EPOCHS {cfg.SOLVER.WARMUP_EPOCHS}: not before the end, SOLVER.EPOCHS {cfg.SOLVER.EPOCHS}, "
+            "so the learning rate would never be reached; lower it"
+        )
     if cfg.SOLVER.SCHEDULE == "step":
         steps = list(cfg.SOLVER.STEPS)
         if steps != sorted(steps) or (steps and steps[-1] >= cfg.SOLVER.EPOCHS):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
+import struct
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -16,11 +20,12 @@ from ..engine.causes import cause_of
 from ..engine.sampler import Order, SeededDataset, TrainingBatches
 from ..engine.signals import outlive_stopping_signals
 from ..errors import UserError
+from ..files import open_regular, shown
+from ..images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, available_formats
 from .augmentation import Sample
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
 SHOWN = 5  # stray names in one message
 
 
@@ -61,10 +66,11 @@ class ImageFolder(Dataset):
         self.files: list[str] = []
         labels: list[int] = []
         empty = []
+        counts: Counter[str] = Counter()
         for name, label in zip(found, numbers, strict=True):
-            files = sorted(path for path in (self.root / name).rglob("*") if path.is_file())
-            pictures = [path for path in files if path.suffix.lower() in EXTENSIONS]
-            stray += [path for path in files if path.suffix.lower() not in EXTENSIONS]
+            files = sorted(_files_below(self.root / name, counts))
+            pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+            stray += [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
             self.files += [str(path) for path in pictures]
             labels += [label] * len(pictures)
             if not pictures:
@@ -72,8 +78,14 @@ class ImageFolder(Dataset):
         self.labels = np.array(labels, dtype=np.int64)
         empty += sorted(set(self.classes) - set(found))
         if stray:
-            names = ", ".join(str(path.relative_to(self.root)) for path in stray[:SHOWN])
+            names = ", ".join(shown(path.relative_to(self.root)) for path in stray[:SHOWN])
             logger.warning("%s: skipped %d files that are not images: %s", root, len(stray), names)
+        if counts["linked"] or counts["hidden"]:
+            logger.info("%s: followed %d links, skipped %d hidden entries", root, counts["linked"], counts["hidden"])
+        if classes is None and len(found) < 2:
+            below = [entry for entry in (self.root / found[0]).iterdir() if entry.is_dir()]
+            hint = f"name the folder below: {self.root / found[0]}" if len(below) > 1 else "training needs two or more"
+            raise UserError(f"image folder {root}: one class, {shown(found[0])}; {hint}")
         if empty and classes is None:
             raise UserError(f"image folder {root}: class folder {empty[0]} has no images ({len(empty)} such)")
         if empty:
@@ -89,6 +101,22 @@ class ImageFolder(Dataset):
         return Sample(open_image(path, path), int(self.labels[index]), path)
 
 
+def _files_below(folder: Path, counts: Counter[str]) -> Iterator[Path]:
+    """Files at any depth, links followed as torchvision does; what is hidden, and a link into itself, is left out."""
+    walked = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        place = os.path.realpath(root)
+        if place in walked:
+            folders.clear()
+            continue
+        walked.add(place)
+        counts["hidden"] += sum(name.startswith(".") for name in (*folders, *files))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = [Path(root, name) for name in files if not name.startswith(".")]
+        counts["linked"] += sum(map(Path.is_symlink, [*paths, *(Path(root, name) for name in folders)]))
+        yield from (path for path in paths if path.is_file())
+
+
 def open_image(file: str | IO[bytes], name: str) -> Image.Image:
     """An opened image of 8 bits a channel, not decoded yet.
 
@@ -97,9 +125,12 @@ def open_image(file: str | IO[bytes], name: str) -> Image.Image:
             one meaning in 8 bits (Pillow would make nearly all of them white). The message begins with ``name``.
     """
     try:
-        image = Image.open(file)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name}: not an image: {error}; remove or replace it") from error
+        opened = open_regular(file, MAX_IMAGE_BYTES) if isinstance(file, str) else file
+        image = Image.open(opened, formats=available_formats())
+    except UserError:
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly every type on broken files
+        raise UserError(f"{name}: not an image: {shown(error)}; remove or replace it") from error
     if image.mode[0] in "IF":
         raise UserError(f"{name}: {image.mode} pixels; save it with 8 bits a channel, scaled as it should be")
     return image
@@ -144,8 +175,10 @@ class _Decoding:
     def __call__(self, sample: Sample) -> Any:
         try:
             return self.transform(sample)
-        except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG files
-            raise UserError(f"{sample.path}: cannot be decoded: {error}; replace or remove it") from error
+        except UserError:
+            raise
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:  # of Pillow's decoders
+            raise UserError(f"{sample.path}: cannot be decoded: {shown(error)}; replace or remove it") from error
 
 
 class TrainingLoader:

@@ -21,14 +21,17 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..errors import UserError
-from ..files import atomic_write, write_json
+from ..files import atomic_write, read_regular, safe_component, shown, write_json
+from ..images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from .augmentation import Sample
-from .data import EXTENSIONS, ImageFolder, Pictures, match_classes, open_image
+from .data import ImageFolder, Pictures, match_classes, open_image
 
 logger = logging.getLogger(__name__)
 
 INDEX, ENTRIES = "index.json", "index.npy"
 ENTRY = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("size", "<i4"), ("label", "<i4")])
+MAX_CLASSES = 1_000_000
+_INDEX_BYTES = 1 << 30  # about 50 million images
 OPEN_FILES = 64  # per worker; a set may have more shards than a process may open files
 
 
@@ -58,14 +61,7 @@ class ShardedImages(Dataset):
 
     def __init__(self, root: str, classes: Sequence[str] | None = None, window: int = 0) -> None:
         self.root, self.window = Path(root), window
-        try:
-            facts = json.loads((self.root / INDEX).read_text(encoding="utf-8"))
-            self.entries = np.load(self.root / ENTRIES)
-            own, shards = facts["classes"], facts["shards"]
-        except FileNotFoundError as error:
-            raise UserError(f"{error.filename}: no such file; write it: tools/make_shards.py --index {root}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{root}: its index is torn; write it anew: tools/make_shards.py --index {root}") from error
+        own, shards, self.entries = _read_index(self.root)
         self.shards = [self.root / shard["name"] for shard in shards]
         for path, shard in zip(self.shards, shards, strict=True):
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
@@ -128,8 +124,8 @@ def index_shards(root: str, classes: Sequence[str] | None = None) -> int:
         raise UserError(f"{root}: no *.tar files")
     if classes is None and (folder / INDEX).is_file():
         try:
-            classes = json.loads((folder / INDEX).read_text(encoding="utf-8"))["classes"]
-        except (ValueError, KeyError, TypeError) as error:
+            classes = _facts(folder)[0]
+        except ValueError as error:
             raise UserError(f"{folder / INDEX}: torn; remove it, or give the class names: --classes FILE") from error
     shards, entries = [], []
     for number, path in enumerate(paths):
@@ -148,26 +144,115 @@ def index_shards(root: str, classes: Sequence[str] | None = None) -> int:
     return len(array)
 
 
+def _read_index(root: Path) -> tuple[list[str], list[dict], np.ndarray]:
+    """(class names, shards, entries) of the index that :func:`index_shards` wrote, each checked."""
+    again = f"tools/make_shards.py --index {root}"
+    for name in (INDEX, ENTRIES):
+        if not (root / name).exists():
+            raise UserError(f"{root / name}: no such file; write it: {again}")
+    try:
+        classes, shards = _facts(root)
+        file = io.BytesIO(read_regular(root / ENTRIES, _INDEX_BYTES))
+        version = np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file) if version == (1, 0) else ((), False, None)
+        data = file.read()
+        if dtype != ENTRY or len(shape) != 1 or shape[0] * ENTRY.itemsize != len(data):
+            raise ValueError(f"{ENTRIES} holds no entries")
+        entries = np.frombuffer(data, ENTRY)
+        if (
+            not ((0 <= entries["shard"]) & (entries["shard"] < len(shards))).all()
+            or (np.diff(entries["shard"]) < 0).any()
+        ):
+            raise ValueError("a shard that is not listed")
+        ends = np.array([shard["bytes"] for shard in shards], np.int64)[entries["shard"]]
+        if (entries["size"] < 0).any() or (entries["offset"] < tarfile.BLOCKSIZE).any():
+            raise ValueError("a place before the shard")
+        if (entries["offset"] > ends - entries["size"]).any():
+            raise ValueError("a place behind the shard's end")
+        if not ((0 <= entries["label"]) & (entries["label"] < len(classes))).all():
+            raise ValueError("a class without a name")
+    except (ValueError, SyntaxError, EOFError, MemoryError) as error:
+        raise UserError(f"{root}: its index is torn ({shown(error)}); write it anew: {again}") from error
+    return classes, shards, entries
+
+
+def _facts(root: Path) -> tuple[list[str], list[dict]]:
+    """(class names, shards) of ``index.json``.
+
+    Raises:
+        ValueError: not what :func:`index_shards` writes.
+    """
+    try:
+        facts = json.loads(read_regular(root / INDEX, _INDEX_BYTES))
+        classes, shards = facts["classes"], facts["shards"]
+        names = [safe_component(shard["name"], "shard") for shard in shards]
+        numbers = [shard["bytes"] for shard in shards]
+    except UserError:
+        raise
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{INDEX}: {type(error).__name__}") from None
+    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
+        raise ValueError(f"{INDEX}: classes are no list of names")
+    if not isinstance(shards, list) or len(set(names)) < len(names) or len(set(classes)) < len(classes):
+        raise ValueError(f"{INDEX}: a name that stands twice")
+    if not all(type(number) is int and 0 <= number < 1 << 50 for number in numbers):
+        raise ValueError(f"{INDEX}: bytes are no number")
+    return classes, shards
+
+
 def _read_shard(path: Path) -> list[tuple[int, int, int]]:
     """(offset, size, label) of every image; only the headers and the class numbers are read."""
     found: dict[str, dict[str, int]] = {}
+    images: dict[str, str] = {}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                folder, name = os.path.split(member.name)
-                key, _, extension = name.partition(".")  # WebDataset's rule: a key ends at the first dot
-                if not member.isfile() or not key:
+                stem, ending = os.path.splitext(member.name)
+                if not member.isfile() or not os.path.basename(stem).strip("."):
                     continue
-                sample = found.setdefault(os.path.join(folder, key), {})
-                if f".{extension.lower()}" in EXTENSIONS:
-                    sample |= {"offset": member.offset_data, "size": member.size}
-                elif extension == "cls":
-                    sample["label"] = int(tar.extractfile(member).read())
+                if member.offset_data + member.size > path.stat().st_size:
+                    raise ValueError(f"{member.name} is cut off")
+                if ending.lower() in IMAGE_SUFFIXES:
+                    if stem in images:
+                        raise ValueError(
+                            f"sample {stem} has two images, {images[stem]} and {ending}: leave one, or name the other "
+                            f"{stem}.mask{ending}"
+                        )
+                    if member.size > MAX_IMAGE_BYTES:
+                        raise ValueError(f"{member.name} has {member.size} bytes")
+                    images[stem] = ending
+                    found.setdefault(stem, {}).update(offset=member.offset_data, size=member.size)
+                elif ending == ".cls":
+                    found.setdefault(stem, {})["label"] = _class_number(tar, member)
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise ValueError("its end is missing; copy it again")
     except (tarfile.TarError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: broken: {error}; shards are plain tar files with KEY.jpg and KEY.cls") from error
-    for key, sample in found.items():
-        if len(sample) < 3:
-            raise UserError(f"{path}: sample {key} has no {'picture' if 'label' in sample else '.cls'}; make it anew")
-    if not found:
+        raise UserError(
+            f"{path}: broken: {shown(error)}; shards are plain tar files with KEY.jpg and KEY.cls"
+        ) from error
+    samples = []
+    for stem, sample in found.items():
+        if len(sample) == 3:
+            samples.append((sample["offset"], sample["size"], sample["label"]))
+        elif len(found.get(_webdataset_key(stem), sample)) < 3 or _webdataset_key(stem) == stem:
+            # else another field of a whole sample, such as KEY.mask.png
+            raise UserError(
+                f"{path}: sample {shown(stem)} has no {'image' if 'label' in sample else '.cls'}; make it anew"
+            )
+    if not samples:
         raise UserError(f"{path}: holds no images; remove it")
-    return [(sample["offset"], sample["size"], sample["label"]) for sample in found.values()]
+    return samples
+
+
+def _class_number(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    text = tar.extractfile(member).read() if member.size <= 20 else b""
+    if not text.strip().isdigit() or int(text) >= MAX_CLASSES:
+        raise ValueError(f"{member.name} holds no class number below {MAX_CLASSES}")
+    return int(text)
+
+
+def _webdataset_key(stem: str) -> str:
+    """WebDataset's rule: a key ends at the first dot of a file's own name."""
+    folder, name = os.path.split(stem)
+    return os.path.join(folder, name.partition(".")[0])

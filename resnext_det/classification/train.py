@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from ..engine.checkpoint import RunCheckpointer
-from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
+from ..engine.folder import locked
 from ..engine.logs import start_log
 from ..engine.processes import decided_by_main
 from ..engine.run import NEW_RUN, Run, RunOptions
@@ -250,11 +250,17 @@ def train(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
     """
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     torch.backends.cudnn.benchmark = not cfg.DETERMINISTIC  # images have one size, so searching pays
+    with locked(cfg.OUTPUT_DIR):
+        return _train(cfg, options)
+
+
+def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
     start_log(cfg.OUTPUT_DIR)
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))
     processes = comm.get_world_size()
     pictures = open_images(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
+    open_images(cfg.DATASETS.TEST, pictures.classes)  # a mistake there is found now, and not after an epoch
     plan = Plan.of(cfg, len(pictures), processes)
     logger.info(
         "%d images of %d classes; %d iterations of %d images (%d processes x %d parts x %d); learning rate %g "
@@ -274,9 +280,12 @@ def train(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
         metadata=metadata(cfg, model, pictures.classes),
         iterations=plan.iterations,
         seed=seed,
+        given_seed=cfg.SEED >= 0,
         precision=cfg.SOLVER.PRECISION,
         accumulate=cfg.SOLVER.ACCUMULATE,
         ema_decay=cfg.SOLVER.EMA_DECAY,
+        batch=cfg.SOLVER.IMS_PER_BATCH,
+        config=cfg.dump(),
         checkpoint_period=plan.period(cfg.SOLVER.CHECKPOINT_PERIOD),
         keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS,
     )
@@ -292,11 +301,12 @@ def train(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
         describe=lambda results: {"top1_error": results["top1_error"]},
         patience=cfg.TEST.PATIENCE,
     )
-    save_config(cfg, cfg.OUTPUT_DIR)
 
     def load() -> None:
         if cfg.MODEL.WEIGHTS:
-            load_initial_weights(cfg, model, read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=options.trust_pickle))
+            branch = cfg.MODEL.WEIGHTS_BRANCH
+            found = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=options.trust_pickle, branch=branch)
+            load_initial_weights(cfg, model, found)
 
     start = run.begin(resume=options.resume, check=partial(check_against_config, cfg, model), load_initial_weights=load)
     place = {"rank": comm.get_rank(), "world_size": processes}

@@ -12,7 +12,8 @@ from .arguments import TRUST_PICKLE
 DESCRIPTION = """Convert a file of weights.
 
 IN is a .pth, .pkl or .safetensors file of torchvision, timm, pretrainedmodels, detectron2 or this package, or
-torchvision://NAME, timm://NAME. OUT ends in .pth or .safetensors. What IN is gets detected and printed.
+torchvision://NAME, timm://NAME; or a checkpoint that has such a network in it, as those of self-supervised learning do.
+OUT ends in .pth or .safetensors, with --to detectron2 in .pkl. What IN is gets detected and printed.
 """
 
 
@@ -21,10 +22,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN")
     parser.add_argument("target", metavar="OUT")
-    parser.add_argument("--to", choices=TARGETS, default="native", help="whose names OUT has (default: native)")
+    parser.add_argument(
+        "--to", choices=(*TARGETS, "detectron2"), default="native", help="whose names OUT has (default: native)"
+    )
+    parser.add_argument("--branch", metavar="NAME", default="", help="which network, where IN holds several: encoder_q")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     args = parser.parse_args(argv)
-    checkpoint, dropped = convert(args.source, args.target, args.to, trust_pickle=args.trust_pickle)
+    checkpoint, dropped = convert(args.source, args.target, args.to, trust_pickle=args.trust_pickle, branch=args.branch)
     print(summary(checkpoint))
     if dropped:
         print("left out: " + ", ".join(f"{part} {count}" for part, count in dropped.items()))

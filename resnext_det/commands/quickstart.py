@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..annotations.coco import Detections, read_ground_truth
 from ..errors import UserError
+from ..files import atomic_write
 from ..reporting.curves import curves_figure, read_runs, save_figure
 from ..reporting.sheet import detections_sheet
 
@@ -59,7 +60,8 @@ def draw() -> str:
     truth = read_ground_truth(MINIVAL)
     detections = Detections.from_json(DETECTOR / "inference/digits_minival/coco_instances_results.json")
     sheet = detections_sheet(truth, detections, DIGITS / "minival", truth.image_ids[:SHOWN].tolist())
-    sheet.save(OUTPUT / "detections.png")
+    with atomic_write(OUTPUT / "detections.png", "wb") as file:
+        sheet.save(file, format="PNG")
     for run in (PRETRAIN, DETECTOR):
         save_figure(curves_figure(read_runs([run])), OUTPUT / f"{run.name}_curves.png")
     report = DETECTOR / "inference/digits_minival/report.html"

@@ -59,6 +59,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("REPORT", True)
     # Parts of the detector, or prefixes of names, that start anew where MODEL.WEIGHTS lacks them or has another shape.
     cfg.MODEL.setdefault("ALLOW_MISSING", [])
+    # Which network of MODEL.WEIGHTS, where the file holds several, such as encoder_q or teacher.
+    cfg.MODEL.setdefault("WEIGHTS_BRANCH", "")
     # auto: FORMAT, PIXEL_MEAN, PIXEL_STD, STRIDE_IN_1X1 and NORM_EPS are those that belong to MODEL.WEIGHTS.
     # none: the ones of this config, which MODEL.WEIGHTS must not contradict.
     cfg.INPUT.setdefault("PRESET", "none")

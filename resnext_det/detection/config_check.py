@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from functools import reduce
 
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import get_norm
 from detectron2.utils import comm
 
@@ -29,6 +29,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False) -> None
         _typed("SOLVER", check_solver, cfg)
     elif not cfg.MODEL.WEIGHTS and not resume:
         raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
+    _refuse_stock_keys(cfg)
     _typed("INPUT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD", _check_values, cfg)
     _typed("MODEL.RESNETS, MODEL.FPN", _check_head, cfg)
     _typed("MODEL.ANCHOR_GENERATOR, MODEL.RPN", _check_anchors, cfg)
@@ -36,6 +37,27 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False) -> None
         raise UserError("MODEL.RESNETS.NORM SyncBN: torch has it for GPUs only; set naiveSyncBN, detectron2's own")
     if comm.is_main_process():
         _warn(cfg)
+
+
+WITHOUT_EFFECT = {
+    "SOLVER.REFERENCE_WORLD_SIZE": "set SOLVER.REFERENCE_BATCH, by which the schedule follows the batch",
+    "TEST.EXPECTED_RESULTS": "compare OUTPUT_DIR/results.json",
+}
+"""Keys of stock detectron2 that this training does not honor, and what serves instead."""
+
+
+def _refuse_stock_keys(cfg: CfgNode) -> None:
+    """Raises UserError for a stock key that would have no effect and differs from its default."""
+    defaults = get_cfg()
+    for key, instead in WITHOUT_EFFECT.items():
+        value, default = (reduce(getattr, key.split("."), node) for node in (cfg, defaults))
+        if value != default:
+            raise UserError(f"{key} {value}: has no effect here; {instead}, and leave it at {default}")
+    if cfg.TEST.PRECISE_BN.ENABLED:
+        if cfg.TEST.PRECISE_BN.NUM_ITER < 1:
+            raise UserError(f"TEST.PRECISE_BN.NUM_ITER {cfg.TEST.PRECISE_BN.NUM_ITER}: must be at least 1")
+        if cfg.SOLVER.EMA_DECAY:
+            raise UserError("TEST.PRECISE_BN.ENABLED with SOLVER.EMA_DECAY: choose one of them")
 
 
 def _typed(keys: str, check: Callable[[CfgNode], None], cfg: CfgNode) -> None:
@@ -76,6 +98,8 @@ def _check_values(cfg: CfgNode) -> None:
         value = reduce(getattr, key.split("."), cfg)
         if value not in known:
             raise UserError(f"{key} {value!r}: choose from {', '.join(known)}")
+    if cfg.INPUT.CROP.ENABLED:
+        _check_crop(cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE))
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not sizes or min(sizes) < 0:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)}: give at least one size, in pixels")
@@ -91,6 +115,16 @@ def _check_values(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r}: detectron2 has no such norm; FrozenBN, BN, SyncBN, GN are "
             "usual"
         ) from None
+
+
+def _check_crop(kind: str, size: list) -> None:
+    kinds = ("relative", "relative_range", "absolute", "absolute_range")
+    if kind not in kinds:
+        raise UserError(f"INPUT.CROP.TYPE {kind!r}: choose from {', '.join(kinds)}")
+    absolute = kind.startswith("absolute")
+    if len(size) != 2 or not all(value >= 1 and value == int(value) if absolute else 0 < value <= 1 for value in size):
+        wanted = "whole numbers of pixels" if absolute else "shares of the image, in (0, 1]"
+        raise UserError(f"INPUT.CROP.SIZE {size}: INPUT.CROP.TYPE {kind} takes two {wanted}")
 
 
 def _check_head(cfg: CfgNode) -> None:

@@ -67,7 +67,7 @@ def apply_preset(cfg: CfgNode, *, trust_pickle: bool = False) -> CfgNode:
         return cfg
     if not cfg.MODEL.WEIGHTS:
         raise UserError("INPUT.PRESET auto asks MODEL.WEIGHTS, which is empty: name weights, or remove INPUT.PRESET")
-    metadata = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle).metadata
+    metadata = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, branch=cfg.MODEL.WEIGHTS_BRANCH).metadata
     frozen, cfg = cfg.is_frozen(), cfg.clone()
     cfg.defrost()
     for key, value in preset(metadata, cfg.MODEL.WEIGHTS).items():
@@ -101,7 +101,7 @@ def load_initial_weights(
     """
     metadata: Metadata = {}
     if cfg.MODEL.WEIGHTS:
-        checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle)
+        checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, branch=cfg.MODEL.WEIGHTS_BRANCH)
         check_against_config(cfg, checkpoint.metadata, cfg.MODEL.WEIGHTS)
         report = load_strictly(model, checkpoint, allow_missing=cfg.MODEL.ALLOW_MISSING)
         allowed = {*cfg.MODEL.ALLOW_MISSING, *(part_of(f"{entry}.") for entry in cfg.MODEL.ALLOW_MISSING)}

@@ -87,6 +87,9 @@ def check_solver(cfg: CfgNode) -> None:
     for key in ("IMS_PER_BATCH", "MAX_ITER", "ACCUMULATE", "CHECKPOINT_PERIOD"):
         if solver[key] < 1:
             raise UserError(f"SOLVER.{key} {solver[key]}: must be at least 1")
+    for key in ("BASE_LR", "MOMENTUM", "WEIGHT_DECAY", "WARMUP_ITERS"):
+        if solver[key] < 0:
+            raise UserError(f"SOLVER.{key} {solver[key]}: must be at least 0")
     if solver.REFERENCE_BATCH < 0:
         raise UserError(f"SOLVER.REFERENCE_BATCH {solver.REFERENCE_BATCH}: must be a batch, or 0 for no scaling")
     if not 0 <= solver.EMA_DECAY < 1:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.engine import HookBase
 from detectron2.modeling import build_model
 from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
@@ -19,6 +20,8 @@ from ..engine.averaging import average_of
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.config import save_config
 from ..engine.determinism import make_deterministic
+from ..engine.folder import locked
+from ..engine.hooks import PreciseBatchNorm
 from ..engine.logs import start_log
 from ..engine.run import NEW_RUN, Run, RunOptions
 from ..engine.sampler import seed_everything
@@ -42,20 +45,42 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
         also in ``OUTPUT_DIR/results.json``.
     """
     check_config(cfg, eval_only=options.eval_only, resume=options.resume)
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     register_sets(cfg.DATASETS.REGISTER)
-    known_sets(cfg.DATASETS.TEST, "TEST")
+    if cfg.DATASETS.TEST or options.eval_only:
+        known_sets(cfg.DATASETS.TEST, "TEST")
     if not options.eval_only:
         known_sets(cfg.DATASETS.TRAIN, "TRAIN")
     start_log(cfg.OUTPUT_DIR)
-    cfg = apply_preset(cfg, trust_pickle=options.trust_pickle)
+    if not cfg.DATASETS.TEST:
+        logger.warning("DATASETS.TEST is empty: nothing is evaluated")
+    cfg = _preset(cfg, options)
     _log_run(cfg)
     sets = check_sets_from_config(cfg, training=not options.eval_only)
     if options.eval_only:
+        save_config(cfg, cfg.OUTPUT_DIR)
         model = build_model(cfg)
         names = load_to_evaluate(cfg, model, newest=options.resume, trust_pickle=options.trust_pickle)
         return evaluate_model(cfg, model, sets=sets, class_names=names)
-    return _train(cfg, options, sets)
+    with locked(cfg.OUTPUT_DIR):
+        return _train(cfg, options, sets)
+
+
+def _preset(cfg: CfgNode, options: RunOptions) -> CfgNode:
+    """INPUT.PRESET applied: from the checkpoint that the run resumes, where there is one, else from MODEL.WEIGHTS."""
+    newest = None
+    if options.resume and cfg.INPUT.PRESET == "auto":
+        newest, _ = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole()
+    if newest is None:
+        return apply_preset(cfg, trust_pickle=options.trust_pickle)
+    weights, cfg = cfg.MODEL.WEIGHTS, cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.WEIGHTS = str(newest)
+    cfg = apply_preset(cfg)
+    cfg.MODEL.WEIGHTS = weights
+    cfg.freeze()
+    return cfg
 
 
 def _log_run(cfg: CfgNode) -> None:
@@ -65,7 +90,6 @@ def _log_run(cfg: CfgNode) -> None:
     logger.info(
         "torch %s on %s (%s), %d processes", torch.__version__, cfg.MODEL.DEVICE, devices, comm.get_world_size()
     )
-    logger.info("the whole config is in %s", save_config(cfg, cfg.OUTPUT_DIR))
 
 
 def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pickle: bool = False) -> list[str]:
@@ -101,8 +125,18 @@ def detector_names(found: Mapping[str, Any]) -> list[str]:
     return [] if "source" in found else list(found.get("class_names", ()))
 
 
+def _precise_batch_norm(cfg: CfgNode, model: nn.Module, dicts: list[dict]) -> list[HookBase]:
+    if not cfg.TEST.PRECISE_BN.ENABLED:
+        return []
+
+    def data(seed: int, done: int) -> Iterable:
+        return train_loader_from_config(cfg, seed, done, dicts)
+
+    return [PreciseBatchNorm(model, data, cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER)]
+
+
 def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[str, dict]:
-    dicts = train_dicts_from_config(cfg, sets)
+    dicts, config = train_dicts_from_config(cfg, sets), cfg.dump()
     cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))  # of the weights that start anew
@@ -120,9 +154,13 @@ def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[
         metadata={**architecture(cfg), "config": cfg.dump()},  # enough to use the weights without any other file
         iterations=cfg.SOLVER.MAX_ITER,
         seed=seed,
+        given_seed=cfg.SEED >= 0,
         precision=precision_of(cfg),
         accumulate=cfg.SOLVER.ACCUMULATE,
         ema_decay=cfg.SOLVER.EMA_DECAY,
+        batch=cfg.SOLVER.IMS_PER_BATCH,
+        config=config,
+        before_saving=_precise_batch_norm(cfg, model, dicts),
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS or None,
     )
@@ -131,7 +169,8 @@ def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[
         loss = validation_loss(cfg, model, sets=sets) if cfg.TEST.VALIDATION_LOSS else {}
         return {**evaluate_model(cfg, model, sets=sets), **({"validation_loss": loss} if loss else {})}
 
-    run.evaluate_with(evaluate, cfg.TEST.EVAL_PERIOD, metric=cfg.TEST.BEST_METRIC, patience=cfg.TEST.PATIENCE)
+    if cfg.DATASETS.TEST:
+        run.evaluate_with(evaluate, cfg.TEST.EVAL_PERIOD, metric=cfg.TEST.BEST_METRIC, patience=cfg.TEST.PATIENCE)
     start = run.begin(
         resume=options.resume,
         check=partial(check_against_config, cfg),

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from detectron2.engine import HookBase
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def average_of(model: nn.Module, decay: float) -> AveragedModel:
-    """A copy of ``model``, buffers included, that :class:`WeightAverage` moves towards it by ``1 - decay`` a step."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    """A copy of ``model``, buffers included, that :class:`WeightAverage` moves towards it by ``1 - decay`` a step.
+
+    The decay of step n is (1 + n) / (10 + n) where that is less: the average of a short run would otherwise still hold
+    the weights it began with.
+    """
+
+    def average(averages: Any, weights: Any, steps: Any) -> None:
+        n = float(steps)
+        get_ema_multi_avg_fn(min(decay, (1 + n) / (10 + n)))(averages, weights, steps)
+
+    return AveragedModel(model, multi_avg_fn=average, use_buffers=True)
 
 
 class WeightAverage(HookBase):

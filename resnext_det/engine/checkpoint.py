@@ -7,7 +7,6 @@ end. torch itself does not notice bits that have changed in a file.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import os
 import re
@@ -37,7 +36,6 @@ class RunCheckpointer(Checkpointer):
 
     A file holds ``{"model", "trainer", "iteration", "metadata"}``: tensors and plain values only, so reading one
     can run no code. It replaces an older file of the same name only when it is on the disk; a full disk loses nothing.
-    What an earlier run has left in the folder is set aside, never overwritten (:meth:`set_aside`).
 
     Args:
         model: or the DistributedDataParallel that wraps it.
@@ -95,7 +93,10 @@ class RunCheckpointer(Checkpointer):
         _load_exactly(self.model, data["model"], path)
         for key, value in self.checkpointables.items():
             if key not in data:
-                raise UserError(f"{path}: holds no {key}; resume with the config the run began with")
+                raise UserError(
+                    f"{path}: holds no {key}, as a run with these settings saves it; resume with the config the run "
+                    f"began with, or start a new run from its weights with --init-from {path}"
+                )
             try:
                 value.load_state_dict(data[key])
             except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
@@ -103,28 +104,14 @@ class RunCheckpointer(Checkpointer):
                     raise
                 raise UserError(
                     f"{path}: its {key} does not fit this run ({type(error).__name__}: {shown(error)}); resume with "
-                    "the config the run began with, or take an earlier checkpoint"
+                    f"the config the run began with, or start a new run from its weights with --init-from {path}"
                 ) from error
+        unused = sorted(set(data) - {"model", "metadata", "iteration", *self.checkpointables})
+        if unused:
+            logger.warning(f"{path}: its {', '.join(unused)} is not used any more: this run's config has none")
         report = LoadReport.complete(data["model"])
         logger.info("resumed from %s: %s; %s", path, report, ", ".join(self.checkpointables) or "nothing else")
         return data["iteration"]
-
-    def set_aside(self) -> None:
-        """Move the checkpoints of an earlier run into a folder ``earlier_run_N``, so that a new run starts clean."""
-        folder = Path(self.save_dir)
-        old = [*folder.glob("model_*.pth"), *folder.glob(LAST)]
-        if not old:
-            return
-        target = next(t for n in itertools.count(1) if not (t := folder / f"earlier_run_{n}").exists())
-        target.mkdir()
-        for path in old:
-            os.replace(path, target / path.name)
-        logger.warning(
-            "%s held %d checkpoints of an earlier run; they are in %s now (--resume would have gone on with it)",
-            folder,
-            len(old) - any(path.name == LAST for path in old),
-            target,
-        )
 
     def periodic_checkpoints(self) -> list[str]:
         """The files ``model_NNNNNNN.pth`` of the folder, oldest first."""

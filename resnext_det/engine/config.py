@@ -5,21 +5,26 @@ The only YAML accepted is plain data; tags that would run Python are refused (de
 
 from __future__ import annotations
 
+import ast
+import difflib
+import math
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 from fvcore.common.config import BASE_KEY
 
-from ..config_files import find_config, list_configs
+from ..config_files import find_config, list_configs, read_yaml
 from ..errors import UserError, nearest
-from ..files import atomic_write
+from ..files import atomic_write, expanded, shown
 from .processes import decided_by_main
 
 CONFIG_FILE = "config.yaml"
+_MOST_BASES = 20  # files that follow each other by _BASE_
+_PATHS = re.compile(r"OUTPUT_DIR|.*\bWEIGHTS|DATASETS\..*")  # keys whose texts may be paths
 
 
 def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> CfgNode:
@@ -33,24 +38,35 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
     Raises:
         UserError: missing or broken file, unknown key, value of another type, no such device.
     """
-    config_file = find_config(config_file)
+    config_file = find_config(expanded(config_file))
     defaults = dict(_leaves(cfg))
-    loaded = _read_yaml(config_file)
+    loaded = read_config(config_file)
     _check_keys(loaded, cfg, config_file)
     _whole_to_float(loaded, cfg)
+    for key, value in _leaves(loaded):
+        _check_sequence(_value(cfg, key), value, key, f"config file {config_file}")
     _merge(lambda: cfg.merge_from_other_cfg(CfgNode(loaded)), config_file)
+    for word in opts:
+        if re.match(r"--[a-z]", word):
+            raise UserError(f"command line: {word} stands behind the settings; write it before them")
     if len(opts) % 2:
         raise UserError(f"settings come as KEY VALUE pairs, and {opts[-1]!r} stands alone")
     known = set(_flatten(cfg))
     for key, value in zip(opts[::2], opts[1::2], strict=True):
         if key not in known:
-            raise UserError(f"command line: unknown key {key}{nearest(key, known)}")
-        if isinstance(_value(cfg, key), float) and value.lstrip("+-").isdigit():
+            raise UserError(f"command line: unknown key {shown(key)}{_nearest_key(key, known)}")
+        if isinstance(_value(cfg, key), float) and re.fullmatch(r"[+-]?[0-9]+", value):
             value = float(value)
+        _check_sequence(_value(cfg, key), value, key, "command line")
         _merge(lambda key=key, value=value: cfg.merge_from_list([key, value]), f"command line: {key} {value}")
     empty = [key for key, value in _leaves(cfg) if value is None and defaults.get(key) is not None]
     if empty:  # yacs takes None for anything
         raise UserError(f"{config_file} and command line: {empty[0]} has no value; leave it out to have its default")
+    for key, value in list(_leaves(cfg)):
+        if not _is_finite(value) and _is_finite(defaults.get(key)):
+            raise UserError(f"{config_file} and command line: {key} is {value}, not a finite number")
+        if _PATHS.fullmatch(key) and (path := _expanded(value)) != value:
+            _merge(lambda key=key, path=path: cfg.merge_from_list([key, path]), key)
     if not cfg.OUTPUT_DIR:
         raise UserError("OUTPUT_DIR is empty: name the folder that the run writes to")
     cfg.MODEL.DEVICE = resolve_device(cfg.MODEL.DEVICE)
@@ -59,13 +75,14 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
 
 def save_config(cfg: CfgNode, folder: str | os.PathLike) -> Path:
     """Write all of ``cfg`` to ``folder/config.yaml``, in the main process; returns its path."""
+    return decided_by_main(lambda: write_config(cfg.dump(), folder))
+
+
+def write_config(text: str, folder: str | os.PathLike) -> Path:
+    """Write the YAML ``text`` to ``folder/config.yaml``; returns its path."""
     path = Path(folder) / CONFIG_FILE
-
-    def write() -> None:
-        with atomic_write(path) as file:
-            file.write(cfg.dump())
-
-    decided_by_main(write)
+    with atomic_write(path) as file:
+        file.write(text)
     return path
 
 
@@ -84,28 +101,54 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def _read_yaml(config_file: str) -> dict:
-    if not os.path.isfile(config_file):
-        raise UserError(f"config file {config_file}: no such file{_similar_file(config_file)}")
-    try:
-        return CfgNode.load_yaml_with_base(config_file, allow_unsafe=False)
-    except yaml.constructor.ConstructorError as error:
-        raise UserError(f"config file {config_file}: {error.problem}; only plain YAML is read") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"config file {config_file}: not YAML: {error}") from error
-    except TypeError as error:
-        raise UserError(f"config file {config_file}: it or its {BASE_KEY} holds no keys and values") from error
-    except (
-        AssertionError,
-        OSError,
-        AttributeError,
-        ValueError,
-        KeyError,
-        OverflowError,
-        UnicodeDecodeError,
-        RecursionError,
-    ) as error:
-        raise UserError(f"config file {config_file}: cannot be read with its {BASE_KEY}: {error}") from error
+def read_config(config_file: str, seen: tuple[str, ...] = ()) -> dict:
+    """The keys and values of a YAML file over those of its ``_BASE_`` files.
+
+    Raises:
+        UserError: as :func:`~resnext_det.config_files.read_yaml`; no keys and values; a base that is no file, or that
+            leads back to itself.
+    """
+    if not os.path.lexists(config_file):
+        raise UserError(f"config file {shown(config_file)}: no such file{_similar_file(config_file)}")
+    loaded = read_yaml(config_file)
+    if not isinstance(loaded, dict):
+        raise UserError(f"config file {shown(config_file)}: it or its {BASE_KEY} holds no keys and values")
+    bases = loaded.pop(BASE_KEY, [])
+    merged: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [bases]:
+        path = _base(base, config_file)
+        real = os.path.realpath(path)
+        if real in seen or real == os.path.realpath(config_file) or len(seen) >= _MOST_BASES:
+            raise UserError(f"config file {shown(config_file)}: its {BASE_KEY} {shown(base)} leads back to itself")
+        try:
+            _lay_over(read_config(path, (*seen, os.path.realpath(config_file))), merged, config_file)
+        except UserError as error:
+            raise (
+                error
+                if str(error).startswith(f"config file {config_file}")
+                else UserError(f"config file {shown(config_file)}: its {BASE_KEY}: {error}")
+            ) from None
+    _lay_over(loaded, merged, config_file)
+    return merged
+
+
+def _base(base: object, config_file: str) -> str:
+    if not isinstance(base, str):
+        raise UserError(f"config file {config_file}: its {BASE_KEY} is {shown(repr(base))}, not the name of a file")
+    if "://" in base:
+        raise UserError(f"config file {config_file}: its {BASE_KEY} {shown(base)} is an address; give a file")
+    return os.path.join(os.path.dirname(config_file), expanded(base))
+
+
+def _lay_over(new: dict, old: dict, config_file: str) -> None:
+    """Merge the sections of ``new`` into ``old``, as fvcore does."""
+    for key, value in new.items():
+        if isinstance(value, dict) and key in old:
+            if not isinstance(old[key], dict):
+                raise UserError(f"config file {config_file}: {shown(key)} is a section, in its {BASE_KEY} a value")
+            _lay_over(value, old[key], config_file)
+        else:
+            old[key] = value
 
 
 def _similar_file(path: str) -> str:
@@ -139,7 +182,7 @@ def _check_keys(loaded: dict, cfg: CfgNode, config_file: str) -> None:
     known = set(_flatten(cfg))
     for key in _flatten(loaded):
         if key not in known:
-            raise UserError(f"config file {config_file}: unknown key {key}{nearest(key, known)}")
+            raise UserError(f"config file {config_file}: unknown key {shown(key)}{_nearest_key(key, known)}")
 
 
 def _whole_to_float(loaded: dict, defaults: CfgNode) -> None:
@@ -149,6 +192,41 @@ def _whole_to_float(loaded: dict, defaults: CfgNode) -> None:
             _whole_to_float(value, defaults[key])
         elif isinstance(defaults[key], float) and type(value) is int:
             loaded[key] = float(value)
+
+
+def _check_sequence(default: object, value: object, key: str, where: str) -> None:
+    """Text for a key that takes several values is mostly one value without its parentheses."""
+    if isinstance(default, list | tuple) and isinstance(value, str):
+        try:
+            is_sequence = isinstance(ast.literal_eval(value), list | tuple)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            is_sequence = False
+        if not is_sequence:
+            raise UserError(f'{where}: {key} takes several values, not {shown(value)!r}; write ("{shown(value)}",)')
+
+
+def _nearest_key(key: str, known: Iterable[str]) -> str:
+    """A hint only where the last part is alike: most keys of a section are alike by its name."""
+
+    def likeness(other: str) -> tuple[float, float]:
+        last = difflib.SequenceMatcher(None, key.rpartition(".")[2], other.rpartition(".")[2]).ratio()
+        return last, difflib.SequenceMatcher(None, key, other).ratio()
+
+    best = max(known, key=likeness)
+    return f"; did you mean {best}?" if likeness(best)[0] >= 0.7 else ""
+
+
+def _is_finite(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _expanded(value: object) -> object:
+    """Every text in ``value`` as a path."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_expanded, value))
+    return expanded(value) if isinstance(value, str) else value
 
 
 def _value(cfg: CfgNode, key: str) -> object:

@@ -47,6 +47,7 @@ class Evaluations(HookBase):
             ``{"bbox": {"AP": ...}}``.
         period: iterations; 0 evaluates after the last one only.
         folder: OUTPUT_DIR.
+        batch: images of one iteration; a record tells how many were seen, whatever batches a resumed run had.
         metric: decides what is best: a name such as AP or AP50, looked for in the first set; "" for none.
         mode: "max" where larger is better, "min" where smaller is.
         save_best: called whenever an evaluation is the best so far, with the number of iterations done.
@@ -59,12 +60,14 @@ class Evaluations(HookBase):
         period: int,
         folder: str | os.PathLike,
         *,
+        batch: int = 1,
         metric: str = "AP",
         mode: str = "max",
         save_best: Callable[[int], object] | None = None,
         patience: int = 0,
     ) -> None:
         self.evaluate, self.period, self.metric, self.mode = evaluate, period, metric, mode
+        self.batch = batch
         self.save_best, self.patience = save_best, patience
         self.path = Path(folder) / EVALUATIONS_FILE
         self.best, self.best_iteration, self.waited = math.inf if mode == "min" else -math.inf, 0, 0
@@ -79,13 +82,17 @@ class Evaluations(HookBase):
     def _remember(self, start: int) -> bool:
         """Read what the run has found so far; whether it holds nothing about the iteration to go on from."""
         earlier = read_evaluations(self.path)
-        kept = [record for record in earlier if record["iteration"] <= start]
+        kept = [record for record in earlier if self._images(record) <= start * self.batch]
         for record in kept:
             self._judge(record, record["iteration"])
         if len(kept) < len(earlier):
             logger.info("%s: %d evaluations of an earlier run are dropped", self.path, len(earlier) - len(kept))
             write_evaluations(self.path, kept)
-        return all(record["iteration"] != start for record in kept)
+        return all(self._images(record) != start * self.batch for record in kept)
+
+    def _images(self, record: dict) -> int:
+        """What a record's evaluation had seen; earlier versions wrote iterations only."""
+        return record.get("images", record["iteration"] * self.batch)
 
     def _is_due(self, done: int) -> bool:
         return self.period > 0 and done % self.period == 0 and done < self.trainer.max_iter
@@ -115,13 +122,13 @@ class Evaluations(HookBase):
 
     def _keep(self, done: int, results: dict, seconds: float) -> None:
         """Judge the results and write them down, with the best checkpoint where they are the best."""
-        record = finite({"iteration": done, "seconds": round(seconds, 3), **results})
+        record = finite({"iteration": done, "images": done * self.batch, "seconds": round(seconds, 3), **results})
         self.trainer.storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
         if self._judge(record, done) and self.save_best is not None:
             self.save_best(done)
             logger.info("%s %.3f after %d iterations is the best so far", self.metric, self.best, done)
         # Last: a run that is killed before this line makes up for the evaluation and its best checkpoint.
-        others = [other for other in read_evaluations(self.path) if other["iteration"] != done]
+        others = [o for o in read_evaluations(self.path) if self._images(o) != done * self.batch]
         write_evaluations(self.path, [*others, record])
 
     def _judge(self, results: dict, done: int) -> bool:

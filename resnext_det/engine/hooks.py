@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Iterable
 
 from detectron2.engine import HookBase
 from detectron2.utils.events import CommonMetricPrinter, EventStorage, EventWriter, JSONWriter, TensorboardXWriter
 from fvcore.common.checkpoint import PeriodicCheckpointer
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import nn
 
 from .checkpoint import RunCheckpointer
 from .processes import decided_by_main
+from .sampler import seed_everything
 
 logger = logging.getLogger(__name__)
 
@@ -26,12 +30,6 @@ class Checkpoints(PeriodicCheckpointer, HookBase):
 
     def before_train(self) -> None:
         self.max_iter = self.trainer.max_iter
-        decided_by_main(self._clear_up)
-
-    def _clear_up(self) -> None:
-        self.checkpointer.remove_parts()
-        if self.trainer.start_iter == 0:
-            self.checkpointer.set_aside()
         self.recent_checkpoints = self.checkpointer.periodic_checkpoints()  # those that the run has left so far
 
     def after_step(self) -> None:
@@ -40,6 +38,31 @@ class Checkpoints(PeriodicCheckpointer, HookBase):
             decided_by_main(lambda: self.step(self.trainer.iter))
         elif self.trainer.stopping:
             decided_by_main(lambda: self.save(f"model_{self.trainer.iter:07d}", iteration=self.trainer.iter))
+
+
+class PreciseBatchNorm(HookBase):
+    """Batch-norm statistics of the weights as they are, measured on training data before each evaluation.
+
+    Training never reads them, so that nothing else changes. The data and the random numbers depend on (seed, iterations
+    done) alone: a resumed run measures the same. Wu and Johnson, "Rethinking 'Batch' in BatchNorm" (2021), Sec. 3; the
+    arithmetic is fvcore's.
+
+    Args:
+        data: given the run's seed and the iterations done, training batches from there on.
+        period: iterations between evaluations; 0 measures after the last one only.
+        batches: to measure on.
+    """
+
+    def __init__(self, model: nn.Module, data: Callable[[int, int], Iterable], period: int, batches: int) -> None:
+        self.model, self.data, self.period, self.batches = model, data, period, batches
+
+    def after_step(self) -> None:
+        done = self.trainer.iter + 1
+        if done == self.trainer.max_iter or (self.period > 0 and done % self.period == 0):
+            seed_everything((self.trainer.seed, done))
+            with EventStorage():  # what the model reports of these batches is of no step
+                update_bn_stats(self.model, self.data(self.trainer.seed, done), self.batches)
+            logger.info("batch norms measured on %d batches after %d iterations", self.batches, done)
 
 
 class Writers(HookBase):

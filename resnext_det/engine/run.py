@@ -8,7 +8,7 @@ what is left behind when a step goes wrong or a signal comes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from signal import Signals
 from typing import Any
@@ -23,8 +23,10 @@ from ..errors import RunFailed, UserError
 from .averaging import WeightAverage, average_of
 from .causes import cause_of
 from .checkpoint import BestCheckpointer, RunCheckpointer
+from .config import write_config
 from .dump import dump_folder, summary, write_dump
 from .evaluations import EarlyStop, Evaluations
+from .folder import archive
 from .hooks import Checkpoints, Writers
 from .processes import decided_by_main, wrap_distributed
 from .signals import Stopped
@@ -63,7 +65,11 @@ class Run:
         metadata: plain values that travel inside every checkpoint.
         iterations: optimizer steps of the whole run.
         seed, precision, accumulate: of :class:`.trainer.Trainer`.
+        given_seed: the user has named the seed; a resumed run keeps its own, and says so.
         ema_decay: of the average of the weights, which is evaluated and saved beside them; 0 for none.
+        batch: images of one step, over all processes.
+        config: YAML that goes into the folder as ``config.yaml``; "" for none.
+        before_saving: hooks whose changes to the model are saved with it.
         checkpoint_period: iterations.
         keep_checkpoints: how many of the periodic ones stay; None for all.
 
@@ -82,9 +88,13 @@ class Run:
         metadata: dict[str, Any],
         iterations: int,
         seed: int,
+        given_seed: bool = False,
         precision: str = "fp32",
         accumulate: int = 1,
         ema_decay: float = 0.0,
+        batch: int = 1,
+        config: str = "",
+        before_saving: Sequence[HookBase] = (),
         checkpoint_period: int,
         keep_checkpoints: int | None = None,
     ) -> None:
@@ -96,7 +106,9 @@ class Run:
             seed=seed,
             precision=precision,
             accumulate=accumulate,
+            batch=batch,
         )
+        self._config, self.given_seed = config, given_seed
         self._saved: dict[str, Any] = {"trainer": self.trainer}
         first: list[HookBase] = []
         if ema_decay:
@@ -110,6 +122,7 @@ class Run:
                 *first,
                 hooks.IterationTimer(),
                 hooks.LRScheduler(optimizer, scheduler),
+                *before_saving,
                 Checkpoints(self.checkpointer, checkpoint_period, keep_checkpoints),
             ]
         )
@@ -143,7 +156,13 @@ class Run:
             best.metadata |= describe(self.results)
             best.save("model_best", iteration=done - 1)
 
-        more = {"metric": metric, "mode": mode, "patience": patience, "save_best": save_best}
+        more = {
+            "batch": self.trainer.batch,
+            "metric": metric,
+            "mode": mode,
+            "patience": patience,
+            "save_best": save_best,
+        }
         self.trainer.register_hooks([Evaluations(evaluation, period, self.folder, **more)])
 
     def begin(
@@ -163,15 +182,28 @@ class Run:
         Raises:
             UserError: of :meth:`.checkpoint.RunCheckpointer.resume` and ``load_initial_weights``.
         """
+        seed, batch = self.trainer.seed, self.trainer.batch
         last = self.checkpointer.resume(check) if resume else None
         if last is None:
             if resume:
                 logger.warning("--resume: %s holds no checkpoint yet, so this is a new run", self.folder)
             load_initial_weights()
             return 0
-        if last + 1 < self.iterations:
+        if self.trainer.seed != seed and self.given_seed:
+            logger.warning(f"SEED {seed} has no effect: the run began with {self.trainer.seed}, and resumes with it")
+        start = last + 1
+        if self.trainer.images != start * batch:
+            start = self.trainer.images // batch
+            self.scheduler.last_epoch = start
+            logger.warning(
+                f"the checkpoint has seen {self.trainer.images} images in {last + 1} iterations; with {batch} images "
+                f"in each this run resumes at iteration {start} of {self.iterations}"
+            )
+        if start < self.iterations:
             apply_settings(self.optimizer, self.scheduler, self._settings)
-        return last + 1
+        else:
+            logger.warning(f"nothing is left to train: {start} of {self.iterations} iterations are done")
+        return start
 
     def train(self, data: Iterable, start: int) -> dict[str, Any]:
         """Train from iteration ``start`` of :meth:`begin` on.
@@ -186,6 +218,8 @@ class Run:
             UserError: unusable data, a loss that is not finite, a full disk.
             Stopped: a signal came, and the state is saved.
         """
+        comm.synchronize()  # all have read what they start from before the first process moves an earlier run's files
+        decided_by_main(lambda: self._prepare_folder(start))
         self.trainer.register_hooks([self.writers])
         self.trainer.set_data_loader(data)
         logger.info("training from iteration %d to %d, seed %d", start, self.iterations, self.trainer.seed)
@@ -215,6 +249,13 @@ class Run:
                 self.writers.close(self.trainer.storage)
             self.trainer.release()
         return self.results
+
+    def _prepare_folder(self, start: int) -> None:
+        self.checkpointer.remove_parts()
+        if start == 0:
+            archive(self.folder)
+        if self._config:
+            write_config(self._config, self.folder)
 
     def _dump(self, bad: BadStep) -> str:
         """Write this process' share of the dump; returns the message that ends the run."""

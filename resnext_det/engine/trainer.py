@@ -29,6 +29,9 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 LOSS_LIMIT = 1e5
 """No loss of a network that learns comes near it; frozen batch norm on wrong weights gives 1e10 in the first step."""
 
+SKIPPED_LIMIT = 30
+"""Steps in a row that fp16 may skip: its scale has then fallen by 2**30, from 65536 to nothing."""
+
 
 class Reason(Enum):
     """Why a step must not be made. Where processes find different reasons, the later one here is reported."""
@@ -36,6 +39,7 @@ class Reason(Enum):
     LOSS_NOT_FINITE = "the loss is not finite"
     LOSS_TOO_LARGE = f"the loss is above {LOSS_LIMIT:g}"
     GRADIENTS_NOT_FINITE = "the gradients are not finite"
+    STEPS_SKIPPED = "fp16 cannot hold the gradients and every step was skipped, so set SOLVER.PRECISION bf16 or fp32"
 
 
 class BadStep(Exception):
@@ -79,6 +83,7 @@ class Trainer(SimpleTrainer):
         seed: of the run.
         precision: "fp32", or "bf16" / "fp16" for autocast; fp16 scales the loss.
         accumulate: batches whose gradients are averaged in one step.
+        batch: images of one step, over all processes; the state tells how many were seen.
     """
 
     def __init__(
@@ -89,11 +94,14 @@ class Trainer(SimpleTrainer):
         seed: int,
         precision: str = "fp32",
         accumulate: int = 1,
+        batch: int = 1,
     ) -> None:
         if precision not in PRECISIONS:
             raise UserError(f"precision {precision!r}: choose from {', '.join(PRECISIONS)}")
         super().__init__(model, (), optimizer)  # the data comes by `set_data_loader`
-        self.seed, self.accumulate, self.precision = seed, accumulate, precision
+        self.seed, self.accumulate, self.precision, self.batch = seed, accumulate, precision, batch
+        self.images = 0  # that the run has seen, once its state is loaded
+        self._skipped = 0  # steps in a row whose gradients fp16 could not hold
         self.device = next(model.parameters()).device
         self.autocast_dtype = PRECISIONS[precision]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
@@ -123,7 +131,6 @@ class Trainer(SimpleTrainer):
         """
         self.iter = self.start_iter = start_iter
         self.max_iter = max_iter
-        comm.synchronize()  # all have read what they start from before the first process moves an earlier run's files
         with EventStorage(start_iter) as self.storage:
             with on_stopping_signals(self.stop_request):
                 self.before_train()
@@ -143,8 +150,12 @@ class Trainer(SimpleTrainer):
         if reason is not None:
             raise BadStep(reason, parts)
         self._write_metrics(losses, data_time)
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self._skipped = self._skipped + 1 if self.scaler.get_scale() < scale else 0
+        if self._skipped and self._skipped >= min(SKIPPED_LIMIT, self.max_iter - self.start_iter):
+            raise BadStep(Reason.STEPS_SKIPPED, parts)
 
     def losses_and_gradients(self, iteration: int, rank: int) -> tuple[list[dict[str, torch.Tensor]], float]:
         """The step up to its gradients: the losses of each of its parts, and the seconds spent waiting for data."""
@@ -202,11 +213,14 @@ class Trainer(SimpleTrainer):
         return self.model.no_sync()
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "scaler": self.scaler.state_dict(), "seed": self.seed}
+        done = min(self.iter + 1, getattr(self, "max_iter", self.iter + 1))  # a loop that has ended stands behind it
+        images = done * self.batch
+        return {**super().state_dict(), "scaler": self.scaler.state_dict(), "seed": self.seed, "images": images}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self.seed = state_dict["seed"]
+        self.images = state_dict.get("images", (state_dict["iteration"] + 1) * self.batch)  # earlier versions: no count
         if state_dict["scaler"]:  # empty where the run so far was not in fp16
             self.scaler.load_state_dict(state_dict["scaler"])
 

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import io
-import pickle
+import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 
-from ..classification.data import EXTENSIONS
 from ..errors import UserError
+from ..files import open_regular, safe_component, shown
+from ..images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
+from ..weights.reading import unpickle
 from .folders import new_folder
 
 PIXELS = 3 * 32 * 32
 Part = tuple[str, np.ndarray, np.ndarray]
 """(train or test, uint8 (N, 3072) pixels by channel, (N,) class numbers)."""
-
-_SAFE = {
-    (module, name)
-    for module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy", "_codecs")
-    for name in ("_reconstruct", "ndarray", "dtype", "encode")
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Reads lists, dictionaries and arrays, and nothing that could run code."""
-
-    def find_class(self, module: str, name: str) -> object:
-        if (module, name) not in _SAFE:
-            raise pickle.UnpicklingError(f"it would run {module}.{name}")
-        return super().find_class(module, name)
 
 
 def unpack(archive: str | Path, out: str | Path) -> dict[str, int]:
@@ -48,7 +37,7 @@ def unpack(archive: str | Path, out: str | Path) -> dict[str, int]:
     """
     counts = {"train": 0, "test": 0}
     try:
-        with tarfile.open(archive) as tar, new_folder(out) as folder:
+        with open_regular(archive) as file, tarfile.open(fileobj=file) as tar, new_folder(out) as folder:
             files = {PurePosixPath(member.name): member for member in tar if member.isfile()}
             for place, data in _pictures(tar, files):
                 path = folder / place
@@ -57,10 +46,12 @@ def unpack(archive: str | Path, out: str | Path) -> dict[str, int]:
                 counts[place.parts[0]] += 1
             if not all(counts.values()):
                 raise UserError(f"{archive}: holds no training or no test images of CIFAR")
-    except FileNotFoundError as error:
-        raise UserError(f"{archive}: no such file") from error
-    except (tarfile.TarError, EOFError, pickle.UnpicklingError, KeyError, ValueError, IndexError) as error:
-        raise UserError(f"{archive}: torn, or not an archive of CIFAR: {error}") from error
+    except UserError as error:
+        raise (
+            error if str(archive) in str(error) or str(out) in str(error) else UserError(f"{archive}: {error}")
+        ) from None
+    except (tarfile.TarError, EOFError, zlib.error, LookupError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{archive}: torn, or not an archive of CIFAR: {shown(error)}") from error
     return counts
 
 
@@ -79,8 +70,11 @@ def _pictures(tar: tarfile.TarFile, files: dict[PurePosixPath, tarfile.TarInfo])
         return
     for path, member in files.items():
         split_class_name = path.parts[-3:]
-        if path.suffix.lower() in EXTENSIONS and split_class_name[0] in ("train", "test"):
-            yield Path(*split_class_name), tar.extractfile(member).read()
+        if path.suffix.lower() in IMAGE_SUFFIXES and split_class_name[0] in ("train", "test"):
+            if member.size > MAX_IMAGE_BYTES:
+                raise ValueError(f"{path.name} has {member.size} bytes")
+            split, *names = split_class_name
+            yield Path(split, *(safe_component(name, "file name") for name in names)), tar.extractfile(member).read()
 
 
 def _is_published(name: str) -> bool:
@@ -94,7 +88,7 @@ def _read_published(files: dict[str, io.BufferedReader]) -> tuple[list[str], lis
     if binary:
         names = files["fine_label_names.txt" if hundred else "batches.meta.txt"].read().decode().split()
     else:
-        meta = _ArrayUnpickler(files["meta" if hundred else "batches.meta"], encoding="bytes").load()
+        meta = _unpickled(files["meta" if hundred else "batches.meta"])
         names = [name.decode() for name in meta[b"fine_label_names" if hundred else b"label_names"]]
     parts = []
     for name in sorted(files):
@@ -105,7 +99,18 @@ def _read_published(files: dict[str, io.BufferedReader]) -> tuple[list[str], lis
             rows = np.frombuffer(files[name].read(), np.uint8).reshape(-1, PIXELS + 1 + hundred)
             parts.append((split, rows[:, 1 + hundred :], rows[:, int(hundred)]))  # CIFAR-100: coarse, fine, pixels
         else:
-            data = _ArrayUnpickler(files[name], encoding="bytes").load()
+            data = _unpickled(files[name])
             labels = np.array(data[b"fine_labels" if hundred else b"labels"])
             parts.append((split, np.asarray(data[b"data"]), labels))
-    return names, parts
+    for _, pixels, labels in parts:
+        if (
+            pixels.dtype != np.uint8
+            or labels.dtype.kind not in "iu"
+            or not 0 <= labels.min() <= labels.max() < len(names)
+        ):
+            raise ValueError("pixels that are no bytes, or labels without a class name")
+    return [safe_component(name, "class name") for name in names], parts
+
+
+def _unpickled(file: IO[bytes]) -> Any:
+    return unpickle(file, "a part of it", file.seek(0, os.SEEK_END), encoding="bytes")

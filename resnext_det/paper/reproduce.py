@@ -18,11 +18,9 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-import yaml
-from fvcore.common.config import CfgNode
-
 from ..annotations.coco import read_ground_truth
 from ..config_files import config_folder, config_path
+from ..engine.config import read_config
 from ..errors import UserError
 from ..files import write_json
 from ..reporting.tables import Results, results_table
@@ -251,10 +249,7 @@ def _detector_width(config: Path, width: Fraction) -> list[str]:
 
 
 def _read(config: str | Path) -> dict:
-    try:
-        return CfgNode.load_yaml_with_base(str(config), allow_unsafe=False)
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:  # not text, or no keys and values
-        raise UserError(f"{config}: cannot be read: {error}") from error
+    return read_config(str(config))
 
 
 def options_of_file(file: str | None) -> list[str]:

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import IO
 
 import torch
-import yaml
 
 from ..benchmarks import BENCHMARKS
+from ..config_files import read_yaml
 from ..engine.exits import EXIT_STOPPED
 from ..engine.signals import on_stopping_signals
 from ..errors import UserError, nearest
@@ -92,10 +92,7 @@ def read_study(file: str) -> list[Step]:
     Raises:
         UserError: unreadable, unknown keys, tables, rows or benchmarks, names that stand twice.
     """
-    try:
-        entries = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"study {file}: cannot be read: {error}") from error
+    entries = read_yaml(file, "study")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and entry.get("name") for entry in entries):
         raise UserError(f"study {file}: must be a list of steps, each with a name")
     known = list(Step.__dataclass_fields__)

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarFormatter
 
+from ..config_files import read_yaml
 from ..errors import UserError
 from ..files import atomic_write
 from ..variants import Variant, parse_name
@@ -188,11 +188,11 @@ def read_sizes(runs: Sequence[str | os.PathLike]) -> dict[str, list[Point]]:
     errors: dict[tuple[Variant, float], list[float]] = {}
     for run in map(Path, runs):
         try:
-            name = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["MODEL"]["NAME"]
+            name = read_yaml(run / "config.yaml")["MODEL"]["NAME"]
             results = json.loads((run / "results.json").read_text(encoding="utf-8"))
             network = parse_name(name), results["parameters"] / 1e6
             errors.setdefault(network, []).append(results["top1_error"])
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{run}: holds no finished pretraining run ({error}); name its OUTPUT_DIR") from error
     series: dict[str, list[Point]] = {"wider": [], "more paths": []}
     for (variant, size), values in sorted(errors.items(), key=lambda item: item[0][1]):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,14 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import atomic_write, shown
 from . import sources
 from .metadata import Metadata, architecture_of, check_types, metadata_of_source
 from .naming import detect, to_native
 from .reading import FLOATS, METADATA, read_file, sha256
+from .trunks import find_trunk
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,6 +38,8 @@ class Checkpoint:
         sha256: of the file.
         entry: which entry of the file they are, such as ``model_ema`` for the average of a run's weights; "" where the
             file holds the tensors alone.
+        branch: what stood before the trunk's names in a larger network, such as ``encoder_q``.
+        left_out: {part of that network: tensors}, such as projection heads.
     """
 
     tensors: dict[str, Tensor]
@@ -42,17 +48,20 @@ class Checkpoint:
     path: Path
     sha256: str
     entry: str = ""
+    branch: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Such as ``model_final.pth (model_ema)``."""
         return f"{self.path} ({self.entry})" if self.entry else str(self.path)
 
 
-def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = False) -> Checkpoint:
+def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = False, branch: str = "") -> Checkpoint:
     """Read weights of any known source: a file, ``torchvision://NAME`` or ``timm://NAME``.
 
     Args:
         trust_pickle: also open pickles that may run code.
+        branch: which trunk, where the file holds several, such as ``encoder_q`` or ``teacher``.
 
     Raises:
         UserError: the file cannot be fetched or read, holds something else, or contradicts itself.
@@ -63,9 +72,17 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
         ('torchvision', 'RGB')
     """
     path, published = sources.locate(path_or_uri)
+    digest = sha256(path) if published else ""
+    if published:
+        sources.verify(str(path_or_uri), path, digest)
     tensors, written, entry = read_file(path, trust_pickle=trust_pickle)
     where = str(path)
     check_types(written, where)
+    trunk = find_trunk(tensors, where, branch)
+    tensors = trunk.tensors
+    if trunk.branch or trunk.left_out:
+        parts = ", ".join(f"{shown(part)} {count}" for part, count in trunk.left_out.items())
+        logger.info("%s: trunk of %s; left out: %s", where, shown(trunk.branch) or "the network", parts or "nothing")
     source = detect(tensors, where)
     native = to_native(tensors, source, where)
     for name, tensor in native.items():
@@ -85,10 +102,10 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
     for key in ("pixel_mean", "pixel_std"):  # detectron2 < 0.5 kept them among a detector's tensors
         if source.endswith("-detector") and key in tensors and key not in metadata:
             metadata[key] = tensors[key].flatten().tolist()
-    digest = sha256(path)
+    digest = digest or sha256(path)
     if not written:
         metadata["source_sha256"] = digest
-    return Checkpoint(native, source, metadata, path, digest, entry)
+    return Checkpoint(native, source, metadata, path, digest, entry, trunk.branch, trunk.left_out)
 
 
 def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

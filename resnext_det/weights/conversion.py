@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..files import atomic_write
 from ..resnext import Classifier, make_stages, make_stem
 from ..variants import Variant
 from .checkpoint import Checkpoint, read_checkpoint, save_checkpoint
@@ -22,15 +24,23 @@ from .naming import classifier_tensors, from_native, is_detector, trunk_name
 _FOREIGN_FUNCTION: Metadata = {"stride_in_1x1": False, "norm_eps": 1e-5, "form": "c", "residual": True, "kind": "plain"}
 
 
-def convert(source: str | os.PathLike, target: str | os.PathLike, to: str = "native", *, trust_pickle: bool = False):
+def convert(
+    source: str | os.PathLike,
+    target: str | os.PathLike,
+    to: str = "native",
+    *,
+    trust_pickle: bool = False,
+    branch: str = "",
+) -> tuple[Checkpoint, dict[str, int]]:
     """Read ``source``, check that it is a whole network, and write it to ``target`` under the names of ``to``.
 
     A detector stays whole under native names; of another library's names only its trunk has any.
 
     Args:
         source: a file, ``torchvision://NAME`` or ``timm://NAME``.
-        target: a ``.pth`` or ``.safetensors`` file.
-        to: ``native``, ``torchvision`` or ``timm``.
+        target: a ``.pth`` or ``.safetensors`` file; a ``.pkl`` for ``detectron2``.
+        to: ``native``, ``torchvision``, ``timm`` or ``detectron2``, whose tools then need nothing of this package.
+        branch: as for :func:`read_checkpoint`.
 
     Returns:
         (the checkpoint that was read, {part that ``to`` has no place for: number of tensors}).
@@ -39,14 +49,14 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, to: str = "nat
         UserError: as :func:`read_checkpoint` and :func:`save_checkpoint`; tensors are missing or left over; the network
             cannot be expressed in ``to``.
     """
-    checkpoint = read_checkpoint(source, trust_pickle=trust_pickle)
+    checkpoint = read_checkpoint(source, trust_pickle=trust_pickle, branch=branch)
     where = str(checkpoint.path)
     if Path(target).resolve() == checkpoint.path.resolve():
         raise UserError(f"{target}: is the file to convert; give the result another name")
     tensors = classifier_tensors(checkpoint.tensors, where)
     check_whole(tensors, checkpoint.metadata, where)
     dropped: Counter[str] = Counter()
-    if to == "native":
+    if to in ("native", "detectron2"):
         tensors = checkpoint.tensors
     else:
         for key, value in _FOREIGN_FUNCTION.items():
@@ -57,8 +67,21 @@ def convert(source: str | os.PathLike, target: str | os.PathLike, to: str = "nat
         tensors = from_native(tensors, to, where)
         if is_detector(checkpoint.tensors):
             dropped.update(part_of(name) for name in checkpoint.tensors if not trunk_name(name))
-    save_checkpoint(target, tensors, checkpoint.metadata)
-    return checkpoint, dict(dropped)
+    if to == "detectron2":
+        _save_pickle(target, tensors)
+    else:
+        save_checkpoint(target, tensors, checkpoint.metadata)
+    return checkpoint, {**checkpoint.left_out, **dropped}
+
+
+def _save_pickle(target: str | os.PathLike, tensors: Mapping[str, Tensor]) -> None:
+    """What detectron2's DetectionCheckpointer reads: names of its own, found in a detector by their ends."""
+    if Path(target).suffix != ".pkl":
+        raise UserError(f"{target}: detectron2's form is a .pkl file")
+    arrays = {name: tensor.float().numpy() for name, tensor in tensors.items() if not name.endswith(COUNTER)}
+    content = {"model": arrays, "__author__": "resnext_det", "matching_heuristics": True}
+    with atomic_write(target, "wb") as file:
+        pickle.dump(content, file, protocol=4)
 
 
 def check_whole(tensors: Mapping[str, Tensor], architecture: Metadata, where: str) -> None:
@@ -116,6 +139,8 @@ def summary(checkpoint: Checkpoint) -> str:
     entry = f" ({checkpoint.entry})" if checkpoint.entry else ""
     lines = [f"source: {checkpoint.source}{entry}, {len(checkpoint.tensors)} tensors, SHA-256 {checkpoint.sha256}"]
     lines += [f"{key}: {known[key]}" for key in known if key not in ("source", "class_names", "source_sha256")]
+    if checkpoint.branch:
+        lines.insert(1, f"branch: {checkpoint.branch}")
     if "class_names" in known:
         lines.append(f"class_names: {len(known['class_names'])}")
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from ..errors import UserError
 from ..files import open_regular, shown
 from . import pickles
 from .pickles import Refused, StoredTensor
+from .trunks import holds_trunk
 
 METADATA = "metadata"  # the entry of a .pth, and of a .safetensors header (there as JSON)
 
@@ -34,7 +35,8 @@ _PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.co
 _NOT_WEIGHTS = {"n_averaged"}  # the counter that torch's AveragedModel keeps beside them
 _LEGACY_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)  # what torch < 1.6 begins its files with
 
-_UNSAFE = "runs code when it is opened; if you trust whoever made it, add --trust-pickle"
+_UNSAFE = "runs code when it is opened"
+_TRUST = "; if you trust whoever made it, add --trust-pickle"
 _FOREIGN = {
     b"<": "is a web page or XML, not weights: the download failed",
     b"version https://git-lfs": "is a Git LFS pointer, not the weights: run `git lfs pull`",
@@ -62,7 +64,7 @@ def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> Content
         UserError: missing, torn, foreign, unsafe or absurd file; one line that names it.
     """
     name = shown(path)
-    with open_regular(path) as file, _one_line(name, "a file of weights"):
+    with open_regular(path) as file, _one_line(name, "a file of weights", _TRUST):
         head = file.read(64)
         size = file.seek(0, os.SEEK_END)
         # A .safetensors file begins with the length of its header, whose bytes can look like any other file's first.
@@ -72,7 +74,7 @@ def read_file(path: str | os.PathLike, *, trust_pickle: bool = False) -> Content
             raise UserError(f"{name}: {_what(head)}")
         if trust_pickle:
             return _tensors(_trusted(path, file, bare=_is_bare(head)), name, _no_load)
-        content, load = (unpickle(file, name, size), _no_load) if _is_bare(head) else _open_torch(file, name)
+        content, load = (_bare(file, size), _no_load) if _is_bare(head) else _open_torch(file, name)
         return _tensors(content, name, load)
 
 
@@ -133,9 +135,13 @@ def read_pickle(path: str | os.PathLike, trust_pickle: bool = False) -> Any:
 
 def unpickle(file: IO[bytes], name: str, size: int, *, encoding: str = "latin1") -> Any:
     """As :func:`read_pickle`, of an open file called ``name`` with ``size`` bytes."""
-    file.seek(0)
     with _one_line(name, "a pickle"):
-        return pickles.read(file, size, encoding=encoding)
+        return _bare(file, size, encoding)
+
+
+def _bare(file: IO[bytes], size: int, encoding: str = "latin1") -> Any:
+    file.seek(0)
+    return pickles.read(file, size, encoding=encoding)
 
 
 def read_torch(path: str | os.PathLike) -> Any:
@@ -160,15 +166,17 @@ def _open_torch(file: IO[bytes], name: str) -> tuple[Any, Callable[[StoredTensor
 
 
 @contextmanager
-def _one_line(name: str, kind: str) -> Iterator[None]:
+def _one_line(name: str, kind: str, advice: str = "") -> Iterator[None]:
     try:
         yield
     except pickles.CodeInPickle as error:
-        raise UserError(f"{name}: uses {shown(error)}: it {_UNSAFE}") from None
+        raise UserError(f"{name}: uses {shown(error)}: it {_UNSAFE}{advice}") from None
     except (pickles.TooMuch, MemoryError, OverflowError) as error:
         reason = f" ({error})" if str(error) else ""
         raise UserError(f"{name}: asks for more than a real file does{reason}; it is damaged or was made so") from None
-    except (pickles.Torn, zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError, EOFError) as error:
+    except UserError:
+        raise
+    except (pickles.Torn, zipfile.BadZipFile, LookupError, RuntimeError, EOFError, ValueError, struct.error) as error:
         reason = shown(error) if isinstance(error, pickles.Torn) else type(error).__name__
         raise UserError(f"{name}: torn or not {kind} ({reason}); copy or download it again") from None
     except OSError as error:
@@ -221,9 +229,22 @@ def _tensors(content: Any, path: str, load: Load) -> Content:
         metadata = content.get(METADATA, metadata)
         name = next((name for name in WRAPPINGS if isinstance(content.get(name), Mapping | nn.Module)), None)
         if name is None:
+            if not holds_trunk(content):
+                content = _nested(content) or content
             return _named_tensors(content, path, load), _plain(metadata, path), entry
         content, entry = content[name], name
     raise UserError(f"{path}: {entry} within {entry}, again and again; save a model's state_dict()")
+
+
+def _nested(content: Mapping[str, Any], depth: int = _DEEPEST) -> dict[str, Any]:
+    """Every mapping within ``content`` that holds a trunk, under names that begin with where it was."""
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        value = value.state_dict() if isinstance(value, nn.Module) else value
+        if isinstance(value, Mapping) and isinstance(key, str):
+            inner = value if holds_trunk(value) else _nested(value, depth - 1) if depth else {}
+            found |= {f"{key}.{name}": item for name, item in inner.items() if isinstance(name, str)}
+    return found
 
 
 def _plain(metadata: Any, path: str) -> dict[str, Any]:

@@ -6,7 +6,9 @@ those of that name; ``timm://resnext50_32x4d.a1_in1k`` is timm's own way to writ
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -14,6 +16,8 @@ import torch
 from ..errors import UserError, nearest
 from ..variants import parse_name
 from .metadata import Metadata, on_255
+
+logger = logging.getLogger(__name__)
 
 _WIDE = ("wide_resnet50_2", "wide_resnet101_2")  # timm's and torchvision's names of resnext50_1x128d, resnext101_1x128d
 
@@ -33,6 +37,19 @@ def locate(path_or_uri: str | os.PathLike) -> tuple[Path, Metadata]:
     if scheme == "timm":
         return _timm(name)
     raise UserError(f"{text}: unknown kind of address; give a file, torchvision://NAME or timm://NAME")
+
+
+def verify(uri: str, path: Path, digest: str) -> None:
+    """Compare a fetched file with the hash that its name states, as torchvision's names do; say where there is none.
+
+    Raises:
+        UserError: it is another file.
+    """
+    stated = re.search(r"-([0-9a-f]{8,64})\.\w+$", path.name)
+    if stated is None:
+        logger.info("%s: not verified: neither its name nor its library states a hash", uri)
+    elif not digest.startswith(stated[1]):
+        raise UserError(f"{uri}: {path} is not the file of that name (its SHA-256 is {digest[:8]}...); remove it")
 
 
 def _torchvision(name: str) -> tuple[Path, Metadata]:

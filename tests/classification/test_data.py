@@ -36,10 +36,10 @@ def test_flat_folder(tmp_path: Path) -> None:
 
 
 def test_stray_files_are_named_and_skipped(tmp_path: Path, caplog) -> None:
-    made(tmp_path, "a/1.png", "a/animated.gif", "a/no_extension", "list.txt")
-    assert len(ImageFolder(tmp_path)) == 1
+    made(tmp_path, "a/1.png", "b/1.png", "a/film.mp4", "a/no_extension", "list.txt")
+    assert len(ImageFolder(tmp_path)) == 2
     (message,) = caplog.messages
-    assert "skipped 3 files" in message and all(n in message for n in ("animated.gif", "no_extension", "list.txt"))
+    assert "skipped 3 files" in message and all(n in message for n in ("film.mp4", "no_extension", "list.txt"))
 
 
 def test_classes_without_images(tmp_path: Path, caplog) -> None:
@@ -57,7 +57,7 @@ def test_classes_without_images(tmp_path: Path, caplog) -> None:
 
 def test_images_of_other_kinds(tmp_path: Path, monkeypatch) -> None:
     """Gray, palette, CMYK and RGBA become RGB; what has no meaning in 8 bits, or is too large, is named."""
-    made(tmp_path, "a/0.png")
+    made(tmp_path, "a/0.png", "b/0.png")
     for i, mode in enumerate(("L", "P", "RGBA", "LA", "1")):
         Image.new(mode, (8, 8)).save(tmp_path / "a" / f"{i}.png")
     Image.new("CMYK", (8, 8)).save(tmp_path / "a" / "5.jpg")
@@ -99,3 +99,26 @@ SOLVER: {{EPOCHS: 1, STEPS: [], IMS_PER_BATCH: 6, REFERENCE_BATCH: 6}}
     main([*command, *both, "OUTPUT_DIR", str(tmp_path / "both")])
     results = json.loads((tmp_path / "both" / "results.json").read_text())
     assert (results["top1_error"], results["top1_error_among"]) == (100.0, 50.0)
+
+
+def test_links_are_followed_and_hidden_entries_skipped(tmp_path: Path, caplog) -> None:
+    """As torchvision's ImageFolder finds them, but for what is hidden."""
+    caplog.set_level("INFO")
+    made(tmp_path / "set", "a/1.png", "b/1.png", "a/.thumbs/2.png", "a/deep/.x.png", ".cache/1.png")
+    made(tmp_path, "store/3.png", "other/4.png")
+    (tmp_path / "set" / "a" / "3.png").symlink_to(tmp_path / "store" / "3.png")
+    (tmp_path / "set" / "b" / "more").symlink_to(tmp_path / "other")
+    (tmp_path / "set" / "b" / "itself").symlink_to(tmp_path / "set" / "b")
+    found = ImageFolder(tmp_path / "set")
+    assert sorted(Path(file).name for file in found.files) == ["1.png", "1.png", "3.png", "4.png"]
+    assert "followed 3 links, skipped 2 hidden entries" in caplog.text
+
+
+def test_a_folder_one_level_too_high_is_named(tmp_path: Path) -> None:
+    made(tmp_path, "train/a/1.png", "train/b/1.png")
+    with pytest.raises(UserError, match=f"one class, train; name the folder below: {tmp_path}/train"):
+        ImageFolder(tmp_path)
+    made(tmp_path / "one", "a/1.png")
+    with pytest.raises(UserError, match="one class, a; training needs two or more"):
+        ImageFolder(tmp_path / "one")
+    assert ImageFolder(tmp_path / "one", ["a", "b"]).classes == ("a", "b")

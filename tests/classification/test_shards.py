@@ -17,7 +17,7 @@ from PIL import Image
 from resnext_det import UserError
 from resnext_det.classification import shards as module
 from resnext_det.classification.data import ImageFolder, TrainingLoader, evaluation_loader
-from resnext_det.classification.shards import ShardedImages, index_shards, open_images
+from resnext_det.classification.shards import ENTRY, ShardedImages, index_shards, open_images
 from resnext_det.commands.make_shards import main
 from resnext_det.makers.shards import write_shards
 
@@ -167,3 +167,74 @@ def test_a_broken_image_is_named_by_its_worker(folder: Path, tmp_path: Path) -> 
         list(loader)
     assert "\n" not in str(caught.value)
     assert json.loads((tmp_path / "shards" / "index.json").read_text())["shards"][0]["samples"] == COUNT
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        (["k.jpg", "k.png", "k.cls"], "sample k has two images, .jpg and .png"),
+        (["a.b.png", "a.c.cls"], "sample a.b has no .cls"),
+        (["a.cls", "a.json"], "sample a has no image"),
+    ],
+)
+def test_what_is_ambiguous_in_a_shard_is_refused(tmp_path: Path, names, line) -> None:
+    with pytest.raises(UserError, match=line):
+        index_shards(foreign(tmp_path, *names))
+
+
+def test_keys_with_dots_and_further_fields(tmp_path: Path) -> None:
+    assert index_shards(foreign(tmp_path, "v1.0.cls", "v1.0.png", "k.cls", "k.png", "k.mask.png", "k.json")) == 2
+
+
+def test_a_shard_cut_at_a_header_is_refused(tmp_path: Path) -> None:
+    path = foreign(tmp_path, "a.png", "a.cls", "b.png", "b.cls") / "a.tar"
+    with tarfile.open(path) as tar:
+        third = tar.getmembers()[2].offset
+    path.write_bytes(path.read_bytes()[:third])
+    with pytest.raises(UserError, match="its end is missing"):
+        index_shards(tmp_path)
+
+
+@pytest.mark.parametrize("label", [b"-1", b"1000000000", b"x", b"9" * 99, "\u00b2".encode()])
+def test_class_numbers_have_a_range(tmp_path: Path, label: bytes) -> None:
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        add(tar, "k.png", b"")
+        add(tar, "k.cls", label)
+    with pytest.raises(UserError, match="holds no class number below 1000000"):
+        index_shards(tmp_path)
+
+
+def test_a_damaged_index_is_one_line(tmp_path: Path) -> None:
+    write_shards_of = foreign(tmp_path, "x/k.cls", "x/k.png")
+    index_shards(write_shards_of)
+    facts, entries = (tmp_path / "index.json").read_bytes(), (tmp_path / "index.npy").read_bytes()
+    whole = json.loads(facts)
+    broken = [{**whole, **change} for change in (
+        {"classes": []}, {"classes": "ab"}, {"classes": ["a", "a"]}, {"classes": [1]}, {"classes": None},
+        {"shards": {}},
+        {"shards": [{"name": "../a.tar", "bytes": 1}]}, {"shards": [{"name": "a.tar"}]}, {"shards": [3]},
+        {"shards": [{"name": "a.tar", "bytes": -1}]}, {"shards": [{"name": "a.tar", "bytes": "9"}]}, {"shards": []},
+    )]  # fmt: skip
+    texts = [json.dumps(value).encode() for value in broken] + [
+        b"[" * 100000,
+        b"\xff",
+        b"",
+        b"3",
+        b'{"classes": 1e999}',
+    ]
+    for text in texts:
+        (tmp_path / "index.json").write_bytes(text)
+        with pytest.raises(UserError):
+            open_images(tmp_path)
+    (tmp_path / "index.json").write_bytes(facts)
+    good = np.frombuffer(entries[-20:], ENTRY).copy()
+    for field, value in (("shard", 7), ("shard", -1), ("offset", 2**40), ("offset", 0), ("size", -1), ("label", 99)):
+        wrong = good.copy()
+        wrong[field] = value
+        np.save(tmp_path / "index.npy", wrong)
+        with pytest.raises(UserError, match="its index is torn"):
+            open_images(tmp_path)
+    for data in (entries[:-1], entries.replace(b"(1,)", b"(9,)"), b"", b"\x93NUMPY", entries[:40]):
+        (tmp_path / "index.npy").write_bytes(data)
+        with pytest.raises(UserError, match="its index is torn"):
+            open_images(tmp_path)

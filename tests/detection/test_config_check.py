@@ -94,6 +94,13 @@ def test_case_50_a_high_score_threshold_is_warned_about(caplog):
         (("MODEL.RPN.PRE_NMS_TOPK_TRAIN", -1), "PRE_NMS_TOPK_TRAIN -1"),
         (("INPUT.RANDOM_FLIP", "diagonal"), "none, horizontal, vertical"),
         (("INPUT.MIN_SIZE_TRAIN_SAMPLING", "xx"), "choice, range"),
+        (("SOLVER.BASE_LR", -0.1), "SOLVER.BASE_LR -0.1: must be at least 0"),
+        (("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute"), "takes two whole numbers of pixels"),
+        (("INPUT.CROP.ENABLED", True, "INPUT.CROP.SIZE", [300, 300]), "takes two shares"),
+        (("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "round"), "relative_range, absolute"),
+        (("SOLVER.REFERENCE_WORLD_SIZE", 8), "REFERENCE_WORLD_SIZE 8: has no effect here; set SOLVER.REFERENCE_BATCH"),
+        (("TEST.EXPECTED_RESULTS", [["bbox", "AP", 38.5, 0.2]]), "TEST.EXPECTED_RESULTS .*: has no effect here"),
+        (("TEST.PRECISE_BN.ENABLED", True, "SOLVER.EMA_DECAY", 0.9), "choose one of them"),
         (("MODEL.ANCHOR_GENERATOR.SIZES", [[]]), "above 0"),
         (("MODEL.ANCHOR_GENERATOR.SIZES", []), "above 0"),
         (("MODEL.ANCHOR_GENERATOR.SIZES", [[0]]), "above 0"),
@@ -121,7 +128,7 @@ def test_a_random_seed_cannot_be_deterministic(tmp_path):
         (("MODEL.BACKBONE.NAME", "nothing"), "'nothing' found in 'BACKBONE' registry"),
         (("MODEL.META_ARCHITECTURE", "nothing"), "'nothing' found in 'META_ARCH' registry"),
         (("SOLVER.LR_SCHEDULER_NAME", "nothing"), "SOLVER: Unknown LR scheduler: nothing"),
-        (("SOLVER.MOMENTUM", -1), "SOLVER: Invalid momentum"),
+        (("SOLVER.MOMENTUM", -1), "SOLVER.MOMENTUM -1.0: must be at least 0"),
     ],
 )
 def test_what_only_building_finds_is_one_line_too(tiny_run, pairs, words, capsys):

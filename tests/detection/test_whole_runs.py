@@ -15,17 +15,24 @@ from tiny import TinyRun
 import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import update_bn_stats
+
 from resnext_det.commands.proposals import _run as dump
+from resnext_det.detection.data.loaders import train_loader_from_config
 from resnext_det.detection.train import run
-from resnext_det.engine.checkpoint import RunCheckpointer, read_run_checkpoint
+from resnext_det.engine import run as run_module
+from resnext_det.engine.checkpoint import read_run_checkpoint
 from resnext_det.engine.evaluations import read_evaluations
 from resnext_det.engine.launch import launch
 from resnext_det.engine.run import RunOptions
+from resnext_det.engine.sampler import seed_everything
 
 
 def write_in_vain(cfgs, folder):
     reported = Told()
-    RunCheckpointer.set_aside = lambda self: None  # it would move what blocks the last checkpoint
+    run_module.archive = lambda folder: None  # it would move what blocks the last checkpoint
     reported("config", lambda: run(cfgs["config"]))
     reported("early", lambda: run(cfgs["early"]))
     reported("sound", lambda: run(cfgs["sound"]))
@@ -106,12 +113,10 @@ def test_the_average_of_the_weights_is_kept_and_evaluated(tiny_run):
     states = [read_run_checkpoint(tiny_run.folder / "average" / name) for name in files]
     name = "roi_heads.box_predictor.cls_score.weight"
     expected = states[0]["model"][name]
-    for state in states[1:]:
+    for decay, state in ((2 / 11, states[1]), (3 / 12, states[2])):  # still less than 0.5
         assert not torch.equal(state["model"][name], states[0]["model"][name])
-        expected = 0.5 * expected + 0.5 * state["model"][name]
+        expected = decay * expected + (1 - decay) * state["model"][name]
     torch.testing.assert_close(states[-1]["model_ema"]["module." + name], expected)
-
-    from detectron2.modeling import build_model
 
     from resnext_det.detection.train import load_to_evaluate
 
@@ -120,3 +125,51 @@ def test_the_average_of_the_weights_is_kept_and_evaluated(tiny_run):
         model = build_model(cfg)
         load_to_evaluate(cfg, model, newest=newest)
         torch.testing.assert_close(model.state_dict()[name], expected)
+
+
+def test_a_run_without_a_test_set_trains_and_says_so(tiny_run):
+    results = run(tiny_run.config("untested", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", 2))
+    folder = tiny_run.folder / "untested"
+    assert results == {} and (folder / "model_final.pth").is_file()
+    assert "DATASETS.TEST is empty: nothing is evaluated" in (folder / "log.txt").read_text()
+
+
+def test_a_preset_is_resumed_without_the_first_weights(tiny_run):
+    first = ["SOLVER.MAX_ITER", 1, "TEST.REPORT", False]
+    run(tiny_run.config("first", *first, "INPUT.FORMAT", "RGB"))
+    weights = tiny_run.folder / "weights.pth"
+    (tiny_run.folder / "first" / "model_final.pth").rename(weights)
+    more = ["TEST.REPORT", False, "INPUT.PRESET", "auto", "MODEL.WEIGHTS", weights]
+    run(tiny_run.config("second", *more, "SOLVER.MAX_ITER", 1))
+    weights.unlink()
+    run(tiny_run.config("second", *more, "SOLVER.MAX_ITER", 2), RunOptions(resume=True))
+    assert read_run_checkpoint(tiny_run.folder / "second" / "model_final.pth")["iteration"] == 1
+
+
+def test_precise_batch_norm_is_fvcores_and_saved_and_resumable(tiny_run):
+    more = ["TEST.REPORT", False, "TEST.PRECISE_BN.ENABLED", True, "TEST.PRECISE_BN.NUM_ITER", 3]
+    more += ["SOLVER.CHECKPOINT_PERIOD", 2, "TEST.EVAL_PERIOD", 2]
+    run(tiny_run.config("plain", "TEST.REPORT", False))
+    cfg = tiny_run.config("precise", *more)
+    run(cfg)
+    final = read_run_checkpoint(tiny_run.folder / "precise" / "model_final.pth")["model"]
+    plain = read_run_checkpoint(tiny_run.folder / "plain" / "model_final.pth")["model"]
+    for key in plain:  # what is trained is untouched, what is measured is not
+        assert torch.equal(final[key], plain[key]) != ("running_" in key or "num_batches" in key), key
+    # fvcore's own function on the same weights and data
+    model = build_model(cfg)
+    model.load_state_dict(plain)
+    model.train()
+    seed_everything((cfg.SEED, 4))
+    with EventStorage():
+        update_bn_stats(model, train_loader_from_config(cfg, cfg.SEED, 4), 3)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, final[key]) or "num_batches" in key, key
+    # from the checkpoint after the second step
+    folder = tiny_run.folder / "precise"
+    (folder / "model_final.pth").unlink()
+    (folder / "model_0000003.pth").unlink()
+    (folder / "last_checkpoint").write_text("model_0000001.pth")
+    run(cfg, RunOptions(resume=True))
+    again = read_run_checkpoint(folder / "model_final.pth")["model"]
+    assert all(torch.equal(again[key], final[key]) for key in final)

@@ -7,13 +7,19 @@ import logging
 import os
 import resource
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
+from common import ROOT
 from toy import ToyRun, equal
 
 from resnext_det.engine import checkpoint as module
 from resnext_det.engine.checkpoint import LAST, RunCheckpointer, read_run_checkpoint, seal_holds
+from resnext_det.engine.evaluations import read_evaluations
+from resnext_det.engine.folder import locked
+from resnext_det.engine.logs import start_log
 from resnext_det.errors import UserError
 
 
@@ -166,7 +172,72 @@ def test_a_real_write_that_fails_in_the_middle(run):
     assert ToyRun(run).resume() == 5
 
 
-def test_a_new_run_sets_an_earlier_one_aside(run, caplog):
+def test_a_new_run_archives_all_of_an_earlier_one(tmp_path, caplog):
+    for lr in (0.1, 0.2):
+        start_log(str(tmp_path))
+        logging.getLogger("resnext_det").warning("rate %g", lr)
+        toy = ToyRun(tmp_path, lr=lr, config=f"lr: {lr}\n")
+        toy.run.evaluate_with(lambda model, done, lr=lr: {"AP": lr}, 2, metric="AP")
+        toy.train(2)
+        (tmp_path / "results.json").write_text(str(lr))
+    old = tmp_path / "earlier_run_1"
+    assert (old / "config.yaml").read_text() == "lr: 0.1\n" and (tmp_path / "config.yaml").read_text() == "lr: 0.2\n"
+    for name in ("metrics.json", "evaluations.jsonl", "model_final.pth", "last_checkpoint", "model_best.pth"):
+        assert (old / name).is_file() and (tmp_path / name).is_file()
+    assert list(old.glob("events.*")) and (old / "results.json").read_text() == "0.1"
+    assert [r["AP"] for r in read_evaluations(old / "evaluations.jsonl")] == [0.1]
+    assert "rate 0.1" in (old / "log.txt").read_text() and "rate 0.2" not in (old / "log.txt").read_text()
+    log = (tmp_path / "log.txt").read_text()
+    assert "rate 0.2" in log and "rate 0.1" not in log and "earlier_run_1" in log
+
+
+def test_a_second_run_in_the_folder_is_refused_and_the_lock_of_a_dead_one_is_taken_over(tmp_path):
+    program = (
+        "import sys, time\nfrom resnext_det.engine.folder import locked\n"
+        "with locked(sys.argv[1]):\n    print(1, flush=True)\n    time.sleep(600)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=f"another run is writing there .process {other.pid} on"), locked(tmp_path):
+            pass
+        other.kill()
+        other.wait()
+    with locked(tmp_path), pytest.raises(UserError, match="another run"), locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
+def test_another_batch_resumes_where_as_many_images_were_seen(tmp_path, caplog):
+    ToyRun(tmp_path, batch=4).train(6)
+    toy = ToyRun(tmp_path, batch=8)
+    toy.run.iterations = 6
+    assert toy.run.begin(resume=True) == 3 and "has seen 24 images in 6 iterations" in caplog.text
+    assert toy.run.scheduler.last_epoch == 3
+    toy = ToyRun(tmp_path, batch=4)
+    toy.run.iterations = 6
+    assert toy.run.begin(resume=True) == 6 and "nothing is left to train" in caplog.text
+
+
+def test_what_the_config_no_longer_has_or_cannot_change_is_reported(tmp_path, caplog):
+    ToyRun(tmp_path, ema_decay=0.5).train(2)
+    toy = ToyRun(tmp_path, given_seed=True)
+    toy.trainer.seed = 7
+    toy.run.begin(resume=True)
+    assert "its model_ema is not used any more" in caplog.text
+    assert "SEED 7 has no effect: the run began with 5" in caplog.text
+
+
+def test_a_checkpoint_of_stock_detectron2_is_refused_with_the_flag_for_it(tmp_path):
+    stock = {"model": ToyRun(tmp_path).model.state_dict(), "optimizer": {}, "iteration": 3}
+    torch.save(stock, tmp_path / "model_0000003.pth")
+    with pytest.raises(UserError, match="holds no trainer.*--init-from .*model_0000003.pth"):
+        ToyRun(tmp_path).resume()
+
+
+def test_a_new_run_archives_each_earlier_one(run, caplog):
     old = (run / "model_final.pth").read_bytes()
     with caplog.at_level(logging.WARNING):
         ToyRun(run, lr=0.2).train(2)

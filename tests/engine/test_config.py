@@ -105,3 +105,59 @@ def test_devices():
 def test_a_key_without_a_value_is_refused(cfg, tmp_path):
     with pytest.raises(UserError, match="SOLVER.BASE_LR has no value"):
         load(cfg, tmp_path, "SOLVER: {BASE_LR: }")
+
+
+def bomb():
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 10)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (bomb(), "more than 100000 values"),
+        ("a: " + "[" * 5000, "more than 50 lists"),
+        ("SOLVER: {BASE_LR: 0.1}\nSEED: 1\nSOLVER: {GAMMA: 0.2}", "SOLVER stands twice, in lines 1 and 3"),
+        ("SEED: 1\n" + "#" * (1 << 20), "more than the limit of 1048576"),
+        ("_BASE_: https://example.com/a.yaml", "is an address; give a file"),
+        ("_BASE_: 3", "not the name of a file"),
+        ("_BASE_: /dev/zero", "is a device"),
+        ("SOLVER: {BASE_LR: .inf}", "SOLVER.BASE_LR is inf"),
+        ("SOLVER: {BASE_LR: .nan}", "SOLVER.BASE_LR is nan"),
+        ("SOLVER: {BASE_LR: 1e999}", "SOLVER.BASE_LR is inf"),
+        ("SOLVER: {STEPS: many}", r'SOLVER.STEPS takes several values, not .many.; write \("many",\)'),
+        ("SEED: " + "9" * 9999, "not YAML"),
+        ("a: \x1b[31m", "not YAML"),
+    ],
+)
+def test_yaml_that_costs_or_loses_something_is_one_line(cfg, tmp_path, text, line):
+    with pytest.raises(UserError, match=line) as caught:
+        load(cfg, tmp_path, text)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("number", ["++5", "--5", "²", "1e999", "nan", "5_"])
+def test_what_is_no_number_is_refused_on_the_command_line(cfg, tmp_path, number):
+    with pytest.raises(UserError, match="SOLVER.BASE_LR"):
+        load(cfg, tmp_path, "SEED: 1", ["SOLVER.BASE_LR", number])
+
+
+def test_a_flag_behind_the_settings_is_named(cfg, tmp_path):
+    with pytest.raises(UserError, match="--resume stands behind the settings; write it before them"):
+        load(cfg, tmp_path, "SEED: 1", ["SEED", "2", "--resume"])
+
+
+def test_hints_compare_the_last_part(cfg, tmp_path):
+    with pytest.raises(UserError) as caught:
+        load(cfg, tmp_path, "SOLVER: {XYZZYX: x}")
+    assert "did you mean" not in str(caught.value)
+
+
+def test_home_and_variables_in_paths(cfg, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/h")
+    monkeypatch.setenv("RUNS", "/r")
+    (tmp_path / "base.yaml").write_text("OUTPUT_DIR: $RUNS/a\n")
+    monkeypatch.setenv("BASES", str(tmp_path))
+    load(cfg, tmp_path, "_BASE_: $BASES/base.yaml\nMODEL: {WEIGHTS: ~/w.pth}\n")
+    assert (cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS) == ("/r/a", "/h/w.pth")

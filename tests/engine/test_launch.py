@@ -17,7 +17,7 @@ from reported import Told, block, told_by_all
 from toy import ToyRun, equal
 
 from resnext_det.engine import launch as module
-from resnext_det.engine.checkpoint import RunCheckpointer
+from resnext_det.engine import run as run_module
 from resnext_det.engine.config import save_config
 from resnext_det.engine.evaluations import Evaluations
 from resnext_det.engine.launch import Place, _place_from_slurm, _place_from_torchrun, launch
@@ -269,9 +269,9 @@ def write_in_vain(folder):
     reported("config", lambda: save_config(CfgNode(), block(folder, "run", "config.yaml")))
     block(folder, "metrics", "metrics.json")
     reported("metrics", training("metrics"))
-    RunCheckpointer.set_aside = lambda self: Path(self.save_dir, "aside").mkdir()
+    run_module.archive = lambda folder: Path(folder, "aside").mkdir()
     reported("aside", training("aside"))
-    RunCheckpointer.set_aside = lambda self: None
+    run_module.archive = lambda folder: None
     block(folder, "periodic", "model_0000000.pth")
     reported("periodic", training("periodic", period=1))
     block(folder, "final", "model_final.pth")

@@ -102,8 +102,24 @@ def test_fp16_leaves_such_gradients_to_its_scaler(tmp_path):
     run = ToyRun(tmp_path, precision="fp16")
     handle = run.model.linear.weight.register_hook(lambda grad: grad * float("inf"))
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
-    assert equal(run.train(1), before) and run.trainer.scaler.get_scale() < 65536.0
-    handle.remove()
+    seen = []
+
+    class Once(HookBase):
+        def after_step(self):
+            seen.append(equal(run.model.state_dict(), before))
+            if len(seen) == 1:
+                handle.remove()
+
+    run.trainer.register_hooks([Once()])
+    run.train(2)
+    assert seen == [True, False] and run.trainer.scaler.get_scale() == 32768.0
+
+
+def test_fp16_that_skips_every_step_is_no_training(tmp_path):
+    run = ToyRun(tmp_path, precision="fp16")
+    run.model.linear.weight.register_hook(lambda grad: grad * float("inf"))
+    with pytest.raises(UserError, match="every step was skipped, so set SOLVER.PRECISION bf16 or fp32 at iteration 2"):
+        run.train(3)
 
 
 def test_a_run_may_go_on_in_another_precision(tmp_path):

@@ -148,7 +148,7 @@ def test_cifar_runs_no_code(tmp_path: Path) -> None:
             return os.mkdir, (str(tmp_path / "harm"),)
 
     files = {**published("python", 10), "data_batch_1": pickle.dumps(Harmful(), protocol=2)}
-    with pytest.raises(UserError, match="it would run"):
+    with pytest.raises(UserError, match="it runs code"):
         cifar.unpack(archive(tmp_path / "c.tar.gz", files), tmp_path / "out")
     assert not (tmp_path / "harm").exists() and not (tmp_path / "out").exists()
 
@@ -162,3 +162,12 @@ def test_cifar_as_images(tmp_path: Path) -> None:
     (tmp_path / "torn").write_bytes(b"no tar")
     with pytest.raises(UserError, match="torn, or not an archive"):
         cifar.unpack(tmp_path / "torn", tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", [b"../../x", b"/tmp/x", b".x", b"a\nb", b"a\0b", b"x" * 300])
+def test_a_class_name_never_leads_out_of_the_folder(tmp_path: Path, name: bytes) -> None:
+    names = pickle.dumps({b"label_names": [name] + [b"c%d" % i for i in range(1, 10)]}, protocol=2)
+    files = {**published("python", 10), "batches.meta": names}
+    with pytest.raises(UserError, match="class name .* cannot name a file"):
+        cifar.unpack(archive(tmp_path / "c.tar.gz", files), tmp_path / "in" / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["c.tar.gz"], ["c.tar.gz", "in"])

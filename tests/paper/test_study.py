@@ -145,7 +145,7 @@ class TestFile:
             ("- {name: a, table: 8, protocol: both}", "choose from paper, joint"),
             ("- {name: a, table: 8}\n- {name: a, table: 3}", "two steps are called a"),
             ("a: 3", "must be a list of steps"),
-            ("[", "cannot be read"),
+            ("[", "not YAML"),
         ],
     )
     def test_mistakes(self, tmp_path, text, message):

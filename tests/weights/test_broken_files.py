@@ -172,7 +172,7 @@ FILES: dict[str, tuple[str, Callable, str]] = {
     "torn pickle": (
         ".pkl",
         lambda s, t: pickle.dumps({"conv1_w": np.ones((64, 3, 7, 7), np.float32)}, 2)[:-2000],
-        f"torn or not a pickle (ValueError); {AGAIN}",
+        f"torn or not a file of weights (ValueError); {AGAIN}",
     ),
     "pickle of objects": (
         ".pkl",
@@ -196,7 +196,7 @@ FILES: dict[str, tuple[str, Callable, str]] = {
     "array of any size": (
         ".pkl",
         lambda s, t: b"\x80\x02}X\x07\0\0\0conv1_wcnumpy\nndarray\n(I1000000000000\ntRs.",
-        f"torn or not a pickle (TypeError); {AGAIN}",
+        f"torn or not a file of weights (TypeError); {AGAIN}",
     ),
     "torn safetensors": (
         ".safetensors",

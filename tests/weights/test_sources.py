@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from resnext_det import UserError, create_model
-from resnext_det.weights import load_strictly, preset, read_checkpoint
+from resnext_det.weights import load_strictly, preset, read_checkpoint, sources
 
 
 @pytest.fixture
@@ -20,6 +20,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for module, name in (("torch.hub", "download_url_to_file"), ("timm.models._hub", "hf_hub_download")):
         pytest.importorskip(module)
         monkeypatch.setattr(f"{module}.{name}", _no_network)
+    monkeypatch.setattr("resnext_det.weights.sources.verify", lambda *args: None)  # the files here are made
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     return folder
@@ -100,3 +101,13 @@ def test_one_line_of_help(cache: Path, uri: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         read_checkpoint(uri)
     assert message.format(cache=cache) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_file_is_compared_with_the_hash_in_its_name(tmp_path: Path, caplog) -> None:
+    verify = sources.verify
+    verify("torchvision://x", tmp_path / "x-7cdf4587.pth", "7cdf4587" + "0" * 56)
+    with pytest.raises(UserError, match="x-7cdf4587.pth is not the file of that name"):
+        verify("torchvision://x", tmp_path / "x-7cdf4587.pth", "0" * 64)
+    caplog.set_level("INFO")
+    verify("timm://x", tmp_path / "x.a1_in1k.safetensors", "0" * 64)
+    assert "timm://x: not verified" in caplog.text

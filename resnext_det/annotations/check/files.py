@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ... import images as pictures
 from ...errors import UserError
-from ...images import BrokenImage, Picture
+from ...images import BrokenImage, ImageHeader
 from .findings import Findings, shorten, some
 from .tables import Images
 
@@ -42,7 +42,7 @@ def check_files(
     table.keep &= present
     unsized = (table.widths == 0) | (table.heights == 0)
     wanted = np.flatnonzero(present & (check_images | unsized))
-    results: list[Picture | UserError] = []
+    results: list[ImageHeader | UserError] = []
     with pictures.quiet_pillow():
         paths = [root / table.file_names[i] for i in wanted]
         look = _looker(decode and check_images, max_megapixels)
@@ -52,8 +52,8 @@ def check_files(
         _judge(table, i, path, result, findings, policy, max_megapixels)
 
 
-def _looker(decode: bool, max_megapixels: float) -> Callable[[Path], Picture | UserError]:
-    def look(path: Path) -> Picture | UserError:
+def _looker(decode: bool, max_megapixels: float) -> Callable[[Path], ImageHeader | UserError]:
+    def look(path: Path) -> ImageHeader | UserError:
         try:
             with pictures.open_image(path, max_megapixels) as image:
                 picture = pictures.describe(image)
@@ -66,7 +66,9 @@ def _looker(decode: bool, max_megapixels: float) -> Callable[[Path], Picture | U
     return look
 
 
-def _judge(table: Images, i: int, path: Path, result: Picture | UserError, findings, policy, max_megapixels) -> None:
+def _judge(
+    table: Images, i: int, path: Path, result: ImageHeader | UserError, findings, policy, max_megapixels
+) -> None:
     row, image_id = int(table.rows[i]), int(table.ids[i])
     here = {"field": f"images[{row}]", "id": image_id}
     if isinstance(result, BrokenImage):
@@ -113,7 +115,7 @@ def _judge(table: Images, i: int, path: Path, result: Picture | UserError, findi
     findings.add("error", "image-size", why, fix, **here)
 
 
-def _salvage(path: Path, error: BrokenImage, max_megapixels: float) -> tuple[Picture | BrokenImage, bool]:
+def _salvage(path: Path, error: BrokenImage, max_megapixels: float) -> tuple[ImageHeader | BrokenImage, bool]:
     """What policy "load" makes of a broken file; one at a time, since Pillow's switch for it is global."""
     try:
         pictures.decode(path, max_megapixels, truncated=True)
