@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..annotations.check import ClassCount, Options, inspect_coco, inspect_document, report, write_fixed
+from ..annotations.formats import read
 from ..annotations.formats.source import is_image
 from ..annotations.splitting import shared_images
 from ..files import shown
@@ -17,7 +18,7 @@ from .arguments import at_least
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the findings; errors end in a :class:`UserError`, after the fixed copy is written."""
     parser = argparse.ArgumentParser(description="Check a data set in COCO's format before training on it.")
-    parser.add_argument("--json", required=True, help="annotations in COCO's format")
+    parser.add_argument("--json", required=True, help="annotations: COCO's JSON, or another format's file or folder")
     parser.add_argument("--images", required=True, help="folder of the images")
     parser.add_argument("--fix", metavar="OUT", help="write a fixed copy to this new file; nothing is left out of it")
     parser.add_argument(
@@ -54,7 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         model_classes=None if args.num_classes is None else ClassCount(args.num_classes),
         expected_names=_classes(args.like) if args.like else None,
     )
-    checked = inspect_coco(args.json, args.images, options)
+    if args.json.lower().endswith(".json"):
+        checked = inspect_coco(args.json, args.images, options)
+    else:
+        checked = inspect_document(read(args.json, args.images).document, args.json, args.images, options)
     print(report(checked))
     if args.shares_with:
         ours = [] if checked.images is None else [Path(args.images, name) for name in checked.images.file_names]

@@ -26,7 +26,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run or resume what is missing, then print the table and write it as CSV and PNG."""
     parser = argparse.ArgumentParser(description="Fine-tune pretrained backbones by a transfer protocol and compare.")
     parser.add_argument("--protocol", choices=PROTOCOLS, required=True, help="data, schedule and what is frozen")
-    parser.add_argument("--weights", nargs="+", required=True, metavar="FILE", help="backbones to compare")
+    parser.add_argument(
+        "--weights", nargs="+", required=True, metavar="FILE", help="backbones to compare; none: random"
+    )
     parser.add_argument("--network", choices=NETWORKS, default="R_50", help="that the weights are of (%(default)s)")
     parser.add_argument(
         "--trials", type=at_least(1), default=5, help="runs of each, with seeds 0, 1, ... (%(default)s)"

@@ -64,6 +64,11 @@ def cause_of(error: BaseException) -> BaseException:
             f"DETERMINISTIC True: {text.split(' does not')[0]} cannot be; set DETERMINISTIC False, or in a C4 detector "
             "MODEL.RESNEXT.FAST_C4 True"
         )
+    if isinstance(error, ValueError) and text.startswith("Expected more than 1 value per channel when training"):
+        return UserError(
+            f"batch norm: one value per channel has no variance ({text.rpartition('got input size ')[2]}); take larger "
+            "images, or more of them in each process and part (SOLVER.IMS_PER_BATCH, SOLVER.ACCUMULATE)"
+        )
     if isinstance(error, KeyError) and text.endswith(' registry!"'):  # fvcore's, quoted as every KeyError
         return UserError(f"config: {error.args[0]} Correct the name, or import the module that registers it")
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:

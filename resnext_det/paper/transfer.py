@@ -41,6 +41,9 @@ PUBLISHED: Mapping[tuple[str, str], Mapping[str, tuple[float, float, float]]] = 
 
 SOURCE = "github.com/facebookresearch/moco, detection/README.md"
 
+RANDOM = "none"
+"""In place of a file of weights: a backbone as it is initialized."""
+
 IMAGES_PER_PROCESS = 2  # as in the protocols: 16 images on 8 GPUs
 
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # 97.5%, 1 to 10 degrees of freedom
@@ -91,7 +94,14 @@ def command_of(label: str, weights: str, trial: int, settings: Settings) -> Comm
     config = config_path(f"detection/transfer/{settings.network}_C4_{settings.protocol}.yaml")
     folder = settings.output / settings.protocol / settings.network / label / f"trial{trial}"
     batch = settings.batch or IMAGES_PER_PROCESS * max(1, settings.processes)
-    options = ("MODEL.WEIGHTS", weights, "SEED", str(trial), "SOLVER.IMS_PER_BATCH", str(batch))
+    options = (
+        "MODEL.WEIGHTS",
+        "" if weights == RANDOM else weights,
+        "SEED",
+        str(trial),
+        "SOLVER.IMS_PER_BATCH",
+        str(batch),
+    )
     options = (*options, *settings.options, "OUTPUT_DIR", str(folder))
     flags = ("--resume", "--num-gpus", str(settings.processes))
     return Command("train", Path(config), folder, options, (folder / TRAINED, folder / RESULTS), flags)

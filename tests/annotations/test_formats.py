@@ -300,3 +300,10 @@ def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path)
     with pytest.raises(UserError, match="no such file or folder"):
         recognize(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["yolo", "voc", "cvat", "labelme"])
+def test_the_check_reads_every_format(form: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = make(form, tmp_path)
+    cli.call("check", ["--json", str(path), "--images", read(path).image_root])
+    assert "annotations: 1 used of 1" in capsys.readouterr().out

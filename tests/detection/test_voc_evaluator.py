@@ -172,3 +172,16 @@ def test_detectron2s_own_names_are_read_by_our_reader(tmp_path: Path, monkeypatc
     document = document_of("voc_2007_test")
     assert [c["name"] for c in document["categories"]] == list(CLASSES) and document["annotations"]
     assert len(DatasetCatalog.get("voc_2007_test")) == len(document["images"])
+
+
+def test_a_fraction_is_the_same_images_every_time_and_within_larger_ones() -> None:
+    from resnext_det.detection.data.loaders import fraction_of
+    from resnext_det.errors import UserError
+
+    dicts = [{"image_id": i} for i in range(300)]
+    parts = [[d["image_id"] for d in fraction_of(dicts, share)] for share in (0.01, 0.05, 0.1)]
+    assert [len(part) for part in parts] == [3, 15, 30] and set(parts[0]) < set(parts[1]) < set(parts[2])
+    assert fraction_of(dicts, 0.1) == fraction_of(dicts, 0.1) and fraction_of(dicts, 1.0) is dicts
+    for wrong in (0.0, 1.5, float("nan")):
+        with pytest.raises(UserError, match="FRACTION"):
+            fraction_of(dicts, wrong)

@@ -78,3 +78,10 @@ def test_only_known_words_mean_a_lost_peer_and_the_rest_keeps_its_traceback(text
     error = RuntimeError(text)
     cause = cause_of(error)
     assert isinstance(cause, RunFailed) if lost else cause is error
+
+
+def test_one_value_per_channel_in_a_batch_norm_is_the_users_to_fix():
+    with pytest.raises(ValueError) as caught:
+        torch.nn.BatchNorm2d(4).train()(torch.ones(1, 4, 1, 1))
+    cause = cause_of(caught.value)
+    assert isinstance(cause, UserError) and "one value per channel has no variance" in str(cause)

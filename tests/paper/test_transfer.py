@@ -77,6 +77,11 @@ def test_names_of_files_become_lines() -> None:
         labels_of(["a.pth", "a.pth"])
 
 
+def test_none_is_a_random_backbone() -> None:
+    options = command_of("none", "none", 0, Settings(Path("o"))).options
+    assert options[:2] == ("MODEL.WEIGHTS", "")
+
+
 def test_a_changed_protocol_is_labeled() -> None:
     text = table_text({"a": {}}, 2, Settings(Path("o"), options=("SOLVER.MAX_ITER", "9")))
     assert "1 settings are not the protocol's" in text and "not run" in text
