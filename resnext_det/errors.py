@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -24,3 +25,10 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """``"; did you mean X?"`` for the word nearest to ``word``, or an empty string when none is near."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def listed(items: Iterable[Any], most: int = 10) -> str:
+    """``1, 2, 3 and 4 more``: the beginning of a long list, for one line of an error message."""
+    items = list(items)
+    rest = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(str(item) for item in items[:most]) + rest

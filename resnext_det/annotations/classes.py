@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from ..errors import UserError, nearest
-from .coco import listed
+from ..errors import UserError, listed, nearest
 
 
 def match_classes(

@@ -6,180 +6,52 @@ Boxes are ``x, y, width, height`` in pixels, as COCO writes them. No detectron2,
 from __future__ import annotations
 
 import json
+import logging
 import os
-from array import array
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..files import atomic_write
+from . import masks as segmentations
+from .check.columns import MISSING, boxes, get, integers
+from .check.findings import shorten
+from .check.inspection import Options, inspect_document, read_document
+from .dataset import Dataset
+from .reading import CHUNK, stream_list
+
+logger = logging.getLogger(__name__)
 
 
-def listed(items: Iterable[Any], shown: int = 10) -> str:
-    """``1, 2, 3 and 4 more``: the beginning of a long list, for one line of an error message."""
-    items = list(items)
-    rest = f" and {len(items) - shown} more" if len(items) > shown else ""
-    return ", ".join(str(item) for item in items[:shown]) + rest
+def read_ground_truth(
+    json_file: str | os.PathLike | Mapping, with_masks: bool = False, *, max_detections: int = 100
+) -> Dataset:
+    """Read a COCO annotation file, or the dict it holds, as ground truth: records count as they are written.
 
-
-def as_id(value: Any, source: str, name: str) -> int:
-    """An id as an integer: 7, 7.0 and "7" are all 7; anything else is a :class:`UserError`."""
-    if type(value) is int:
-        return value
-    try:
-        number = int(value)
-        if not isinstance(value, bool) and (number == float(value)):
-            return number
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise UserError(f"{source}: {name} {value!r} is not a whole number; number them with integers")
-
-
-@dataclass
-class GroundTruth:
-    """One COCO annotation file, checked and put in order.
-
-    Attributes:
-        source: the file's name, for messages.
-        images: the file's image records by rising id.
-        categories: the file's category records by rising id.
-        annotations: records with ``image_id``, ``category_id``, ``bbox``, ``area``, ``iscrowd`` (0 or 1) and
-            ``number``, counted from 1 in the file's order, which stands for ``id`` everywhere: pycocotools takes
-            a match with id 0 for no match at all. None where the file has no annotations (COCO's test sets).
-    """
-
-    source: str
-    images: list[dict]
-    categories: list[dict]
-    annotations: list[dict] | None
-
-    @property
-    def image_ids(self) -> np.ndarray:
-        """Rising, shape (images,)."""
-        return np.array([image["id"] for image in self.images], dtype=np.int64)
-
-    @property
-    def category_ids(self) -> np.ndarray:
-        """Rising, shape (categories,)."""
-        return np.array([category["id"] for category in self.categories], dtype=np.int64)
-
-    @property
-    def class_names(self) -> list[str]:
-        """In the order of :attr:`category_ids`."""
-        return [str(category.get("name", category["id"])) for category in self.categories]
-
-
-def read_ground_truth(json_file: str | os.PathLike | Mapping, with_masks: bool = False) -> GroundTruth:
-    """Read and check a COCO annotation file, or the dict it holds.
-
-    Missing ``area`` becomes width x height, missing or null ``iscrowd`` becomes 0; ids of digits become integers.
+    The rules are the check's. What only training needs (file names, boxes inside their images) is left alone here,
+    since pycocotools counts such records too. A missing ``area`` becomes width x height, a missing ``iscrowd`` 0.
 
     Args:
         json_file: a path or the parsed file.
         with_masks: keep ``segmentation``; without it a large file needs a fraction of the memory.
+        max_detections: the evaluation's limit per image and class, to warn of images with more objects.
 
     Raises:
-        UserError: not JSON, no images or categories, duplicate ids, or an annotation whose image, category or box
-            is missing or unusable.
+        UserError: not JSON, no images or categories, duplicate ids, an annotation whose image, category, box or
+            mask is missing or unusable: the first error, and how many more there are.
     """
     if isinstance(json_file, Mapping):
-        source, content = "ground truth", json_file
+        source, document = "ground truth", dict(json_file)
     else:
-        source = str(json_file)
-
-        def without_mask(record: dict) -> dict:
-            record.pop("segmentation", None)
-            return record
-
-        content = _load(source, None if with_masks else without_mask)
-    if not isinstance(content, Mapping):
-        raise UserError(f"{source}: a COCO annotation file is an object with images, annotations and categories")
-    images = _records_by_id(content, "images", source)
-    categories = _records_by_id(content, "categories", source)
-    annotations = content.get("annotations")
-    if annotations is not None:
-        annotations = list(_checked_annotations(annotations, images, categories, source, with_masks))
-    return GroundTruth(source, list(images.values()), list(categories.values()), annotations)
-
-
-def _load(source: str, object_hook: Any = None) -> Any:
-    path = Path(source)
-    if not path.is_file():
-        raise UserError(f"{source}: no such file")
-    try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file, object_hook=object_hook)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{source}: not valid JSON ({error}); was it cut off while being written?") from None
-
-
-def _records_by_id(content: Mapping, key: str, source: str) -> dict[int, dict]:
-    records = content.get(key)
-    if not isinstance(records, Sequence) or (key == "categories" and not records):
-        raise UserError(f"{source}: no list of {key}; add it")
-    found: dict[int, dict] = {}
-    ids: list[int] = []
-    for position, record in enumerate(records):
-        if not isinstance(record, Mapping) or "id" not in record:
-            raise UserError(f"{source}: {key}[{position}] has no id; add one")
-        ids.append(as_id(record["id"], source, f"{key}[{position}].id"))
-        found[ids[-1]] = {**record, "id": ids[-1]}
-    _refuse_duplicates(ids, f"{source}: duplicate {key[:-1] if key == 'images' else 'category'} ids")
-    return dict(sorted(found.items()))
-
-
-def _refuse_duplicates(ids: Sequence[int], what: str) -> None:
-    if len(set(ids)) < len(ids):
-        twice = [number for number, count in Counter(ids).items() if count > 1]
-        raise UserError(f"{what} {listed(twice)}; give every record an id of its own")
-
-
-def _checked_annotations(
-    annotations: Sequence[Mapping], images: dict, categories: dict, source: str, with_masks: bool
-) -> Iterator[dict]:
-    if not isinstance(annotations, list | tuple) or not all(isinstance(record, Mapping) for record in annotations):
-        raise UserError(f"{source}: annotations is not a list of objects; see COCO's format")
-    ids = [as_id(record["id"], source, "annotation id") for record in annotations if "id" in record]
-    _refuse_duplicates(ids, f"{source}: duplicate annotation ids")
-    for number, record in enumerate(annotations, start=1):
-        name = f"annotation {record.get('id', f'number {number}')}"
-        checked = dict(record)
-        for key, known in (("image_id", images), ("category_id", categories)):
-            if key not in record:
-                raise UserError(f"{source}: {name} has no {key}; add it")
-            checked[key] = as_id(record[key], source, f"{name}, {key}")
-            if checked[key] not in known:
-                table = "images" if key == "image_id" else "categories"
-                raise UserError(f"{source}: {name}: {key} {record[key]} is not among the file's {table}")
-        checked["bbox"] = _box(record.get("bbox"), f"{source}: {name}")
-        area = record.get("area")
-        checked["area"] = checked["bbox"][2] * checked["bbox"][3] if area is None else _number(area, source, name)
-        checked["iscrowd"] = int(bool(record.get("iscrowd")))
-        checked["number"] = number
-        if not with_masks:
-            checked.pop("segmentation", None)
-        yield checked
-
-
-def _number(value: Any, source: str, name: str) -> float:
-    if isinstance(value, (int, float)) and -1e18 < value < 1e18:
-        return value
-    raise UserError(f"{source}: {name}: area {value!r} is not a finite number; leave it out to have width x height")
-
-
-def _box(value: Any, where: str) -> list[float]:
-    """Four finite numbers, or a :class:`UserError`."""
-    try:
-        if len(value) == 4 and all(isinstance(v, (int, float)) and -1e18 < v < 1e18 for v in value):
-            return list(value)
-    except TypeError:
-        pass
-    raise UserError(f"{where}: bbox {value!r} is not four finite numbers x, y, width, height; fix or delete it")
+        source, document = str(json_file), read_document(json_file)
+    checked = inspect_document(document, source, None, Options(masks=with_masks, max_detections=max_detections))
+    checked.raise_errors()
+    for finding in checked.findings.of("warning"):
+        logger.warning("%s", finding)
+    return checked.dataset(as_written=True, masks=with_masks)
 
 
 @dataclass
@@ -187,12 +59,12 @@ class Detections:
     """Many detections as arrays: about 40 bytes a box, where a list of dicts takes 600 and more.
 
     Attributes:
-        image_ids: (N,) int64.
-        category_ids: (N,) int64, the dataset's own ids.
+        image_ids: (N,) int64 (Python integers where one needs more bits).
+        category_ids: (N,) likewise, the dataset's own ids.
         boxes: (N, 4) ``x, y, width, height``, pixels; float32 from a model, float64 from a JSON file.
         scores: (N,) float64.
-        masks: N compressed RLE strings, or None.
-        mask_sizes: (N, 2) int64 height and width, with ``masks``.
+        masks: N compressed RLE strings, in files also lists of polygons; or None.
+        mask_sizes: (N, 2) int64 height and width of each RLE, with ``masks``.
         keypoints: (N, 3 K) floats ``x, y, score`` as COCO writes them, or None.
     """
 
@@ -200,7 +72,7 @@ class Detections:
     category_ids: np.ndarray
     boxes: np.ndarray
     scores: np.ndarray
-    masks: list[bytes] | None = None
+    masks: list[Any] | None = None
     mask_sizes: np.ndarray | None = None
     keypoints: np.ndarray | None = None
     source: str = field(default="detections", compare=False)
@@ -243,6 +115,11 @@ class Detections:
                 joined[column.name] = [item for value in values for item in value]
         return cls(**joined, source=parts[0].source)
 
+    def segmentation(self, i: int) -> list | dict:
+        """COCO's: polygons, or run lengths ``{size, counts}``."""
+        mask = self.masks[i]
+        return {"size": self.mask_sizes[i].tolist(), "counts": mask.decode()} if isinstance(mask, bytes) else mask
+
     def records(self, index: Iterable[int] | None = None) -> Iterator[dict]:
         """COCO result records, one by one."""
         for i in range(len(self)) if index is None else index:
@@ -253,8 +130,7 @@ class Detections:
                 "score": float(self.scores[i]),
             }
             if self.masks is not None:
-                size = self.mask_sizes[i].tolist()
-                record["segmentation"] = {"size": size, "counts": self.masks[i].decode("ascii")}
+                record["segmentation"] = self.segmentation(i)
             if self.keypoints is not None:
                 record["keypoints"] = self.keypoints[i].tolist()
             yield record
@@ -272,92 +148,117 @@ class Detections:
         """COCO result records as arrays.
 
         Raises:
-            UserError: a record without ``image_id``, ``category_id`` or ``score``, or with values that are not numbers.
+            UserError: a record that is no object, without ``image_id``, ``category_id`` or ``score``, with values that
+                are not numbers, or with a segmentation that is none.
         """
-        columns = _Columns(source)
-        for record in records:
-            columns.append(record)
-        return columns.detections()
+        records = list(records)
+        return cls._of_chunks((records[i : i + CHUNK] for i in range(0, len(records), CHUNK)), source)
 
     @classmethod
     def from_json(cls, path: str | os.PathLike) -> Detections:
-        """Read a COCO result file; each record becomes numbers at once, so the list of dicts never exists."""
-        columns = _Columns(str(path))
+        """Read a COCO result file; records become numbers some thousands at a time, so never all are objects.
 
-        def hook(record: dict) -> dict | None:
-            # A mask's {"size", "counts"} comes by first and has to stay a dict.
-            if "counts" in record:
-                return record
-            columns.append(record)
-            return None
+        Raises:
+            UserError: as :func:`from_records`; not JSON, or no list of detections.
+        """
+        return cls._of_chunks(stream_list(path), str(path))
 
-        content = _load(str(path), hook)
-        if not isinstance(content, list):
-            raise UserError(f"{path}: a COCO result file is a list of detections, this is a {type(content).__name__}")
-        return columns.detections()
+    @classmethod
+    def _of_chunks(cls, chunks: Iterable[list], source: str) -> Detections:
+        parts: list[Detections] = []
+        first = 0
+        given: set[str] | None = None
+        for records in chunks:
+            part, has = _columns(records, source, first)
+            if given is not None and has != given:
+                _refuse_mixture(given ^ has, source)
+            given = has
+            parts.append(part)
+            first += len(records)
+        return cls.concatenate(parts) if parts else cls.empty()
 
 
-class _Columns:
-    """Result records, taken apart as they come."""
+_OPTIONAL = ("bbox", "segmentation", "keypoints")
 
-    def __init__(self, source: str):
-        self.source = source
-        self.image_ids, self.category_ids = array("q"), array("q")
-        self.boxes, self.scores, self.keypoints = array("d"), array("d"), array("d")
-        self.masks: list[bytes] = []
-        self.mask_sizes = array("q")
 
-    def append(self, record: Mapping) -> None:
-        try:
-            image_id, category_id, score = record["image_id"], record["category_id"], record["score"]
-        except KeyError as error:
-            raise UserError(f"{self._where()} has no {error.args[0]}; add it") from None
-        self.image_ids.append(as_id(image_id, self._where(), "image_id"))
-        self.category_ids.append(as_id(category_id, self._where(), "category_id"))
-        try:
-            self.scores.append(score)
-            if "bbox" in record:
-                self.boxes.extend(record["bbox"])
-            if "keypoints" in record:
-                self.keypoints.extend(record["keypoints"])
-        except TypeError:
-            raise UserError(f"{self._where(-1)}: score, bbox and keypoints must be numbers; fix it") from None
-        if record.get("segmentation"):
-            self._append_mask(record["segmentation"])
+def _refuse_mixture(keys: set[str], source: str) -> None:
+    raise UserError(
+        f"{source}: some detections have {listed(sorted(keys))} and others have not; write it in all or none"
+    )
 
-    def _where(self, back: int = 0) -> str:
-        return f"{self.source}: detection {len(self.scores) + back}"
 
-    def _append_mask(self, mask: Any) -> None:
-        if not isinstance(mask, Mapping) or not isinstance(mask.get("counts"), (str, bytes)):
-            raise UserError(f"{self._where(-1)}: segmentation must be compressed RLE, {{size, counts}}; encode it")
-        counts = mask["counts"]
-        self.masks.append(counts.encode("ascii") if isinstance(counts, str) else counts)
-        self.mask_sizes.extend(mask["size"])
+def _columns(records: list, source: str, first: int) -> tuple[Detections, set[str]]:
+    """Records as arrays, and which of the optional fields they have. ``first`` is the number of the first of them."""
 
-    def detections(self) -> Detections:
-        number = len(self.scores)
-        boxes = self._table(self.boxes, "bbox")
-        if boxes.shape[1] not in (0, 4):
-            raise UserError(f"{self.source}: bbox must be four numbers x, y, width, height in every detection")
-        if boxes.shape[1] == 0:
-            boxes = np.full((number, 4), np.nan)  # masks or keypoints alone
-        if self.masks and len(self.masks) != number:
-            raise UserError(f"{self.source}: {number - len(self.masks)} detections have no segmentation, the rest have")
-        keypoints = self._table(self.keypoints, "keypoints")
-        return Detections(
-            np.array(self.image_ids, dtype=np.int64),
-            np.array(self.category_ids, dtype=np.int64),
-            boxes,
-            np.array(self.scores, dtype=np.float64),
-            self.masks or None,
-            np.array(self.mask_sizes, dtype=np.int64).reshape(number, 2) if self.masks else None,
-            keypoints if keypoints.shape[1] else None,
-            source=self.source,
-        )
+    def refuse(row: int, why: str) -> None:
+        raise UserError(f"{source}: detection {first + row} {why}")
 
-    def _table(self, values: array, name: str) -> np.ndarray:
-        number = len(self.scores)
-        if number and len(values) % number:
-            raise UserError(f"{self.source}: not every detection has the same count of numbers in its {name}")
-        return np.array(values, dtype=np.float64).reshape(number, len(values) // number if number else 0)
+    for row, record in enumerate(records):
+        if not isinstance(record, Mapping):
+            refuse(row, f"is {shorten(record)}, not an object with image_id, category_id, bbox and score; write that")
+    image_ids, category_ids = (_ids(records, key, refuse) for key in ("image_id", "category_id"))
+    scores = _scores(get(records, "score"), refuse)
+    has = {key for key in _OPTIONAL if any(record.get(key) not in (None, []) for record in records)}
+    mixed = {key for key in has if any(record.get(key) in (None, []) for record in records)}
+    if mixed:
+        _refuse_mixture(mixed, source)
+    found = Detections(image_ids, category_ids, np.full((len(records), 4), np.nan), scores, source=source)
+    if "bbox" in has:
+        column = boxes([list(v) if isinstance(v, tuple) else v for v in get(records, "bbox")])
+        for row in (*column.bad, *column.cast):
+            refuse(
+                row, f"has bbox {shorten(records[row]['bbox'])}, not four finite numbers x, y, width, height; fix it"
+            )
+        found.boxes = column.values
+    if "segmentation" in has:
+        found.masks, found.mask_sizes = _masks(get(records, "segmentation"), refuse)
+    if "keypoints" in has:
+        found.keypoints = _keypoints(get(records, "keypoints"), refuse)
+    return found, has
+
+
+def _ids(records: list, key: str, refuse: Callable[[int, str], None]) -> np.ndarray:
+    raw = get(records, key)
+    column = integers(raw, wide=True)
+    for row in column.bad:
+        if raw[row] is MISSING:
+            refuse(row, f"has no {key}; add it")
+        refuse(row, f"has {key} {shorten(raw[row])}, not a whole number of 64 bits; number them with integers")
+    return column.values
+
+
+def _scores(raw: list, refuse: Callable[[int, str], None]) -> np.ndarray:
+    if set(map(type, raw)) <= {float}:
+        return np.array(raw, dtype=np.float64)
+    for row, value in enumerate(raw):
+        if value is MISSING:
+            refuse(row, "has no score; add it")
+        if type(value) not in (int, float):
+            refuse(row, f"has score {shorten(value)}; scores, boxes and keypoints must be numbers: fix it")
+        if type(value) is int and not segmentations.finite_number(value):
+            refuse(row, f"has score {shorten(value)}, larger than any float; write scores from 0 to 1")
+    return np.array(raw, dtype=np.float64)
+
+
+def _masks(raw: list, refuse: Callable[[int, str], None]) -> tuple[list, np.ndarray]:
+    masks: list[Any] = []
+    sizes = np.zeros((len(raw), 2), dtype=np.int64)
+    for row, value in enumerate(raw):
+        why = segmentations.fault(value)
+        if why:
+            refuse(row, f"has segmentation {shorten(value)}, which {why}; encode it as COCO does")
+        if isinstance(value, Mapping):
+            sizes[row] = value["size"]
+            value = segmentations.compressed(value["counts"])
+        masks.append(value)
+    return masks, sizes
+
+
+def _keypoints(raw: list, refuse: Callable[[int, str], None]) -> np.ndarray:
+    width = len(raw[0]) if isinstance(raw[0], list | tuple) else 0
+    for row, value in enumerate(raw):
+        if not isinstance(value, list | tuple) or not all(map(segmentations.finite_number, value)) or len(value) % 3:
+            refuse(row, f"has keypoints {shorten(value)}, not finite numbers x, y, score of each; fix it")
+        if len(value) != width:
+            refuse(row, f"has {len(value) // 3} keypoints, others {width // 3}; write the same in all")
+    return np.array(raw, dtype=np.float64).reshape(len(raw), width)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .coco import Detections, GroundTruth
+from .coco import Detections
+from .dataset import Dataset
 
 KINDS = ("correct", "localisation", "confusion", "both", "duplicate", "background", "ignored")
 """Of a detection; see :func:`error_kinds`."""
@@ -33,9 +34,7 @@ class ErrorKinds:
         return {**numbers, "missed": int(self.missed.sum())}
 
 
-def error_kinds(
-    truth: GroundTruth, detections: Detections, foreground: float = 0.5, background: float = 0.1
-) -> ErrorKinds:
+def error_kinds(truth: Dataset, detections: Detections, foreground: float = 0.5, background: float = 0.1) -> ErrorKinds:
     """Sort detections into kinds, after TIDE (Bolya et al., ECCV 2020, Sec. 2.2).
 
     By falling score, within each image, with the overlap IoU of boxes:
@@ -50,14 +49,11 @@ def error_kinds(
 
     Objects that no detection took are **missed**, unless a localisation or confusion error already points at them.
     """
-    records = truth.annotations
-    boxes = np.array([record["bbox"] for record in records], dtype=float).reshape(-1, 4)
-    labels = np.array([record["category_id"] for record in records], dtype=np.int64)
-    crowd = np.array([record["iscrowd"] for record in records], dtype=bool)
+    boxes, labels, crowd = truth.boxes, truth.category_ids[truth.category], truth.iscrowd == 1
     kinds = np.full(len(detections), KINDS.index("background"))
-    taken, pointed = np.zeros(len(records), dtype=bool), np.zeros(len(records), dtype=bool)
-    objects_of = _positions([record["image_id"] for record in records])
-    for image, found in _positions(detections.image_ids.tolist()).items():
+    taken, pointed = np.zeros(len(truth), dtype=bool), np.zeros(len(truth), dtype=bool)
+    objects_of = _positions(truth.image_ids[truth.image])
+    for image, found in _positions(detections.image_ids).items():
         found = found[np.argsort(-detections.scores[found], kind="stable")]
         here = objects_of.get(image, np.zeros(0, dtype=int))
         overlap, inside = _overlaps(detections.boxes[found].astype(float), boxes[here])
@@ -75,11 +71,10 @@ def error_kinds(
     return ErrorKinds(kinds, ~(taken | pointed | crowd), ~crowd)
 
 
-def _positions(ids: list[int]) -> Mapping[int, np.ndarray]:
-    """Id -> where it stands in the list."""
-    values = np.asarray(ids, dtype=np.int64)
-    order = np.argsort(values, kind="stable")
-    unique, starts = np.unique(values[order], return_index=True)
+def _positions(ids: np.ndarray) -> Mapping[int, np.ndarray]:
+    """Id -> where it stands in the column."""
+    order = np.argsort(ids, kind="stable")
+    unique, starts = np.unique(ids[order], return_index=True)
     return dict(zip(unique.tolist(), np.split(order, starts[1:]), strict=True)) if len(unique) else {}
 
 

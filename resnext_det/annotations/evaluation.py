@@ -16,8 +16,9 @@ import numpy as np
 from hotcoco import COCO, COCOeval, Params
 from hotcoco import mask as mask_tools
 
-from ..errors import UserError
-from .coco import Detections, GroundTruth, listed, read_ground_truth
+from ..errors import UserError, listed
+from .coco import Detections, read_ground_truth
+from .dataset import Dataset, positions
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def evaluate(
-    truth: GroundTruth,
+    truth: Dataset,
     detections: Detections,
     iou_type: str = "bbox",
     *,
@@ -137,12 +138,13 @@ def evaluate(
     """
     if iou_type not in IOU_TYPES:
         raise UserError(f"iou_type {iou_type!r}: choose one of {', '.join(IOU_TYPES)}")
-    if truth.annotations is None:
+    if not truth.annotated:
         raise UserError(f"{truth.source}: no annotations, so there is nothing to compare with")
     limits = list(max_detections or (MAX_DETECTIONS_KEYPOINTS if iou_type == "keypoints" else MAX_DETECTIONS))
     check_detections(truth, detections, iou_type)
-    known = truth.image_ids
-    chosen = known if image_ids is None else np.intersect1d(known, list(image_ids))
+    chosen = np.arange(len(truth.image_ids))
+    if image_ids is not None:
+        chosen = np.flatnonzero(np.isin(truth.image_ids, list(image_ids)))
     if iou_type == "keypoints":
         sigmas = list(kpt_oks_sigmas) or COCO_SIGMAS
         tables = _keypoint_tables(truth, detections, chosen, len(sigmas))
@@ -164,23 +166,23 @@ def evaluate(
         list(params.area_rng_lbl),
         limits,
         truth.category_ids,
-        truth.class_names,
+        list(truth.class_names),
     )
 
 
-def check_detections(truth: GroundTruth, detections: Detections, iou_type: str = "bbox") -> None:
+def check_detections(truth: Dataset, detections: Detections, iou_type: str = "bbox") -> None:
     """Refuse detections that belong to another data set or hold NaN.
 
     Raises:
         UserError: naming the foreign image ids or category ids, or the first detection with NaN.
     """
-    foreign = np.setdiff1d(detections.image_ids, truth.image_ids)
+    foreign = np.unique(detections.image_ids[positions(detections.image_ids, truth.image_ids) < 0])
     if foreign.size:
         raise UserError(
             f"{detections.source}: image_id {listed(foreign.tolist())} not among the images of {truth.source}; "
             "evaluate on the set that was predicted"
         )
-    foreign = np.setdiff1d(detections.category_ids, truth.category_ids)
+    foreign = np.unique(detections.category_ids[positions(detections.category_ids, truth.category_ids) < 0])
     if foreign.size:
         raise UserError(
             f"{detections.source}: category_id {listed(foreign.tolist())} not among the categories of {truth.source} "
@@ -191,6 +193,10 @@ def check_detections(truth: GroundTruth, detections: Detections, iou_type: str =
     if len(detections) and iou_type == "keypoints" and detections.keypoints is None:
         raise UserError(f"{detections.source}: no keypoints in the detections; evaluate bbox")
     values = {"bbox": detections.boxes, "keypoints": detections.keypoints}.get(iou_type)
+    if iou_type == "bbox" and len(detections) and np.isnan(detections.boxes).all():  # the file has no boxes
+        if detections.masks is None:
+            raise UserError(f"{detections.source}: no bbox in the detections; evaluate keypoints, or add the boxes")
+        values = None
     bad = ~np.isfinite(detections.scores)
     if values is not None:
         bad |= ~np.isfinite(values).all(axis=1)
@@ -201,73 +207,116 @@ def check_detections(truth: GroundTruth, detections: Detections, iou_type: str =
         )
 
 
-def _numbers(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """1, 2, ... for the rising ids ``known``: pycocotools' order, and whatever the ids are, numbers for hotcoco."""
-    return np.searchsorted(known, ids) + 1
+def _frame(truth: Dataset, chosen: np.ndarray) -> tuple[list[dict], list[dict]]:
+    """The images at ``chosen`` and all classes as hotcoco wants them, numbered from 1: whatever the ids, their order
+    is pycocotools'."""
+    sizes = zip(truth.heights[chosen].tolist(), truth.widths[chosen].tolist(), strict=True)
+    images = [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes, start=1)]
+    return images, [{"id": k, "name": str(k)} for k in range(1, len(truth.class_names) + 1)]
 
 
-def _frame(truth: GroundTruth, chosen: np.ndarray) -> tuple[list[dict], list[dict]]:
-    """The images ``chosen`` and the categories as hotcoco wants them, numbered from 1."""
-    known = set(chosen.tolist())
-    images = [record for record in truth.images if record["id"] in known]
-    sizes = [(int(record.get("height") or 0), int(record.get("width") or 0)) for record in images]
-    return (
-        [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes, start=1)],
-        [{"id": k, "name": str(k)} for k in range(1, len(truth.categories) + 1)],
-    )
+def _of_images(truth: Dataset, detections: Detections, chosen: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Objects and detections of the images at ``chosen``: their places, and the number of their image from 1."""
+    number = np.zeros(len(truth.image_ids) + 1, dtype=np.int64)
+    number[chosen] = np.arange(1, len(chosen) + 1)
+    of_object = number[truth.image]
+    of_detection = number[positions(detections.image_ids, truth.image_ids)]
+    objects, found = np.flatnonzero(of_object), np.flatnonzero(of_detection)
+    return objects, of_object[objects], found, of_detection[found]
 
 
-def _tables(truth: GroundTruth, detections: Detections, chosen: np.ndarray, *, with_masks: bool) -> tuple[COCO, COCO]:
-    """Ground truth and detections of the images ``chosen``, for boxes or masks."""
-    known = set(chosen.tolist())
-    records = [record for record in truth.annotations if record["image_id"] in known]
+def _tables(truth: Dataset, detections: Detections, chosen: np.ndarray, *, with_masks: bool) -> tuple[COCO, COCO]:
+    """Ground truth and detections of the images at ``chosen``, for boxes or masks."""
+    objects, of_object, here, of_detection = _of_images(truth, detections, chosen)
     table = COCO.from_arrays(
         *_frame(truth, chosen),
-        _numbers(chosen, np.array([record["image_id"] for record in records], dtype=np.int64)),
-        _numbers(truth.category_ids, np.array([record["category_id"] for record in records], dtype=np.int64)),
-        np.array([record["bbox"] for record in records], dtype=float).reshape(-1, 4),
-        area=np.array([record["area"] for record in records], dtype=float),
-        iscrowd=np.array([record["iscrowd"] for record in records], dtype=np.int64),
-        segmentation=[_needed(record, "segmentation", truth.source) for record in records] if with_masks else None,
+        of_object,
+        truth.category[objects] + 1,
+        truth.boxes[objects],
+        area=truth.areas[objects],
+        iscrowd=truth.iscrowd[objects],
+        segmentation=[_needed(truth, i, truth.segmentation(i), "segmentation") for i in objects]
+        if with_masks
+        else None,
     )
-    here = np.flatnonzero(np.isin(detections.image_ids, chosen))
     columns = np.column_stack([
-        _numbers(chosen, detections.image_ids[here]),
-        np.zeros((len(here), 4)) if with_masks else detections.boxes[here].astype(float),
+        of_detection,
+        np.zeros((len(here), 4)) if with_masks else _boxes(detections, here),
         detections.scores[here],
-        _numbers(truth.category_ids, detections.category_ids[here]),
+        positions(detections.category_ids[here], truth.category_ids) + 1,
     ])  # fmt: skip
     if not with_masks:
         return table, table.load_res(columns)
-    sizes = detections.mask_sizes[here].tolist() if len(here) else []
-    masks = [{"size": size, "counts": detections.masks[i]} for size, i in zip(sizes, here.tolist(), strict=True)]
+    masks = [detections.segmentation(i) for i in here.tolist()]
     found = table.load_res(columns, segmentation=masks)
     if masks:  # small, medium and large go by the mask, not by the box around it
-        found.update_anns(ids=np.arange(1, len(masks) + 1), area=np.asarray(mask_tools.area(masks), dtype=float))
+        _check_sizes(truth, detections, here)
+        areas = [_area(mask, truth, i) for mask, i in zip(masks, chosen[of_detection - 1].tolist(), strict=True)]
+        found.update_anns(ids=np.arange(1, len(masks) + 1), area=np.array(areas, dtype=float))
     return table, found
 
 
-def _keypoint_tables(truth: GroundTruth, detections: Detections, chosen: np.ndarray, number: int) -> tuple[COCO, COCO]:
+def _area(mask: list | dict, truth: Dataset, image: int) -> float:
+    if isinstance(mask, list):
+        size = int(truth.heights[image]), int(truth.widths[image])
+        mask = mask_tools.merge(mask_tools.frPyObjects(mask, *size))
+    return float(mask_tools.area(mask))
+
+
+def _boxes(detections: Detections, here: np.ndarray) -> np.ndarray:
+    """Their boxes; of masks without boxes, the boxes around the masks."""
+    boxes = detections.boxes[here].astype(float)
+    if detections.masks is not None and not np.isfinite(boxes).all():
+        for row, i in enumerate(here.tolist()):
+            mask = detections.segmentation(i)
+            if isinstance(mask, list):
+                points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in mask])
+                low, high = points.min(axis=0), points.max(axis=0)
+                boxes[row] = [*low, *(high - low)]
+            else:
+                boxes[row] = mask_tools.toBbox(mask)
+    return boxes
+
+
+def _check_sizes(truth: Dataset, detections: Detections, here: np.ndarray) -> None:
+    """Refuse masks of another size than their image's, which would never overlap."""
+    image = positions(detections.image_ids[here], truth.image_ids)
+    real = np.stack([truth.heights[image], truth.widths[image]], axis=1)
+    given = detections.mask_sizes[here]
+    wrong = np.flatnonzero((given > 0).all(axis=1) & (real > 0).all(axis=1) & (given != real).any(axis=1))
+    if len(wrong):
+        height, width = given[wrong[0]]
+        raise UserError(
+            f"{detections.source}: {len(wrong)} masks are not of the size of their image, the first is "
+            f"{width}x{height} for image {detections.image_ids[here[wrong[0]]]} of "
+            f"{real[wrong[0]][1]}x{real[wrong[0]][0]}; encode masks of the whole image"
+        )
+
+
+def _keypoint_tables(truth: Dataset, detections: Detections, chosen: np.ndarray, number: int) -> tuple[COCO, COCO]:
     """The like for keypoints, which hotcoco reads from records only; ``number`` is how many an object has."""
-    known = set(chosen.tolist())
+    rows, of_object, here, of_detection = _of_images(truth, detections, chosen)
     objects = []
-    for record in truth.annotations:
-        if record["image_id"] not in known:
-            continue
+    for i, image in zip(rows.tolist(), of_object.tolist(), strict=True):
+        points = _needed(truth, i, truth.points(i), "keypoints")
+        visible = int(truth.num_keypoints[i]) if truth.num_keypoints is not None else -1
         objects.append({
             "id": len(objects) + 1,
-            "image_id": int(_numbers(chosen, record["image_id"])),
-            "category_id": int(_numbers(truth.category_ids, record["category_id"])),
-            **{key: record[key] for key in ("bbox", "area", "iscrowd")},
-            **{key: _needed(record, key, truth.source) for key in ("keypoints", "num_keypoints")},
+            "image_id": image,
+            "category_id": int(truth.category[i]) + 1,
+            "bbox": truth.boxes[i].tolist(),
+            "area": float(truth.areas[i]),
+            "iscrowd": int(truth.iscrowd[i]),
+            "keypoints": points,
+            "num_keypoints": visible if visible >= 0 else sum(v > 0 for v in points[2::3]),
         })  # fmt: skip
     found = []
-    for i in np.flatnonzero(np.isin(detections.image_ids, chosen)).tolist():
-        points = detections.keypoints[i]
+    classes = positions(detections.category_ids[here], truth.category_ids) + 1
+    for i, image, category in zip(here.tolist(), of_detection.tolist(), classes.tolist(), strict=True):
         found.append({
-            "image_id": int(_numbers(chosen, detections.image_ids[i])),
-            "category_id": int(_numbers(truth.category_ids, detections.category_ids[i])),
-            "keypoints": points.tolist(),
+            "image_id": image,
+            "category_id": category,
+            "keypoints": detections.keypoints[i].tolist(),
             "score": float(detections.scores[i]),
             **({"bbox": detections.boxes[i].tolist()} if np.isfinite(detections.boxes[i]).all() else {}),
         })  # fmt: skip
@@ -282,11 +331,12 @@ def _keypoint_tables(truth: GroundTruth, detections: Detections, chosen: np.ndar
     return table, table.load_res(found)
 
 
-def _needed(record: dict, key: str, source: str) -> Any:
-    value = record.get(key)
-    if not value and value != 0:
-        name = record.get("id", f"number {record['number']}")
-        raise UserError(f"{source}: annotation {name} has no {key}; without it only bbox can be evaluated")
+def _needed(truth: Dataset, row: int, value: Any, key: str) -> Any:
+    if not value:
+        raise UserError(
+            f"{truth.source}: annotation {truth.annotation_ids[row]} has no {key}; without it only bbox can be "
+            "evaluated"
+        )
     return value
 
 

@@ -7,10 +7,11 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..files import open_regular, shown
 from .classes import match_classes
-from .coco import Detections, GroundTruth, listed
+from .coco import Detections
+from .dataset import Dataset
 
 
 def match_files(files: Iterable[str], images: Sequence[Mapping[str, Any]], source: str) -> dict[str, int]:
@@ -41,7 +42,7 @@ def match_files(files: Iterable[str], images: Sequence[Mapping[str, Any]], sourc
     return found
 
 
-def read_predictions(path: str | os.PathLike, truth: GroundTruth) -> Detections | None:
+def read_predictions(path: str | os.PathLike, truth: Dataset) -> Detections | None:
     """The detections of a ``detections.json``, in the ids of ``truth``; None for another kind of file.
 
     Raises:
@@ -63,7 +64,7 @@ def read_predictions(path: str | os.PathLike, truth: GroundTruth) -> Detections 
         return None
     source = shown(path)
     files = [str(image["file_name"]) for image in images]
-    ids = match_files(files, truth.images, truth.source)
+    ids = match_files(files, truth.image_records(), truth.source)
     image_ids = {image.get("id"): ids[file] for image, file in zip(images, files, strict=True)}
     names = [str(category.get("name")) for category in categories]
     places = match_classes(names, truth.class_names, model=source, source=truth.source)

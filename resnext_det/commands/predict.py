@@ -14,7 +14,8 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
 
-from ..annotations.coco import GroundTruth, listed, read_ground_truth
+from ..annotations.coco import read_ground_truth
+from ..annotations.dataset import Dataset
 from ..annotations.predicted import match_files
 from ..detection.config import add_resnext_config
 from ..detection.prediction.detector import config_of_arguments, load_predictor
@@ -23,7 +24,7 @@ from ..detection.prediction.parts import DETECTIONS_FILE
 from ..detection.prediction.run import Summary, check_threshold, predict
 from ..engine.launch import launch
 from ..engine.processes import decided_by_main
-from ..errors import UserError
+from ..errors import UserError, listed
 from ..files import shown
 from ..inference.precision import CHOICES
 from ..weights.reading import sha256
@@ -88,7 +89,7 @@ def _run(cfg: CfgNode, args: Namespace) -> None:
     image_ids = None
     if args.ids_from:
         truth = read_ground_truth(args.ids_from)
-        image_ids = match_files(map(str, paths), truth.images, f"--ids-from {args.ids_from}")
+        image_ids = match_files(map(str, paths), truth.image_records(), f"--ids-from {args.ids_from}")
         category_ids = _ids_of_classes(truth, class_names)
     key, own = own_threshold(cfg)
     if args.score_threshold < own:
@@ -127,7 +128,7 @@ def own_threshold(cfg: CfgNode) -> tuple[str, float]:
     return f"MODEL.{section}.SCORE_THRESH_TEST", cfg.MODEL[section].SCORE_THRESH_TEST
 
 
-def _ids_of_classes(truth: GroundTruth, class_names: Sequence[str]) -> list[int]:
+def _ids_of_classes(truth: Dataset, class_names: Sequence[str]) -> list[int]:
     known = dict(zip(truth.class_names, truth.category_ids.tolist(), strict=True))
     if missing := [name for name in class_names if name not in known]:
         raise UserError(

@@ -54,8 +54,8 @@ def _run(
     names = names or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
     known_sets(names, "TRAIN and TEST")
     start_log(cfg.OUTPUT_DIR)
-    check_sets_from_config(cfg, training=True)
+    sets = check_sets_from_config(cfg, training=True)
     cfg = apply_preset(cfg, trust_pickle=trust_pickle)
     model = build_model(cfg)
     load_to_evaluate(cfg, model, newest=not weights_given, trust_pickle=trust_pickle)
-    dump_proposals(cfg, model, names, folder or os.path.join(cfg.OUTPUT_DIR, "proposals"))
+    dump_proposals(cfg, model, names, folder or os.path.join(cfg.OUTPUT_DIR, "proposals"), sets=sets)

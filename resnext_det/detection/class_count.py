@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from detectron2.config import CfgNode
 
-from ..annotations.check.inspection import ClassCount
+from ..annotations.check import ClassCount
 
 WITHOUT_CLASSES = ("ProposalNetwork", "SemanticSegmentor")
 

@@ -22,12 +22,14 @@ from detectron2.utils.logger import create_small_table
 from pycocotools import mask as mask_tools
 from pycocotools.coco import COCO
 
-from ..annotations.coco import Detections, GroundTruth, listed, read_ground_truth
+from ..annotations.coco import Detections, read_ground_truth
+from ..annotations.dataset import Dataset
 from ..annotations.evaluation import SCORE_THRESHOLD, Evaluation, evaluate, log_reasons
 from ..engine.processes import decided_by_main
-from ..errors import UserError
+from ..errors import UserError, listed
+from ..images import MAX_MEGAPIXELS
 from ..reporting.report import write_report
-from .data.checked_sets import ground_truth
+from .data.checked_sets import document_of
 from .data.proposals import write_proposals
 
 logger = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class FastCOCOEvaluator(DatasetEvaluator):
         kpt_oks_sigmas: Sequence[float] = (),
         score_threshold: float | None = None,
         report: bool = False,
+        truth: Dataset | None = None,
+        max_megapixels: float = MAX_MEGAPIXELS,
     ):
         """
         Args:
@@ -78,6 +82,8 @@ class FastCOCOEvaluator(DatasetEvaluator):
             kpt_oks_sigmas: as ``TEST.KEYPOINT_OKS_SIGMAS``; COCO's by default.
             score_threshold: ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` of the model, to warn when it costs AP.
             report: write ``report.html`` about the boxes into ``output_dir``.
+            truth: the set as the check gave it, its classes in the model's order; else it is read here.
+            max_megapixels: larger images are not shown on the page.
 
         Raises:
             UserError: unknown set, or unusable annotations; with ``distributed`` in all processes, which all build it.
@@ -91,21 +97,24 @@ class FastCOCOEvaluator(DatasetEvaluator):
             self._json = json_file
         else:
             metadata = MetadataCatalog.get(dataset_name)
-            self._json = ground_truth(dataset_name) or convert_to_coco_dict(dataset_name)
+            self._json = _ground_truth_of(dataset_name)
             self._image_root = metadata.get("image_root")
             category_ids = category_ids or metadata.get("thing_dataset_id_to_contiguous_id")
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._tasks = None if tasks is None else tuple(tasks)
         self._distributed = distributed
-        self._limits = (1, 10, max_dets_per_image)
+        self._limits = tuple(sorted({1, 10, max_dets_per_image}))
         self._kpt_oks_sigmas = tuple(kpt_oks_sigmas)
         self._score_threshold = score_threshold
         self._report = report
-        self._truth: GroundTruth | None = None
+        self._max_megapixels = max_megapixels
+        self._truth: Dataset | None = truth
+        self._dataset_ids = None if truth is None else truth.category_ids
 
         def read() -> None:
-            self._truth = read_ground_truth(self._json, with_masks="segm" in (self._tasks or ()))
-            self._dataset_ids = _dataset_ids(category_ids, self._truth)
+            if self._truth is None:
+                self._truth = read_ground_truth(self._json, with_masks="segm" in (self._tasks or ()))
+                self._dataset_ids = _dataset_ids(category_ids, self._truth)
 
         # Mistakes show before hours of inference, in all processes; the others need no copy.
         decided_by_main(read) if distributed else read()
@@ -183,7 +192,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
             path = self._output_dir / DETECTIONS_FILE
             detections.write_json(path)
             logger.info("%d detections saved to %s", len(detections), path)
-        if self._truth.annotations is None:
+        if not self._truth.annotated:
             logger.warning("%s has no annotations: detections are saved, AP is not computed.", self._truth.source)
             return
         unseen = len(np.setdiff1d(self._truth.image_ids if img_ids is None else list(img_ids), images))
@@ -195,26 +204,42 @@ class FastCOCOEvaluator(DatasetEvaluator):
                 self._score_threshold,
                 SCORE_THRESHOLD,
             )
-        for task in sorted(self._tasks or _tasks_of(detections)):
-            truth = self._truth
-            if task == "segm" and not any("segmentation" in record for record in truth.annotations):
-                truth = read_ground_truth(self._json, with_masks=True)
-            limits = None if task == "keypoints" else self._limits
-            sigmas = self._kpt_oks_sigmas
-            evaluation = evaluate(
-                truth, detections, task, max_detections=limits, image_ids=img_ids, kpt_oks_sigmas=sigmas
-            )
+        tasks = sorted(self._tasks or _tasks_of(detections))
+        for task in tasks:
+            try:
+                evaluation = self._evaluate_task(task, detections, img_ids)
+            except UserError as error:
+                if len(tasks) == 1 or task == "bbox":
+                    raise
+                logger.error("no AP of %s: %s", task, error)  # the other numbers of a long evaluation stand
+                continue
             results[task] = evaluation.results()
             total = {name: value for name, value in results[task].items() if "-" not in name}
             logger.info("Evaluation of %s:\n%s", task, create_small_table(total))
             log_reasons(evaluation, len(detections))
             if task == "bbox" and self._report and self._output_dir is not None:
-                self._write_report(truth, detections, evaluation)
+                self._write_report(self._truth, detections, evaluation)
 
-    def _write_report(self, truth: GroundTruth, detections: Detections, evaluation: Evaluation) -> None:
+    def _evaluate_task(self, task: str, detections: Detections, img_ids: Iterable[int] | None) -> Evaluation:
+        truth = self._truth
+        if task == "segm" and truth.masks is None:
+            truth = read_ground_truth(self._json, with_masks=True).in_order_of(truth.class_names)
+        return evaluate(
+            truth,
+            detections,
+            task,
+            max_detections=None if task == "keypoints" else self._limits,
+            image_ids=img_ids,
+            kpt_oks_sigmas=self._kpt_oks_sigmas,
+        )
+
+    def _write_report(self, truth: Dataset, detections: Detections, evaluation: Evaluation) -> None:
         path = self._output_dir / REPORT_FILE
         try:
-            write_report(path, truth, detections, evaluation, image_root=self._image_root, title=self._name)
+            write_report(
+                path, truth, detections, evaluation, image_root=self._image_root, title=self._name,
+                max_megapixels=self._max_megapixels,
+            )  # fmt: skip
             logger.info("report with curves and images: %s", path)
         except Exception:  # the numbers of a long evaluation are worth more than the page about them
             logger.exception("%s could not be written", path)
@@ -223,14 +248,14 @@ class FastCOCOEvaluator(DatasetEvaluator):
         """Average recall of class-agnostic boxes, by detectron2's own function."""
         if self._output_dir is not None:
             write_proposals(self._output_dir / PROPOSALS_FILE, *zip(*proposals, strict=True))
-        if self._truth.annotations is None:
+        if not self._truth.annotated:
             logger.warning("%s has no annotations: proposals are saved, AR is not computed.", self._truth.source)
             return
         table = COCO()
         table.dataset = {
-            "images": self._truth.images,
-            "categories": self._truth.categories,
-            "annotations": [{**record, "id": record["number"]} for record in self._truth.annotations],
+            "images": [{"id": i} for i in self._truth.image_ids.tolist()],
+            "categories": [{"id": i} for i in self._truth.category_ids.tolist()],
+            "annotations": self._truth.records(),
         }
         with contextlib.redirect_stdout(io.StringIO()):
             table.createIndex()
@@ -278,7 +303,15 @@ def detections_of(instances: Instances, image_id: int) -> Detections:
     )
 
 
-def _dataset_ids(category_ids: Mapping[int, int] | None, truth: GroundTruth) -> np.ndarray:
+def _ground_truth_of(name: str) -> str | Mapping:
+    """The file of a set in COCO's format, what the file of another format holds, or what detectron2 reads."""
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("labels_format") is not None:
+        return document_of(name)
+    return metadata.get("json_file") or convert_to_coco_dict(name)
+
+
+def _dataset_ids(category_ids: Mapping[int, int] | None, truth: Dataset) -> np.ndarray:
     """Dataset category id of each class of the model."""
     if not category_ids:
         return truth.category_ids

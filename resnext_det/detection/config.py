@@ -51,6 +51,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("PATIENCE", 0)
     # Compute the training losses on DATASETS.TEST with every evaluation of a training run.
     cfg.TEST.setdefault("VALIDATION_LOSS", False)
+    # AP counts so many detections of a class in an image; COCO's is 100.
+    cfg.TEST.setdefault("MAX_DETECTIONS", 100)
     # VOC's evaluation rounds scores to three decimals and boxes to one, as detectron2's does.
     cfg.TEST.setdefault("VOC_ROUNDING", True)
     # Write an HTML page about every evaluation of boxes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -13,6 +13,7 @@ from detectron2.modeling import ProposalNetwork
 from detectron2.utils import comm
 from torch import nn
 
+from ..annotations.dataset import Dataset
 from ..engine.processes import decided_by_main
 from ..errors import UserError
 from .data.loaders import test_loader_from_config
@@ -58,7 +59,14 @@ class ProposalRecorder(DatasetEvaluator):
         return ids, [found[i][1] for i in ids], [found[i][2] for i in ids]
 
 
-def dump_proposals(cfg: CfgNode, model: nn.Module, names: Sequence[str], folder: str | os.PathLike) -> list[Path]:
+def dump_proposals(
+    cfg: CfgNode,
+    model: nn.Module,
+    names: Sequence[str],
+    folder: str | os.PathLike,
+    *,
+    sets: Mapping[str, Dataset] | None = None,
+) -> list[Path]:
     """Write ``folder/NAME.pkl`` for each of the sets ``names``: up to MODEL.RPN.POST_NMS_TOPK_TEST boxes an image.
 
     Returns:
@@ -67,7 +75,7 @@ def dump_proposals(cfg: CfgNode, model: nn.Module, names: Sequence[str], folder:
     network = proposal_network(model)
     files = []
     for name in names:
-        found = inference_on_dataset(network, test_loader_from_config(cfg, name), ProposalRecorder())
+        found = inference_on_dataset(network, test_loader_from_config(cfg, name, sets), ProposalRecorder())
         files.append(Path(folder) / f"{name}.pkl")
         decided_by_main(lambda path=files[-1], found=found: _save(path, *found))
     return files

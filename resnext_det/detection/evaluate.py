@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from ..annotations.dataset import Dataset
 from ..engine.processes import decided_by_main
 from ..engine.sampler import seed_everything
 from ..errors import UserError
@@ -33,33 +34,66 @@ logger = logging.getLogger(__name__)
 RESULTS_FILE = "results.json"
 
 
-def evaluate_model(cfg: CfgNode, model: nn.Module) -> dict[str, dict]:
+def evaluate_model(
+    cfg: CfgNode,
+    model: nn.Module,
+    *,
+    sets: Mapping[str, Dataset] | None = None,
+    class_names: Sequence[str] = (),
+) -> dict[str, dict]:
     """Run ``model`` over every set of DATASETS.TEST and write ``OUTPUT_DIR/results.json``.
 
     ``OUTPUT_DIR/inference/NAME`` gets the detections in COCO's form and, with TEST.REPORT, ``report.html``. With
     TEST.AUG.ENABLED every image is seen at the sizes of TEST.AUG, and mirrored. A set without annotations is
     predicted and saved, and rated by nobody.
 
+    Args:
+        sets: of :func:`~.data.checked_sets.check_sets_from_config`; one that is not there is read by detectron2.
+        class_names: of the model's classes, as its checkpoint holds them; sets get theirs in this order.
+
+    Raises:
+        UserError: a set of other classes than ``class_names``.
+
     Returns:
         ``{"bbox": {"AP": ..., "AP50": ...}}`` in percent, by set where there are several; empty on other processes
         than the first.
     """
-    model = for_inference(cfg, model, lambda: calibration_inputs(cfg))
+    model = for_inference(cfg, model, lambda: calibration_inputs(cfg, sets=sets))
+    sets = in_order_of_model(sets or {}, class_names)
     judged = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
     results = {}
     for name in cfg.DATASETS.TEST:
-        results[name] = inference_on_dataset(judged, test_loader_from_config(cfg, name), _evaluator(cfg, name))
+        evaluator = _evaluator(cfg, name, sets.get(name))
+        results[name] = inference_on_dataset(judged, test_loader_from_config(cfg, name, sets), evaluator)
     results = decided_by_main(lambda: _save(cfg, results))
     return results if comm.is_main_process() else {}
 
 
-def _evaluator(cfg: CfgNode, name: str) -> FastCOCOEvaluator:
+def in_order_of_model(sets: Mapping[str, Dataset], class_names: Sequence[str]) -> dict[str, Dataset]:
+    """The sets with their classes in the model's order; where that changes one, it is logged.
+
+    Raises:
+        UserError: a set of other classes.
+    """
+    if not class_names:
+        return dict(sets)
+    found = {name: dataset.in_order_of(class_names, model="the weights") for name, dataset in sets.items()}
+    for name, dataset in found.items():
+        if dataset is not sets[name]:
+            logger.warning("%s numbers its classes in another order than the weights: matched by name", name)
+    return found
+
+
+def _evaluator(cfg: CfgNode, name: str, truth: Dataset | None) -> FastCOCOEvaluator:
     """VOC's for VOC's image sets, COCO's for all others."""
     options = {
         "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", name.replace(os.sep, "_")),
         "kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS,
         "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         "report": cfg.TEST.REPORT,
+        "truth": truth,
+        "max_dets_per_image": cfg.TEST.MAX_DETECTIONS,
+        "max_megapixels": cfg.DATASETS.MAX_MEGAPIXELS,
     }
     if MetadataCatalog.get(name).get("evaluator_type") == "pascal_voc":
         return VOCEvaluator(name, rounding=cfg.TEST.VOC_ROUNDING, **options)
@@ -102,7 +136,7 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRC
     return GeneralizedRCNNWithTTA(cfg, model)
 
 
-def validation_loss(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
+def validation_loss(cfg: CfgNode, model: nn.Module, *, sets: Mapping[str, Dataset] | None = None) -> dict[str, float]:
     """The losses of training on the images of DATASETS.TEST, resized as in testing, in all processes together.
 
     Which proposals are sampled depends on the image alone, not on the call or the number of processes. Batch norms
@@ -116,6 +150,7 @@ def validation_loss(cfg: CfgNode, model: nn.Module) -> dict[str, float]:
         classes=class_count_from_config(cfg),
         filter_empty=False,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
+        sets=sets,
     )
     mapper = mapper_from_config(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
     loader = one_by_one(cfg, dicts, mapper)

@@ -22,8 +22,10 @@ def replay(cfg: CfgNode, dump: str) -> dict[str, list]:
     start_log(cfg.OUTPUT_DIR)
     register_sets(cfg.DATASETS.REGISTER)
     known_sets(cfg.DATASETS.TRAIN, "TRAIN")
-    check_sets_from_config(cfg, training=True)
+    sets = check_sets_from_config(cfg, training=True)
     model = build_model(cfg)
     load_weights(model, facts["folder"])
     place = {"rank": facts["process"], "world_size": facts["processes"]}
-    return replay_step(facts, model, train_loader_from_config(cfg, facts["seed"], facts["iteration"], **place))
+    return replay_step(
+        facts, model, train_loader_from_config(cfg, facts["seed"], facts["iteration"], sets=sets, **place)
+    )

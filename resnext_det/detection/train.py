@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -14,6 +15,7 @@ from detectron2.solver import build_lr_scheduler, build_optimizer
 from detectron2.utils import comm
 from torch import nn
 
+from ..annotations.dataset import Dataset
 from ..engine.averaging import average_of
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.config import save_config
@@ -55,14 +57,14 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
         logger.warning("DATASETS.TEST is empty: nothing is evaluated")
     cfg = _preset(cfg, options)
     _log_run(cfg)
-    check_sets_from_config(cfg, training=not options.eval_only)
+    sets = check_sets_from_config(cfg, training=not options.eval_only)
     if options.eval_only:
         save_config(cfg, cfg.OUTPUT_DIR)
         model = build_model(cfg)
-        load_to_evaluate(cfg, model, newest=options.resume, trust_pickle=options.trust_pickle)
-        return evaluate_model(cfg, model)
+        names = load_to_evaluate(cfg, model, newest=options.resume, trust_pickle=options.trust_pickle)
+        return evaluate_model(cfg, model, sets=sets, class_names=names)
     with locked(cfg.OUTPUT_DIR):
-        return _train(cfg, options)
+        return _train(cfg, options, sets)
 
 
 def _preset(cfg: CfgNode, options: RunOptions) -> CfgNode:
@@ -90,22 +92,37 @@ def _log_run(cfg: CfgNode) -> None:
     )
 
 
-def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pickle: bool = False) -> None:
+def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pickle: bool = False) -> list[str]:
     """Load trained weights: MODEL.WEIGHTS, or the newest checkpoint of OUTPUT_DIR (with EMA_DECAY its average).
+
+    Returns:
+        The names of the model's classes, as far as the file holds them.
 
     Raises:
         UserError: none there, or they do not fit.
     """
     if not newest:
-        load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
-        return
+        found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
+        return detector_names(found)
     average = average_of(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
     saved = {} if average is None else {"model_ema": average}
-    if RunCheckpointer(model, cfg.OUTPUT_DIR, {}, **saved).resume(partial(check_against_config, cfg)) is None:
+    facts: list[Mapping[str, Any]] = []
+
+    def check(found: Mapping[str, Any], where: str) -> None:
+        facts.append(found)
+        check_against_config(cfg, found, where)
+
+    if RunCheckpointer(model, cfg.OUTPUT_DIR, {}, **saved).resume(check) is None:
         raise UserError(f"{cfg.OUTPUT_DIR} holds no checkpoint: give the weights to evaluate, MODEL.WEIGHTS FILE")
     if average is not None:
         model.load_state_dict(average.module.state_dict())
         logger.info("evaluating model_ema, the average of the weights")
+    return detector_names(facts[-1]) if facts else []
+
+
+def detector_names(found: Mapping[str, Any]) -> list[str]:
+    """The class names in a detector's checkpoint; files of classifiers name what the classifier tells apart."""
+    return [] if "source" in found else list(found.get("class_names", ()))
 
 
 def _precise_batch_norm(cfg: CfgNode, model: nn.Module, dicts: list[dict]) -> list[HookBase]:
@@ -118,8 +135,8 @@ def _precise_batch_norm(cfg: CfgNode, model: nn.Module, dicts: list[dict]) -> li
     return [PreciseBatchNorm(model, data, cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER)]
 
 
-def _train(cfg: CfgNode, options: RunOptions) -> dict[str, dict]:
-    dicts, config = train_dicts_from_config(cfg), cfg.dump()
+def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[str, dict]:
+    dicts, config = train_dicts_from_config(cfg, sets), cfg.dump()
     cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))  # of the weights that start anew
@@ -149,8 +166,8 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, dict]:
     )
 
     def evaluate(model: nn.Module, done: int) -> dict[str, dict]:
-        loss = validation_loss(cfg, model) if cfg.TEST.VALIDATION_LOSS else {}
-        return {**evaluate_model(cfg, model), **({"validation_loss": loss} if loss else {})}
+        loss = validation_loss(cfg, model, sets=sets) if cfg.TEST.VALIDATION_LOSS else {}
+        return {**evaluate_model(cfg, model, sets=sets), **({"validation_loss": loss} if loss else {})}
 
     if cfg.DATASETS.TEST:
         run.evaluate_with(evaluate, cfg.TEST.EVAL_PERIOD, metric=cfg.TEST.BEST_METRIC, patience=cfg.TEST.PATIENCE)
@@ -159,4 +176,4 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, dict]:
         check=partial(check_against_config, cfg),
         load_initial_weights=lambda: load_initial_weights(cfg, model, trust_pickle=options.trust_pickle),
     )
-    return run.train(train_loader_from_config(cfg, run.trainer.seed, start, dicts), start)
+    return run.train(train_loader_from_config(cfg, run.trainer.seed, start, dicts, sets=sets), start)

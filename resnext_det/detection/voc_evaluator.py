@@ -63,11 +63,11 @@ class VOCEvaluator(FastCOCOEvaluator):
         chosen = None if img_ids is None else set(img_ids)
         classes = {dataset_id: k for k, dataset_id in enumerate(self._dataset_ids.tolist())}
         objects = []
-        for record in self._truth.annotations:
+        for record, difficult in zip(self._truth.records(), self._truth.difficult.tolist(), strict=True):
             if chosen is None or record["image_id"] in chosen:
                 x, y, w, h = record["bbox"]
                 place = (record["image_id"], classes[record["category_id"]])
-                objects.append((*place, (x + 1, y + 1, x + w, y + h), bool(record.get("difficult"))))
+                objects.append((*place, (x + 1, y + 1, x + w, y + h), difficult))
         corners[:, :2] += 1
         scores = detections.scores
         if self._rounding:

@@ -223,7 +223,7 @@ def detection_sets(data: Path) -> tuple[list[str], tuple[tuple[str, ...], tuple[
         )
     chosen = {f"reproduce_{name}": (str(splits[name]), str(data / name)) for name in (train[0], test[0])}
     names = tuple((name,) for name in chosen)
-    classes = len(read_ground_truth(chosen[names[0][0]][0]).categories)
+    classes = len(read_ground_truth(chosen[names[0][0]][0]).class_names)
     options = ["DATASETS.REGISTER", str([[name, *files] for name, files in chosen.items()])]
     options += ["DATASETS.TRAIN", str(names[0]), "DATASETS.TEST", str(names[1])]
     return [*options, "MODEL.ROI_HEADS.NUM_CLASSES", str(classes)], names

@@ -7,23 +7,30 @@ import html
 import io
 import math
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from matplotlib.text import Text
+from PIL import Image
 
-from ..annotations.coco import Detections, GroundTruth
+from ..annotations.check.files import path_inside
+from ..annotations.coco import Detections
+from ..annotations.dataset import Dataset, positions
 from ..annotations.error_kinds import KINDS, ErrorKinds, error_kinds
 from ..annotations.evaluation import Evaluation
+from ..errors import UserError
 from ..files import atomic_write
+from ..files import shown as plain
+from ..images import MAX_MEGAPIXELS, read_image
 from .boxes import draw_boxes
+from .text import drawn, fonts
 
 SCORE_THRESHOLD = 0.5
 """Detections that the error kinds and the images show."""
 IMAGE_SIDE = 560  # pixels, the longer side of an image on the page
+NAME_SHOWN = 40  # characters of a class name in a drawing
 CLASSES_DRAWN = 40  # bars in one plot stay readable up to here
 CURVES_DRAWN = 8
 CLASSES_OPEN = 20  # a longer table of classes is folded away
@@ -62,7 +69,7 @@ border-radius:3px;margin-right:5px}.split{display:grid;grid-template-columns:1fr
 
 def write_report(
     path: str | os.PathLike,
-    truth: GroundTruth,
+    truth: Dataset,
     detections: Detections,
     evaluation: Evaluation,
     *,
@@ -70,6 +77,7 @@ def write_report(
     title: str = "Evaluation",
     score_threshold: float = SCORE_THRESHOLD,
     pictures: int = 4,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Path:
     """Write the page; it needs no other file.
 
@@ -79,20 +87,20 @@ def write_report(
         image_root: folder of the images; without it, or where one is missing, boxes stand on gray.
         title: heading, such as the set's name.
         score_threshold: error kinds and images show the detections from here up; AP counts all.
-        images: how many best and how many worst ones to show.
+        pictures: how many best and how many worst images to show.
+        max_megapixels: larger images are not read.
     """
     shown = detections.take(detections.scores >= score_threshold)
     errors = error_kinds(truth, shown)
     results = evaluation.results()
     objects = int(errors.objects.sum())
-    labels = np.array([record["category_id"] for record in truth.annotations], dtype=np.int64)[errors.objects]
-    per_class = (labels[None] == evaluation.category_ids[:, None]).sum(axis=1)
+    per_class = np.bincount(truth.category[errors.objects], minlength=len(truth.class_names))
     parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        f'<p class="quiet">{len(truth.images):,} images, {objects:,} objects, {len(truth.categories)} classes, '
+        f"<h1>{html.escape(plain(title))}</h1>",
+        f'<p class="quiet">{len(truth.image_ids):,} images, {objects:,} objects, {len(truth.class_names)} classes, '
         f"{len(detections):,} detections. Numbers are percent, COCO's definitions.</p>",
         _cards(results),
-        "".join(f'<p class="quiet">{html.escape(reason)}</p>' for reason in evaluation.reasons()),
+        "".join(f'<p class="quiet">{html.escape(plain(reason, 2000))}</p>' for reason in evaluation.reasons()),
         '<h2>Classes</h2><div class="split">',
         f'<div class="panel">{_image(_bars(evaluation), "AP and AP50 of each class")}</div>',
         f'<div class="panel">{_image(_precision_recall(evaluation, per_class), "precision and recall")}</div></div>',
@@ -101,10 +109,10 @@ def write_report(
         f"of the objects that none of them points at.</p>",
         f'<div class="split"><div class="panel">{_image(_kinds_plot(errors), "detections by kind")}</div>'
         f'<div class="panel">{_kinds_table(errors)}</div></div>',
-        _galleries(truth, shown, errors, image_root, pictures, score_threshold),
+        _galleries(truth, shown, errors, image_root, pictures, score_threshold, max_megapixels),
     ]
     with atomic_write(path) as file:
-        file.write(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>')
+        file.write(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(plain(title))}</title>')
         file.write('<meta name="viewport" content="width=device-width,initial-scale=1">')
         file.write(f"<style>{STYLE}</style><main>{''.join(parts)}</main></html>\n")
     return Path(path)
@@ -128,10 +136,12 @@ def _embedded(data: bytes, kind: str = "png") -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _image(figure: Figure, text: str) -> str:
+def _image(figure: Figure, alt: str) -> str:
     buffer = io.BytesIO()
+    for text in figure.findobj(Text):
+        text.set_fontfamily(fonts())
     figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
-    return f'<img src="{_embedded(buffer.getvalue())}" alt="{html.escape(text)}">'
+    return f'<img src="{_embedded(buffer.getvalue())}" alt="{html.escape(alt)}">'
 
 
 def _axes(width: float = 5.6, height: float = 4.2) -> tuple[Figure, matplotlib.axes.Axes]:
@@ -160,7 +170,7 @@ def _bars(evaluation: Evaluation) -> Figure:
     places = np.arange(len(rows))
     axes.barh(places, [row[2] for row in rows], color="#b7cfe8", label="AP50")
     axes.barh(places, [row[1] for row in rows], color="#123c69", height=0.45, label="AP")
-    axes.set_yticks(places, [evaluation.class_names[row[0]] for row in rows])
+    axes.set_yticks(places, [drawn(evaluation.class_names[row[0]]) for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.grid(axis="x", alpha=0.3)
@@ -179,7 +189,7 @@ def _precision_recall(evaluation: Evaluation, objects: np.ndarray) -> Figure:
     names = sorted(rows, key=lambda row: -objects[row[0]])[:CURVES_DRAWN]
     colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, max(len(names), 1)))
     for (k, _, ap50), colour in zip(names, colours, strict=False):
-        label = f"{evaluation.class_names[k]} {ap50:.1f}"
+        label = f"{drawn(evaluation.class_names[k])} {ap50:.1f}"
         axes.plot(evaluation.recall_thresholds, curves[:, k], color=colour, linewidth=1.2, label=label)
     if rows:
         mean = curves[:, [row[0] for row in rows]].mean(axis=1)
@@ -194,8 +204,7 @@ def _precision_recall(evaluation: Evaluation, objects: np.ndarray) -> Figure:
     return figure
 
 
-def _class_table(truth: GroundTruth, shown: Detections, evaluation: Evaluation, errors: ErrorKinds) -> str:
-    labels = np.array([record["category_id"] for record in truth.annotations], dtype=np.int64)
+def _class_table(truth: Dataset, shown: Detections, evaluation: Evaluation, errors: ErrorKinds) -> str:
     order = [k for k, _, _ in _by_ap(evaluation)]
     order += [k for k in range(len(evaluation.class_names)) if k not in order]
     lines = []
@@ -204,13 +213,13 @@ def _class_table(truth: GroundTruth, shown: Detections, evaluation: Evaluation, 
         ap, ap50 = (100 * evaluation.average_precision(iou, category=k) for iou in (None, 0.5))
         of_class = shown.category_ids == category
         numbers = [
-            int((errors.objects & (labels == category)).sum()),
+            int((errors.objects & (truth.category == k)).sum()),
             int((of_class & (errors.kinds == KINDS.index("correct"))).sum()),
             int((of_class & (errors.kinds != KINDS.index("correct")) & (errors.kinds != KINDS.index("ignored"))).sum()),
-            int((errors.missed & (labels == category)).sum()),
+            int((errors.missed & (truth.category == k)).sum()),
         ]
         cells = [_percent(ap), _percent(ap50), *(f"{number:,}" for number in numbers)]
-        name = html.escape(evaluation.class_names[k])
+        name = html.escape(plain(evaluation.class_names[k]))
         lines.append(f"<tr><td>{name}</td>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("Class", "AP", "AP50", "objects", "correct", "wrong", "missed"))
     opened = " open" if len(lines) <= CLASSES_OPEN else ""
@@ -247,27 +256,25 @@ def _kinds_table(errors: ErrorKinds) -> str:
 
 
 def _galleries(
-    truth: GroundTruth,
+    truth: Dataset,
     shown: Detections,
     errors: ErrorKinds,
     image_root: str | os.PathLike | None,
     pictures: int,
     score_threshold: float,
+    max_megapixels: float,
 ) -> str:
-    image_of = np.array([record["image_id"] for record in truth.annotations], dtype=np.int64)
     rated = []
-    for image in truth.images:
-        of_image = shown.image_ids == image["id"]
+    for image, image_id in enumerate(truth.image_ids.tolist()):
+        of_image = shown.image_ids == image_id
         correct = int((errors.kinds[of_image] == KINDS.index("correct")).sum())
         counted = int((errors.kinds[of_image] != KINDS.index("ignored")).sum())
-        objects = int((errors.objects & (image_of == image["id"])).sum())
+        objects = int((errors.objects & (truth.image == image)).sum())
         if objects + counted:
             rated.append((2 * correct / (objects + counted), objects + counted, image))
     # Among equals, the image with more in it is the better and the worse example.
-    best = sorted(rated, key=lambda row: (-row[0], -row[1], row[2]["id"]))[:pictures]
-    worst = [row for row in sorted(rated, key=lambda row: (row[0], -row[1], row[2]["id"])) if row not in best][
-        :pictures
-    ]
+    best = sorted(rated, key=lambda row: (-row[0], -row[1], row[2]))[:pictures]
+    worst = [row for row in sorted(rated, key=lambda row: (row[0], -row[1], row[2])) if row not in best][:pictures]
     dots = "".join(
         f'<span><span class="dot" style="background:{_hex(kind)}"></span>{kind}</span>'
         for kind in KINDS
@@ -279,38 +286,38 @@ def _galleries(
             f'from a score of {score_threshold:g}.</p><div class="key">{dots}</div>'
         )
         for f1, _, image in rows:
-            here = np.flatnonzero(image_of == image["id"])
-            parts.append(_pair(truth, shown, errors, image, here, image_root, f1))
+            parts.append(_pair(truth, shown, errors, image, image_root, f1, max_megapixels))
     return "".join(parts)
 
 
 def _pair(
-    truth: GroundTruth,
+    truth: Dataset,
     shown: Detections,
     errors: ErrorKinds,
-    image: dict,
-    here: np.ndarray,
+    image: int,
     image_root: str | os.PathLike | None,
     f1: float,
+    max_megapixels: float,
 ) -> str:
-    names = dict(zip(truth.category_ids.tolist(), truth.class_names, strict=True))
-    records = [truth.annotations[i] for i in here]
-    boxes = np.array([record["bbox"] for record in records], dtype=float).reshape(-1, 4)
-    found = np.flatnonzero(shown.image_ids == image["id"])
-    pixels = _picture(image, image_root, np.concatenate([boxes, shown.boxes[found]]))
-    scale = IMAGE_SIDE / max(pixels.size)
+    here = np.flatnonzero(truth.image == image)
+    found = np.flatnonzero(shown.image_ids == truth.image_ids[image])
+    boxes, names = truth.boxes[here], [plain(name, NAME_SHOWN) for name in truth.class_names]
+    pixels, scale = _image_shrunk(truth, image, image_root, np.concatenate([boxes, shown.boxes[found]]), max_megapixels)
+    crowds = truth.iscrowd[here].tolist()
     colours = [
-        COLORS["ignored"] if record["iscrowd"] else COLORS["missed"] if errors.missed[i] else TRUTH_COLOR
-        for i, record in zip(here, records, strict=True)
+        COLORS["ignored"] if crowd else COLORS["missed"] if errors.missed[i] else TRUTH_COLOR
+        for i, crowd in zip(here, crowds, strict=True)
     ]
-    texts = [names[record["category_id"]] + (" (crowd)" if record["iscrowd"] else "") for record in records]
-    left = draw_boxes(pixels, boxes, texts, colours, scale=scale)
+    classes = truth.category[here].tolist()
+    texts = [names[k] + (" (crowd)" if crowd else "") for k, crowd in zip(classes, crowds, strict=True)]
+    left = draw_boxes(pixels, boxes * scale, texts, colours)
     found = found[np.argsort(shown.scores[found])]  # the surest on top
     kinds = [KINDS[kind] for kind in errors.kinds[found]]
-    scored = zip(shown.category_ids[found].tolist(), shown.scores[found].tolist(), strict=True)
-    texts = [f"{names[category]} {100 * score:.0f}%" for category, score in scored]
-    right = draw_boxes(pixels, shown.boxes[found], texts, [COLORS[kind] for kind in kinds], scale=scale)
-    name = html.escape(str(image.get("file_name", image["id"])))
+    classes = positions(shown.category_ids[found], truth.category_ids).tolist()
+    scored = zip(classes, shown.scores[found].tolist(), strict=True)
+    texts = [f"{names[k]} {100 * score:.0f}%" for k, score in scored]
+    right = draw_boxes(pixels, shown.boxes[found] * scale, texts, [COLORS[kind] for kind in kinds])
+    name = html.escape(plain(truth.file_names[image] or truth.image_ids[image]))
     sides = "".join(f'<img src="{_png(side)}" alt="{what} of {name}">' for side, what in
                     ((left, "ground truth"), (right, "detections")))  # fmt: skip
     errors_here = ", ".join(f"{kinds.count(kind)} {kind}" for kind in KINDS if kind in kinds) or "nothing detected"
@@ -328,14 +335,26 @@ def _png(image: Image.Image) -> str:
     return _embedded(buffer.getvalue())
 
 
-def _picture(image: dict, image_root: str | os.PathLike | None, boxes: np.ndarray) -> Image.Image:
-    """The image, or gray of its size where it cannot be read."""
-    if image_root is not None and "file_name" in image:
+def _image_shrunk(
+    truth: Dataset, image: int, image_root: str | os.PathLike | None, boxes: np.ndarray, max_megapixels: float
+) -> tuple[Image.Image, float]:
+    """The image on the page, or gray in its place where it cannot be read, and its size by that of the file."""
+    path = None if image_root is None else path_inside(image_root, truth.file_names[image])
+    if path is not None:
         try:
-            with Image.open(Path(image_root) / image["file_name"]) as file:
-                return ImageOps.exif_transpose(file).convert("RGB")
-        except (OSError, SyntaxError, ValueError):
-            pass
-    reach: Sequence[float] = (boxes[:, :2] + boxes[:, 2:]).max(axis=0) if len(boxes) else (64, 64)
-    size = (image.get("width") or math.ceil(reach[0]), image.get("height") or math.ceil(reach[1]))
-    return Image.new("RGB", (max(int(size[0]), 1), max(int(size[1]), 1)), (226, 229, 233))
+            pixels = read_image(path, "RGB", max_megapixels=max_megapixels, policy="load")
+        except UserError:
+            pixels = None
+        if pixels is not None:
+            whole = Image.fromarray(pixels)
+            scale = IMAGE_SIDE / max(whole.size)
+            return whole.resize(_size(*whole.size, scale), Image.Resampling.BILINEAR), scale
+    reach = (boxes[:, :2] + boxes[:, 2:]).max(axis=0).tolist() if len(boxes) else [64, 64]
+    width = int(truth.widths[image]) or max(math.ceil(min(reach[0], 1e9)), 1)
+    height = int(truth.heights[image]) or max(math.ceil(min(reach[1], 1e9)), 1)
+    scale = IMAGE_SIDE / max(width, height)
+    return Image.new("RGB", _size(width, height, scale), (226, 229, 233)), scale
+
+
+def _size(width: int, height: int, scale: float) -> tuple[int, int]:
+    return max(round(width * scale), 1), max(round(height * scale), 1)

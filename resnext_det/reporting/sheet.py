@@ -8,14 +8,17 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from ..annotations.coco import Detections, GroundTruth
+from ..annotations.coco import Detections
+from ..annotations.dataset import Dataset, positions
+from ..files import shown
+from ..images import read_image
 from .boxes import class_color, draw_boxes
 
 GAP = 6  # pixels between images
 
 
 def detections_sheet(
-    truth: GroundTruth,
+    truth: Dataset,
     detections: Detections,
     image_root: str | os.PathLike,
     image_ids: Sequence[int],
@@ -34,16 +37,16 @@ def detections_sheet(
         width: of each in pixels.
         score_threshold: detections below it are left out.
     """
-    images = {image["id"]: image for image in truth.images}
-    position = {category: i for i, category in enumerate(truth.category_ids.tolist())}
+    place = {image_id: i for i, image_id in enumerate(truth.image_ids.tolist())}
+    names = [shown(name, 40) for name in truth.class_names]
     tiles = []
     for image_id in image_ids:
         kept = detections.take((detections.image_ids == image_id) & (detections.scores >= score_threshold))
-        classes = [position[category] for category in kept.category_ids.tolist()]
-        texts = [f"{truth.class_names[c]} {100 * s:.0f}" for c, s in zip(classes, kept.scores.tolist(), strict=True)]
-        with Image.open(os.path.join(image_root, images[image_id]["file_name"])) as picture:
-            scale = width / picture.width
-            tiles.append(draw_boxes(picture, kept.boxes, texts, [class_color(c) for c in classes], scale=scale))
+        classes = positions(kept.category_ids, truth.category_ids).tolist()
+        texts = [f"{names[c]} {100 * s:.0f}" for c, s in zip(classes, kept.scores.tolist(), strict=True)]
+        picture = read_image(os.path.join(image_root, truth.file_names[place[image_id]]), "RGB")
+        colors, scale = [class_color(c) for c in classes], width / picture.shape[1]
+        tiles.append(draw_boxes(picture, kept.boxes, texts, colors, scale=scale))
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
     across = max((sum(tile.width + GAP for tile in row) for row in rows), default=GAP)

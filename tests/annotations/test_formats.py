@@ -12,7 +12,7 @@ from common import shared_data
 from PIL import Image
 
 from resnext_det import cli
-from resnext_det.annotations.check import read_json
+from resnext_det.annotations.check import read_document
 from resnext_det.annotations.formats import read, recognize
 from resnext_det.annotations.formats.reading import splits_of
 from resnext_det.errors import UserError
@@ -70,7 +70,7 @@ def test_there_and_back(form: str, tmp_path: Path, capsys: pytest.CaptureFixture
     else:
         assert recognize(there) == form
         source = read(splits_of(there)["train"])
-    same(source.document, read_json(folder / "train.json"))
+    same(source.document, read_document(folder / "train.json"))
     assert all((Path(source.image_root) / i["file_name"]).is_file() for i in source.document["images"])
 
 
@@ -92,7 +92,7 @@ def test_real_voc_equals_the_same_set_in_coco(split: str) -> None:
     root = shared_data("bccd_voc")
     found = read(root / "ImageSets" / "Main" / f"{split}.txt", shared_data("bccd") / split).document
     file = next((shared_data("bccd") / "annotations").glob(f"*{split}*.json"))
-    wanted = read_json(file)
+    wanted = read_document(file)
     sizes = {i["id"]: i["file_name"] for i in wanted["images"]}
     names = {c["id"]: c["name"] for c in wanted["categories"]}
     theirs = {(sizes[a["image_id"]], names[a["category_id"]], *map(round, a["bbox"])) for a in wanted["annotations"]}

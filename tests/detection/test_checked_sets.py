@@ -15,14 +15,15 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from PIL import Image
 
-from resnext_det.annotations.check.inspection import ClassCount
+from resnext_det.annotations.check import ClassCount, dataset_dicts
 from resnext_det.commands.train import main
 from resnext_det.detection.coco_evaluator import FastCOCOEvaluator
 from resnext_det.detection.config import setup
 from resnext_det.detection.data import checked_sets
-from resnext_det.detection.data.checked_sets import CheckOptions, check_sets, ground_truth
+from resnext_det.detection.data.checked_sets import CheckOptions, check_sets
 from resnext_det.detection.data.loaders import register_sets, train_loader_from_config
 from resnext_det.detection.data.loaders import test_loader_from_config as loader_from_config
+from resnext_det.detection.evaluate import in_order_of_model
 from resnext_det.engine.launch import launch
 from resnext_det.errors import UserError
 from resnext_det.makers.synthetic import detection_config, draw_detection_set
@@ -45,15 +46,15 @@ def edit(json_file, change) -> None:
     json_file.write_text(json.dumps(document))
 
 
-def check(train=(), test=(), **options) -> None:
-    check_sets(train, test, classes=ClassCount(2), options=CheckOptions(**options))
+def check(train=(), test=(), **options) -> dict:
+    return check_sets(train, test, classes=ClassCount(2), options=CheckOptions(**options))
 
 
-def perfect_evaluation(name) -> dict:
+def perfect_evaluation(name, sets) -> dict:
     """AP of exactly the boxes that the data loader gives."""
-    evaluator = FastCOCOEvaluator(name, distributed=False)
+    evaluator = FastCOCOEvaluator(name, distributed=False, truth=sets[name])
     evaluator.reset()
-    for record in DatasetCatalog.get(name):
+    for record in dataset_dicts(sets[name]):
         found = Instances((record["height"], record["width"]))
         boxes = torch.tensor([a["bbox"] for a in record["annotations"]], dtype=torch.float32).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -67,9 +68,8 @@ def perfect_evaluation(name) -> dict:
 def test_a_clean_set_passes_as_it_is(made):
     name, json_file, _ = made
     before = DatasetCatalog.get(name)
-    check(train=[name], test=[name])
-    assert DatasetCatalog.get(name) == before
-    assert ground_truth(name) == str(json_file)
+    sets = check(train=[name], test=[name])
+    assert dataset_dicts(sets[name]) == before == DatasetCatalog.get(name)
     assert MetadataCatalog.get(name).thing_classes == ["box", "disc"]
 
 
@@ -96,21 +96,20 @@ def test_training_and_evaluation_see_the_fixed_records(made):
         document["annotations"][1]["bbox"] = [5, 5, 0, 9]
 
     edit(json_file, spoil)
-    check(train=[name], test=[name])
-    annotations = DatasetCatalog.get(name)[0]["annotations"]
+    sets = check(train=[name], test=[name])
+    annotations = dataset_dicts(sets[name])[0]["annotations"]
     assert [a["bbox"] for a in annotations] == [[40, 40, 24, 24]]
-    truth = ground_truth(name)["annotations"]
-    assert truth[0]["bbox"] == [40, 40, 24, 24] and len(truth) == 7
-    assert perfect_evaluation(name)["AP"] == pytest.approx(100)
+    assert sets[name].boxes[0].tolist() == [40, 40, 24, 24] and len(sets[name]) == 7
+    assert perfect_evaluation(name, sets)["AP"] == pytest.approx(100)
 
 
 def test_the_evaluation_of_the_file_itself_would_differ(made):
     name, json_file, _ = made
     edit(json_file, lambda d: d["annotations"][0].update(bbox=[40, 40, 90, 90]))
-    check(test=[name])
+    sets = check(test=[name])
     evaluator = FastCOCOEvaluator(json_file=json_file, distributed=False)
-    assert evaluator._truth.annotations[0]["bbox"] == [40, 40, 90, 90]
-    assert FastCOCOEvaluator(name, distributed=False)._truth.annotations[0]["bbox"] == [40, 40, 24, 24]
+    assert evaluator._truth.boxes[0].tolist() == [40, 40, 90, 90]
+    assert sets[name].boxes[0].tolist() == [40, 40, 24, 24]
 
 
 def test_errors_stop_before_training(made):
@@ -129,6 +128,30 @@ def test_a_missing_file_says_where_sets_go(tmp_path):
 def test_a_class_count_other_than_the_models_is_an_error(made):
     with pytest.raises(UserError, match="set MODEL.ROI_HEADS.NUM_CLASSES 2"):
         check_sets([made[0]], [], classes=ClassCount(80), options=CheckOptions())
+
+
+def test_classes_are_matched_by_name_whatever_their_ids_and_order(made, tmp_path, caplog):
+    json_file, image_root = draw_detection_set(tmp_path / "other", 2)
+    original = json.loads(json_file.read_text())
+    ids = {1: 20, 2: 10}
+
+    def number(document):
+        document["categories"] = [{**c, "id": ids[c["id"]]} for c in document["categories"]]
+        for annotation in document["annotations"]:
+            annotation["category_id"] = ids[annotation["category_id"]]
+
+    edit(json_file, number)
+    name = f"numbered {tmp_path}"
+    register_coco_instances(name, {}, str(json_file), str(image_root))
+    sets = check(train=[made[0]], test=[name])
+    assert sets[name].class_names == sets[made[0]].class_names == ["box", "disc"] and "in the order of" in caplog.text
+    assert sets[name].category_ids.tolist() == [20, 10] and sets[made[0]].category_ids.tolist() == [1, 2]
+    loaded = [a["category_id"] for record in dataset_dicts(sets[name]) for a in record["annotations"]]
+    assert loaded == [a["category_id"] - 1 for a in original["annotations"]]
+    assert perfect_evaluation(name, sets)["AP"] == pytest.approx(100)
+    assert in_order_of_model(sets, ["disc", "box"])[made[0]].category_ids.tolist() == [2, 1]
+    with pytest.raises(UserError, match="has 'box' and lacks 'ring'"):
+        in_order_of_model(sets, ["disc", "ring"])
 
 
 def test_test_categories_must_be_those_of_training(made, tmp_path):
@@ -175,8 +198,7 @@ def test_a_mistyped_level_names_the_nearest():
 def test_skipping_is_for_training_only(made):
     name, _, image_root = made
     break_image(image_root)
-    check(train=[name], broken_images="skip")
-    assert len(DatasetCatalog.get(name)) == 3
+    assert len(check(train=[name], broken_images="skip")[name].image_ids) == 3
     with pytest.raises(UserError, match="0001.png"):
         check(test=[name], broken_images="skip")
 
@@ -192,8 +214,16 @@ def test_masks_and_keypoints_come_as_detectron2_reads_them(made):
         document["annotations"][1].update(segmentation=runs, keypoints=[5, 6, 1])
 
     edit(json_file, add)
-    check(train=[name], masks=True, keypoints=True)
-    assert DatasetCatalog.get(name) == load_coco_json(str(json_file), str(image_root), f"theirs {name}")
+    for key, value in (("segmentation", polygon), ("keypoints", [5, 6, 1])):
+        with pytest.raises(UserError, match=rf"annotations\[2\].{key} \(id 3\): is missing, and the model learns"):
+            check(train=[name], masks=True, keypoints=True)
+        check(test=[name], masks=True, keypoints=True)  # AP of boxes is there to be had
+        edit(json_file, lambda d, new={key: value}: [record.update(new) for record in d["annotations"][2:]])
+    sets = check(train=[name], masks=True, keypoints=True)
+    ours, theirs = dataset_dicts(sets[name], keypoints=True), load_coco_json(str(json_file), str(image_root), "theirs")
+    encoded = theirs[0]["annotations"][1]["segmentation"]
+    encoded["counts"] = encoded["counts"].decode()  # bytes there, text here
+    assert ours == theirs
 
 
 def of_real_data(tmp_path, json_file, image_root, classes) -> list[str]:
@@ -209,7 +239,7 @@ def test_bccd_as_published_trains_and_is_evaluated(tmp_path):
     json_file = folder / "annotations" / "instances_val_with_zero_area_boxes.json"
     main(of_real_data(tmp_path, json_file, folder / "val", 3))
     log = (tmp_path / "run" / "log.txt").read_text()
-    assert "87 images, decoding every one" in log and "evaluation uses the records as fixed" in log
+    assert "87 images, decoding every one" in log and "the records are used as fixed" in log
     assert json.loads((tmp_path / "run" / "results.json").read_text())["bbox"]["AP"] is not None
 
 
@@ -231,20 +261,19 @@ def test_loaders_read_images_as_the_check_does(tmp_path):
     from resnext_det.detection.data.checked_sets import check_sets_from_config
 
     register_sets(cfg.DATASETS.REGISTER)
-    check_sets_from_config(cfg, training=True)
-    record = DatasetCatalog.get(cfg.DATASETS.TEST[0])[3]
-    assert (record["width"], record["height"]) == (48, 64)
-    shapes = [tuple(batch[0]["image"].shape) for batch in loader_from_config(cfg, cfg.DATASETS.TEST[0])]
+    sets = check_sets_from_config(cfg, training=True)
+    name = cfg.DATASETS.TEST[0]
+    assert (sets[name].widths[3], sets[name].heights[3]) == (48, 64)
+    shapes = [tuple(batch[0]["image"].shape) for batch in loader_from_config(cfg, name, sets)]
     assert shapes[3][1] > shapes[3][2]
-    assert len(next(iter(train_loader_from_config(cfg, 0)))) == 2
+    assert len(next(iter(train_loader_from_config(cfg, 0, sets=sets)))) == 2
 
 
 def in_each_process(sets, results):
     for name, json_file, image_root in sets:
         register_coco_instances(name, {}, json_file, image_root)
         try:
-            check(train=[name])
-            results[name, comm.get_rank()] = len(DatasetCatalog.get(name))
+            results[name, comm.get_rank()] = len(check(train=[name])[name].image_ids)
         except UserError as error:
             results[name, comm.get_rank()] = str(error)
 

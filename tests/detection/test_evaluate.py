@@ -65,7 +65,9 @@ def test_evaluation_in_int8(trained, tiny_run, monkeypatch):
     """What a training ends at differs between processors, so int8 is held to the features of given regions."""
     cfg = tiny_run.config("in_int8", *TRAINED, "MODEL.RESNEXT.INFERENCE_DTYPE", "int8")
     read, made = [], []
-    monkeypatch.setattr(evaluate, "calibration_inputs", lambda cfg: read.extend(data.calibration_inputs(cfg)) or read)
+    monkeypatch.setattr(
+        evaluate, "calibration_inputs", lambda cfg, **_: read.extend(data.calibration_inputs(cfg)) or read
+    )
     monkeypatch.setattr(evaluate, "for_inference", lambda *given: made.append(for_inference(*given)) or made[0])
     model = loaded(trained[0])
     assert set(evaluate_model(cfg, model)["bbox"]) == set(trained[1]["bbox"])

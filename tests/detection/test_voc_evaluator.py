@@ -156,7 +156,7 @@ def test_a_voc_set_trains_and_is_evaluated_by_voc(tmp_path: Path) -> None:
 
 def test_detectron2s_own_names_are_read_by_our_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from resnext_det.annotations.formats.voc import CLASSES
-    from resnext_det.detection.data.checked_sets import document_of, ground_truth
+    from resnext_det.detection.data.checked_sets import document_of
 
     register_sets([])
     metadata = MetadataCatalog.get("voc_2007_test")
@@ -171,7 +171,6 @@ def test_detectron2s_own_names_are_read_by_our_reader(tmp_path: Path, monkeypatc
     monkeypatch.setitem(metadata.__dict__, "image_root", str(tmp_path / "VOC2007" / "JPEGImages"))
     document = document_of("voc_2007_test")
     assert [c["name"] for c in document["categories"]] == list(CLASSES) and document["annotations"]
-    assert ground_truth("voc_2007_test") == document
     assert len(DatasetCatalog.get("voc_2007_test")) == len(document["images"])
 
 

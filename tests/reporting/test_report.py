@@ -41,7 +41,7 @@ def page_of(truth, detections, path, **choices) -> str:
 def test_the_page_stands_alone_and_shows_the_numbers(truth, tmp_path):
     records = [
         {"image_id": r["image_id"], "category_id": r["category_id"], "bbox": r["bbox"], "score": 0.9}
-        for r in truth.annotations[:5]
+        for r in truth.records()[:5]
     ]
     detections = Detections.from_records(records)
     page = page_of(truth, detections, tmp_path / "report.html", image_root=tmp_path, title="A & B", pictures=2)

@@ -4,23 +4,26 @@ from .findings import Finding, Findings
 from .inspection import (
     CheckedDataset,
     check_coco,
+    dataset_dicts,
     inspect_coco,
     inspect_document,
-    load_checked,
-    read_json,
+    read_document,
     report,
     write_fixed,
 )
+from .options import ClassCount, Options
 
 __all__ = [
     "CheckedDataset",
+    "ClassCount",
     "Finding",
     "Findings",
+    "Options",
     "check_coco",
     "inspect_coco",
     "inspect_document",
-    "load_checked",
-    "read_json",
+    "dataset_dicts",
+    "read_document",
     "report",
     "write_fixed",
 ]

@@ -32,26 +32,33 @@ def get(records: list[dict], key: str, default: object = MISSING) -> list:
     return [record.get(key, default) for record in records]
 
 
-def integers(values: list) -> Column:
-    """Integers of 64 bits. A text is cast when its number is written back the same ("12", not "012"); so is 12.0."""
+def integers(values: list, *, wide: bool = False) -> Column:
+    """Integers of 64 bits. A text is cast when its number is written back the same ("12", not "012"); so is 12.0.
+
+    Args:
+        wide: also take unsigned ones of 64 bits; ``values`` are then Python integers where one is that large.
+    """
     if set(map(type, values)) <= {int}:
         try:
             return Column(np.array(values, dtype=np.int64))
         except OverflowError:
             pass
-    column = Column(np.zeros(len(values), dtype=np.int64))
+    column = Column(np.zeros(len(values), dtype=object if wide else np.int64))
+    largest = 2 * _LARGEST if wide else _LARGEST
     for row, value in enumerate(values):
         kind = type(value)
-        if kind is str and len(value) < 20 and value.lstrip("-").isdecimal() and str(int(value)) == value:
+        if kind is str and len(value) <= 20 and value.removeprefix("-").isdecimal() and str(int(value)) == value:
             value, kind = int(value), int
             column.cast.append(row)
         elif kind is float and abs(value) < 2**53 and value.is_integer():
             value, kind = int(value), int
             column.cast.append(row)
-        if kind is int and -_LARGEST <= value < _LARGEST:
+        if kind is int and -_LARGEST <= value < largest:
             column.values[row] = value
         else:
             column.bad.append(row)
+    if wide and all(value < _LARGEST for value in column.values):
+        column.values = column.values.astype(np.int64)
     return column
 
 

@@ -14,7 +14,7 @@ from ... import images as pictures
 from ...errors import UserError
 from ...images import BrokenImage, ImageHeader
 from .findings import Findings, shorten, some
-from .rules import Images
+from .tables import Images
 
 
 def check_files(
@@ -203,3 +203,11 @@ def _hint(name: str, listings: dict[str, dict[str, bool]]) -> str:
         if other.casefold() == file.casefold():
             return f" (there is {shorten(other)})"
     return " (write / instead of \\)" if "\\" in name else ""
+
+
+def path_inside(root: str | os.PathLike, name: str) -> Path | None:
+    """The file ``name`` below ``root``, or None where it leads out of it, through links too."""
+    if not name or "\0" in name:
+        return None
+    path = os.path.join(root, name)
+    return Path(path) if _within(os.path.realpath(path), os.path.realpath(root)) else None

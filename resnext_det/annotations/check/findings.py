@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from ...files import shown
+
 SEVERITIES = ("error", "warning", "note")
 """An error stops training; a warning says that something was left out or changed; a note that it was filled in."""
 
@@ -35,7 +37,7 @@ class Finding:
     def __str__(self) -> str:
         name = "" if self.id is None else f" (id {shorten(self.id)})"
         field = f"{self.field}{name}: " if self.field else ""
-        return " ".join(f"{self.file}: {field}{self.message}; {self.fix}".split())
+        return shown(" ".join(f"{self.file}: {field}{self.message}; {self.fix}".split()), 2000)
 
 
 class Findings:

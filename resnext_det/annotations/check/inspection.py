@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import os
-import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ...errors import UserError
-from ...images import MAX_MEGAPIXELS
-from . import rules
+from ...files import atomic_write, shown
+from .. import masks as masks_room
+from ..dataset import Dataset, Texts, texts_of_json
+from ..reading import read_json
+from . import tables
 from .files import check_files
 from .findings import Findings, some
+from .objects import Annotations, check_annotations
+from .options import ClassCount, Options
 
 logger = logging.getLogger(__name__)
+
+XYWH_ABS = 1
+"""detectron2's ``BoxMode.XYWH_ABS``, an integer enumeration, which this room does without."""
+
+__all__ = ["CheckedDataset", "ClassCount", "Options", "check_coco", "dataset_dicts", "inspect_coco", "inspect_document"]
 
 
 @dataclass
@@ -34,12 +43,12 @@ class CheckedDataset:
     """
 
     json_file: str
-    image_root: str
+    image_root: str | None
     document: dict
     findings: Findings
-    images: rules.Images | None = None
-    categories: rules.Categories | None = None
-    annotations: rules.Annotations | None = None
+    images: tables.Images | None = None
+    categories: tables.Categories | None = None
+    annotations: Annotations | None = None
 
     @property
     def errors(self) -> int:
@@ -57,6 +66,30 @@ class CheckedDataset:
         if not len(self.images.ids):
             return np.zeros_like(table.keep)
         return table.keep & self.images.keep[table.image]
+
+    def changed(self) -> bool:
+        """Whether a record was fixed or left out."""
+        table = self.annotations
+        if not self.images.keep.all() or len(self.images.ids) < len(self.document["images"]):
+            return True
+        if table is None:
+            return False
+        same = (table.boxes == table.given).all() and (table.areas == table.given_areas).all()
+        return not (same and self.kept().all())
+
+    def lost(self) -> dict[str, int]:
+        """What :meth:`mended` leaves out: {kind: how many}, of kinds that have any."""
+        images, table = self.images, self.annotations
+        twice = len(self.document["images"]) - len(images.ids)
+        left_out = int((~images.keep).sum())
+        counts = {"image records with an unusable or repeated id or name": twice, "missing or broken images": left_out}
+        if table is not None:
+            of_lost = (table.image < 0) | ~images.keep[table.image] if len(images.ids) else np.ones_like(table.keep)
+            counts |= {
+                "objects of such images, or of none": int(of_lost.sum()),
+                "objects without a usable box or class": int((~table.keep & ~of_lost).sum()),
+            }
+        return {kind: number for kind, number in counts.items() if number}
 
     def raise_errors(self) -> None:
         """Raises UserError, one line, for the first error."""
@@ -76,48 +109,63 @@ class CheckedDataset:
             "thing_dataset_id_to_contiguous_id": {value: i for i, value in enumerate(self.categories.ids)},
         }
 
-    def dataset_dicts(self, *, masks: bool = False, keypoints: bool = False) -> list[dict]:
-        """detectron2's standard dicts, in the order of image ids; boxes are XYWH_ABS, classes contiguous.
+    def dataset(self, *, as_written: bool = False, masks: bool = False) -> Dataset:
+        """The set as one value; images by rising id.
 
-        Images without objects stay, with an empty list. ``masks`` adds ``segmentation`` where it is valid,
-        ``keypoints`` those, in detectron2's continuous coordinates. A set without annotations has no key
-        ``annotations``.
+        Args:
+            as_written: boxes, areas and images count as the file has them, for an evaluation equal to pycocotools';
+                else what was fixed, without what was left out.
+            masks: keep segmentations.
+
+        Raises:
+            UserError: there are errors that leave nothing to read.
         """
-        from detectron2.structures import BoxMode
+        images, categories, table = self.images, self.categories, self.annotations
+        if images is None or categories is None:
+            self.raise_errors()
+            raise UserError(f"{self.json_file}: no usable images or categories")
+        chosen = np.flatnonzero(images.keep | as_written)
+        chosen = chosen[np.argsort(images.ids[chosen], kind="stable")]
+        common = {
+            "source": self.json_file,
+            "image_root": self.image_root,
+            "image_ids": images.ids[chosen],
+            "file_names": Texts.of(images.file_names[i] for i in chosen.tolist()),
+            "widths": images.widths[chosen],
+            "heights": images.heights[chosen],
+            "category_ids": tables.columns.integers(categories.ids, wide=True).values,
+            "class_names": list(categories.names),
+        }
+        if table is None:
+            none = np.zeros(0, dtype=np.int64)
+            return Dataset(
+                **common, annotation_ids=none, image=none, category=none, boxes=np.zeros((0, 4)), areas=np.zeros(0),
+                iscrowd=none, difficult=none.astype(bool), annotated=False,
+            )  # fmt: skip
+        rows = np.flatnonzero(table.known if as_written else self.kept())
+        place = np.full(len(images.ids), -1, dtype=np.int64)
+        place[chosen] = np.arange(len(chosen))
+        records = [self.document["annotations"][row] for row in rows.tolist()]
+        points = [r.get("keypoints") if _usable_points(r.get("keypoints")) else None for r in records]
+        some_points = any(points)
+        visible = [r.get("num_keypoints") for r in records] if some_points else []
+        return Dataset(
+            **common,
+            annotation_ids=table.ids[rows],
+            image=place[table.image[rows]],
+            category=table.category[rows],
+            boxes=(table.given if as_written else table.boxes)[rows],
+            areas=(table.given_areas if as_written else table.areas)[rows],
+            iscrowd=table.iscrowd[rows],
+            difficult=np.array([bool(r.get("difficult")) for r in records], dtype=bool),
+            masks=texts_of_json(_segmentation(r.get("segmentation")) for r in records) if masks else None,
+            keypoints=texts_of_json(points) if some_points else None,
+            num_keypoints=np.array([v if type(v) is int else -1 for v in visible]) if some_points else None,
+        )
 
-        images = self.images
-        dicts: list[dict | None] = [None] * len(images.ids)
-        for i in np.flatnonzero(images.keep).tolist():
-            dicts[i] = {
-                "file_name": os.path.join(self.image_root, images.file_names[i]),
-                "height": int(images.heights[i]),
-                "width": int(images.widths[i]),
-                "image_id": int(images.ids[i]),
-            }
-        table = self.annotations
-        if table is not None:
-            for record in dicts:
-                if record is not None:
-                    record["annotations"] = []
-            rows = np.flatnonzero(self.kept())
-            columns = (table.image, table.boxes, table.category, table.iscrowd)
-            for row, image, box, category, crowd in zip(
-                rows.tolist(), *(column[rows].tolist() for column in columns), strict=True
-            ):
-                annotation = {
-                    "bbox": box,
-                    "bbox_mode": BoxMode.XYWH_ABS,
-                    "category_id": category,
-                    "iscrowd": crowd,
-                }
-                source = self.document["annotations"][row]
-                if masks and rules.valid_segmentation(source.get("segmentation")):
-                    annotation["segmentation"] = _compressed(source["segmentation"])
-                if keypoints and source.get("keypoints"):
-                    points = source["keypoints"]
-                    annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
-                dicts[image]["annotations"].append(annotation)
-        return [dicts[i] for i in np.argsort(images.ids, kind="stable").tolist() if dicts[i] is not None]
+    def dataset_dicts(self, *, masks: bool = False, keypoints: bool = False) -> list[dict]:
+        """:func:`dataset_dicts` of what was fixed."""
+        return dataset_dicts(self.dataset(masks=masks), keypoints=keypoints)
 
     def mended(self) -> dict:
         """The document with the fixed records, for ``--fix`` and as the ground truth of an evaluation."""
@@ -144,7 +192,7 @@ class CheckedDataset:
         if table is not None:
             source = document["annotations"]
             rows = np.flatnonzero(self.kept())
-            category_ids = np.array(self.categories.ids)[table.category[rows]]
+            category_ids = np.array(self.categories.ids, dtype=np.int64)[table.category[rows]]
             columns = (images.ids[table.image[rows]], category_ids, table.boxes[rows], table.areas[rows])
             document["annotations"] = []
             for row, annotation_id, crowd, image_id, category_id, box, area in zip(
@@ -164,158 +212,148 @@ class CheckedDataset:
                     "iscrowd": crowd,
                 }
                 segmentation = record.get("segmentation")
-                if segmentation and not rules.valid_segmentation(segmentation):
+                if segmentation and masks_room.fault(segmentation):
                     record["segmentation"] = []
                 document["annotations"].append(record)
         return document
 
 
-def _compressed(segmentation: list | dict) -> list | dict:
-    """detectron2 reads polygons and compressed run lengths only."""
-    if isinstance(segmentation, list) or isinstance(segmentation["counts"], str):
-        return segmentation
-    from pycocotools import mask
+def _segmentation(value: Any) -> Any:
+    """The segmentation where it is a usable one: polygons, or run lengths in the compressed text all readers know."""
+    if not value or masks_room.fault(value):
+        return None
+    if isinstance(value, dict):
+        return {"size": value["size"], "counts": masks_room.compressed(value["counts"]).decode("ascii")}
+    return value
 
-    return mask.frPyObjects(segmentation, *segmentation["size"])
+
+def _usable_points(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and len(value) % 3 == 0 and all(map(masks_room.finite_number, value))
 
 
-def read_json(json_file: str | Path, hint: str = "give the annotations' JSON file") -> dict:
+def dataset_dicts(dataset: Dataset, *, keypoints: bool = False) -> list[dict]:
+    """detectron2's standard dicts, in the order of image ids; boxes are XYWH_ABS, classes contiguous.
+
+    Images without objects stay, with an empty list. ``segmentation`` comes where the set keeps masks, ``keypoints``, if
+    asked for, in detectron2's continuous coordinates. A set without annotations has no key ``annotations``.
+    """
+    root = dataset.image_root or ""
+    dicts: list[dict] = [
+        {"file_name": os.path.join(root, dataset.file_names[i]), "height": height, "width": width, "image_id": image_id}
+        for i, (height, width, image_id) in enumerate(
+            zip(dataset.heights.tolist(), dataset.widths.tolist(), dataset.image_ids.tolist(), strict=True)
+        )
+    ]
+    if not dataset.annotated:
+        return dicts
+    for record in dicts:
+        record["annotations"] = []
+    columns = (dataset.image, dataset.boxes, dataset.category, dataset.iscrowd)
+    for row, (image, box, category, crowd) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        annotation = {"bbox": box, "bbox_mode": XYWH_ABS, "category_id": category, "iscrowd": crowd}
+        segmentation = dataset.segmentation(row)
+        if segmentation:
+            annotation["segmentation"] = segmentation
+        points = dataset.points(row) if keypoints else None
+        if points:
+            annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
+        dicts[image]["annotations"].append(annotation)
+    return dicts
+
+
+def read_document(json_file: str | Path, hint: str = "give the annotations' JSON file") -> dict:
     """The document in ``json_file``; ``hint`` follows "no such file".
 
     Raises:
         UserError: missing, not JSON (where, and the likely reason), or not a COCO document.
     """
-    path = Path(json_file)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {hint}") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text at byte {error.start}; write it as UTF-8") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); check the path and its permissions") from None
-    collecting = gc.isenabled()
-    gc.disable()  # millions of small objects, none of them garbage
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(_json_error(path, text, error)) from None
-    except (RecursionError, ValueError) as error:  # very deep nesting, integers of thousands of digits
-        raise UserError(f"{path}: not usable JSON ({error}); write it again") from None
-    finally:
-        if collecting:
-            gc.enable()
+    document = read_json(json_file, hint)
     if not isinstance(document, dict):
-        hint = (
-            "this looks like a results file; give the ground truth"
+        why = (
+            "this looks like a results file; give the ground truth (are --gt and --dt swapped?)"
             if isinstance(document, list)
             else "see COCO's format"
         )
-        raise UserError(f"{path}: is not an object with images, annotations and categories; {hint}")
+        raise UserError(f"{shown(json_file)}: is not an object with images, annotations and categories; {why}")
     return document
-
-
-def _json_error(path: Path, text: str, error: json.JSONDecodeError) -> str:
-    near = text[error.pos : error.pos + 40]
-    if near.startswith(("np.", "numpy.", "int64(", "float32(", "array(", "tensor(")):
-        why = f"numpy's notation {' '.join(near.split())[:20]!r}: convert with int(), float() or .tolist()"
-    elif not near.strip() or error.msg.startswith("Unterminated"):
-        why = "the file ends in the middle: copy it again; if json.dump stopped at a numpy integer, use int()"
-    else:
-        why = f"{error.msg.lower()}: correct it there"
-    return f"{path}: not JSON at line {error.lineno}, column {error.colno}; {why}"
 
 
 def inspect_document(
     document: dict,
     json_file: str | Path,
-    image_root: str | Path,
-    *,
-    model_classes: ClassCount | None = None,
-    expected_categories: dict[int, str] | None = None,
-    check_images: bool = True,
-    decode: bool = True,
-    policy: str = "error",
-    max_megapixels: float = MAX_MEGAPIXELS,
-    follow_links: bool = False,
-    drop_unused_root: bool = False,
-    for_training: bool = False,
-    strict: bool = False,
-    workers: int | None = None,
-    listed: int = 20,
+    image_root: str | Path | None,
+    options: Options | None = None,
+    **changes: Any,
 ) -> CheckedDataset:
     """Everything that is to be found in a parsed document and its images. Raises nothing for what it finds.
 
     Args:
-        model_classes: how many the model has, where that is to be compared.
-        expected_categories: {id: name} of the training set, for a set to evaluate on.
-        check_images: open every image; else only see that it is there.
-        decode: decode it whole, which finds truncated files; else read its header.
-        policy: for broken images, one of :data:`resnext_det.images.POLICIES`.
-        max_megapixels: larger images are errors.
-        follow_links: allow symbolic links that lead out of the folder.
-        drop_unused_root: leave out a supercategory that stands among the categories without annotations.
-        for_training: annotations are required, and at least one usable box.
-        strict: warnings are errors.
-        workers: threads that read images; None is one per core.
-        listed: findings of a kind that are kept in full; the others are counted.
+        document: as read; it is not changed.
+        json_file: its file, for messages.
+        image_root: folder of the images; None for ground truth alone, whose records count as they are written.
+        options, changes: what is looked for; :class:`Options`, and single values in place of its.
     """
-    findings = Findings(str(json_file), listed)
-    checked = CheckedDataset(str(json_file), str(image_root), document, findings)
-    wanted = ["images", "categories"] + (["annotations"] if "annotations" in document or for_training else [])
+    options = replace(options or Options(), **changes)
+    truth = image_root is None
+    findings = Findings(str(json_file), options.listed)
+    checked = CheckedDataset(str(json_file), None if truth else str(image_root), document, findings)
+    wanted = ["images", "categories"] + (["annotations"] if "annotations" in document or options.for_training else [])
     absent = [key for key in wanted if key not in document]
     for key in absent:
         findings.add("error", f"no-{key}", "is missing", f"add the list {key!r}", field=key)
-    rows = {key: rules.records(document, key, findings) for key in wanted if key not in absent}
-    if "annotations" not in wanted:
+    rows = {key: tables.records(document, key, findings) for key in wanted if key not in absent}
+    if "annotations" not in wanted and not truth:
         findings.add(
             "warning", "no-annotations", "is missing: fit for inference, not for training or AP", "nothing to do",
             field="annotations",
         )  # fmt: skip
     if rows.get("images") is not None:
-        checked.images = rules.check_images(rows["images"], findings)
-        check_files(
-            checked.images,
-            Path(image_root),
-            findings,
-            check_images=check_images,
-            decode=decode,
-            policy=policy,
-            max_megapixels=max_megapixels,
-            follow_links=follow_links,
-            workers=workers or os.cpu_count() or 1,
-        )
+        checked.images = tables.check_images(rows["images"], findings, truth=truth)
+        if not truth:
+            check_files(
+                checked.images,
+                Path(image_root),
+                findings,
+                check_images=options.check_images,
+                decode=options.decode,
+                policy=options.policy,
+                max_megapixels=options.max_megapixels,
+                follow_links=options.follow_links,
+                workers=options.workers or os.cpu_count() or 1,
+            )
     annotations = rows.get("annotations")
     if rows.get("categories") is not None:
-        used = rules.columns.integers(rules.columns.get(annotations or [], "category_id")).values
-        checked.categories = rules.check_categories(
-            rows["categories"], set(np.unique(used).tolist()), findings, drop_unused_root
+        used = tables.columns.integers(tables.columns.get(annotations or [], "category_id"), wide=truth).values
+        checked.categories = tables.check_categories(
+            rows["categories"], set(used.tolist()), findings, drop_unused_root=options.drop_unused_root, truth=truth
         )
     if checked.categories is not None:
-        _expected(checked.categories, model_classes, expected_categories, findings)
+        _compare_classes(checked.categories, options, findings)
         if checked.images is not None and annotations is not None:
-            checked.annotations = rules.check_annotations(annotations, checked.images, checked.categories, findings)
-            if for_training and not checked.kept().any():
+            checked.annotations = check_annotations(
+                annotations, checked.images, checked.categories, findings, options, truth=truth
+            )
+            if options.for_training and not checked.kept().any():
                 findings.add("error", "no-boxes", "holds no usable box", "annotate objects", field="annotations")
-    if strict:
+    if options.strict:
         _make_strict(findings)
     return checked
 
 
-def _expected(categories, model: ClassCount | None, expected: dict[int, str] | None, findings: Findings) -> None:
-    found = len(categories.ids)
+def _compare_classes(categories: tables.Categories, options: Options, findings: Findings) -> None:
+    found, model = len(categories.ids), options.model_classes
     if model is not None and found != model.number:
         findings.add(
             "error", "num-classes", f"has {found} classes, the model {model.number}",
             f"set {model.key} {found}", field="categories",
         )  # fmt: skip
-    actual = dict(zip(categories.ids, categories.names, strict=True))
-    if expected is not None and actual != expected:
-        lacking = [(k, v) for k, v in expected.items() if actual.get(k) != v]
-        extra = [(k, v) for k, v in actual.items() if expected.get(k) != v]
+    expected = options.expected_names
+    if expected is not None and set(categories.names) != set(expected):
+        lacking = [name for name in expected if name not in categories.names]
+        extra = [name for name in categories.names if name not in expected]
         findings.add(
             "error", "categories-differ", f"differs from the training set: lacks {some(lacking, 5) or 'none'}, has "
-            f"instead {some(extra, 5) or 'none'}", "use the same ids and names in both", field="categories",
+            f"instead {some(extra, 5) or 'none'}", "use the same names in both", field="categories",
         )  # fmt: skip
 
 
@@ -333,77 +371,64 @@ def _make_strict(findings: Findings) -> None:
     findings.counts = counts
 
 
-def inspect_coco(json_file: str | Path, image_root: str | Path, **options) -> CheckedDataset:
-    """:func:`inspect_document` of a file; ``options`` are its."""
-    return inspect_document(read_json(json_file), json_file, image_root, **options)
+def inspect_coco(
+    json_file: str | Path, image_root: str | Path | None, options: Options | None = None, **changes: Any
+) -> CheckedDataset:
+    """:func:`inspect_document` of a file."""
+    return inspect_document(read_document(json_file), json_file, image_root, options, **changes)
 
 
-def check_coco(json_file: str | Path, image_root: str | Path, **options) -> CheckedDataset:
+def check_coco(
+    json_file: str | Path, image_root: str | Path, options: Options | None = None, **changes: Any
+) -> CheckedDataset:
     """The check before training: logs the warnings, and raises for errors.
-
-    ``options`` are those of :func:`inspect_document`.
 
     Raises:
         UserError: one line, the first error and how many more there are.
     """
-    checked = inspect_coco(json_file, image_root, **options)
+    checked = inspect_coco(json_file, image_root, options, **changes)
     checked.raise_errors()
     for finding in checked.findings.of("warning"):
         logger.warning("%s", finding)
     return checked
 
 
-def load_checked(
-    json_file: str | Path, image_root: str | Path, name: str | None = None, *, masks: bool = False, **options
-) -> list[dict]:
-    """detectron2's dataset dicts of a checked set: what was checked is what is trained on.
-
-    Args:
-        name: sets ``thing_classes`` and ``thing_dataset_id_to_contiguous_id`` of this data set in the MetadataCatalog.
-        masks: see :meth:`CheckedDataset.dataset_dicts`.
-        options: those of :func:`inspect_document`.
-
-    Raises:
-        UserError: as :func:`check_coco`.
-    """
-    checked = check_coco(json_file, image_root, **options)
-    if name is not None:
-        from detectron2.data import MetadataCatalog
-
-        MetadataCatalog.get(name).set(**checked.metadata())
-    return checked.dataset_dicts(masks=masks)
-
-
-def write_fixed(checked: CheckedDataset, out: str | Path) -> dict:
+def write_fixed(checked: CheckedDataset, out: str | Path, *, drop: bool = False) -> dict:
     """Writes :meth:`CheckedDataset.mended` to the new file ``out``, whole or not at all, and returns it.
 
+    Args:
+        drop: leave out the images and objects that are unusable; they are counted in the log.
+
     Raises:
-        UserError: ``out`` exists (the original is never touched), or the document cannot be fixed.
+        UserError: ``out`` exists (the original is never touched), the document cannot be fixed, something would be
+            left out without ``drop``, or no image would be left.
     """
     out = Path(out)
     if os.path.lexists(out):
-        raise UserError(f"{out}: --fix writes a new file and this one exists; choose another name")
+        raise UserError(f"{shown(out)}: --fix writes a new file and this one exists; choose another name")
     if checked.images is None or checked.categories is None:
         checked.raise_errors()
+    lost = checked.lost()
+    what = ", ".join(f"{number} {kind}" for kind, number in lost.items())
+    if not checked.images.keep.any():
+        raise UserError(
+            f"{shown(out)}: nothing would be left of {shown(checked.json_file)} ({what}); it is not written"
+        )
+    if lost and not drop:
+        raise UserError(f"{shown(out)}: --fix would leave out {what}; correct them, or add --fix-drop to go on without")
+    if lost:
+        logger.warning("%s: left out are %s", shown(out), what)
     document = checked.mended()
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=out.parent, suffix=".part", delete=False) as file:
-            temporary = file.name
+        with atomic_write(out) as file:
             json.dump(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, out)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written ({error.strerror}); check the folder and its space") from None
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        raise UserError(f"{shown(out)}: cannot be written ({error.strerror}); check the folder and its space") from None
     return document
 
 
 def report(checked: CheckedDataset) -> str:
-    """Findings and counts for people to read."""
+    """Findings and counts for people to read; names from the data are shown plain."""
     lines = []
     for severity in ("error", "warning", "note"):
         lines += [f"{severity}: {finding}" for finding in checked.findings.of(severity)]
@@ -437,14 +462,8 @@ def report(checked: CheckedDataset) -> str:
         counts = np.bincount(table.category[kept], minlength=len(categories.ids))
         lines.append("  class index, id, name, annotations:")
         lines += [
-            f"  {i:>5} {value:>6} {name}: {counts[i]}"
+            f"  {i:>5} {value:>6} {shown(name)}: {counts[i]}"
             for i, (value, name) in enumerate(zip(categories.ids, categories.names, strict=True))
         ]
     lines.append(f"{checked.errors} errors, {checked.warnings} warnings")
     return "\n".join(lines)
-
-
-@dataclass(frozen=True)
-class ClassCount:
-    number: int
-    key: str = "MODEL.ROI_HEADS.NUM_CLASSES"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...files import read_regular, shown
-from ..check import read_json
+from ..check import read_document
 from . import cvat, labelme, voc, yolo
 from .source import Source, is_image, read_xml, sub_files
 
@@ -100,7 +100,7 @@ def _cached(path: str, image_root: str | None, names: tuple[str, ...] | None) ->
     root = Path(image_root) if image_root else None
     if found == "coco":
         file = next(iter(sub_files(place, ".json"))) if place.is_dir() else place
-        return Source("coco", read_json(file), str(root or file.parent))
+        return Source("coco", read_document(file), str(root or file.parent))
     if found == "yolo":
         if place.is_dir():
             place = next((place / n for n in ("data.yaml", "data.yml") if (place / n).is_file()), place)

@@ -1,24 +1,23 @@
 """The dataset check in front of training and evaluation: each COCO-format set is checked once and read as fixed.
 
-The main process checks while the others wait; the records, or the error, then go to all of them. From then on
-detectron2's DatasetCatalog gives the fixed records, and :func:`ground_truth` gives the evaluator the same ones.
+The main process checks while the others wait; the set as one value, or the error, then goes to all of them. Loaders,
+evaluator and replay are given these values. detectron2's DatasetCatalog stays as it is.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from ...annotations import formats
-from ...annotations.check import CheckedDataset, inspect_document, read_json
-from ...annotations.check.inspection import ClassCount
+from ...annotations.check import CheckedDataset, ClassCount, Options, inspect_document, read_document
+from ...annotations.dataset import Dataset
 from ...engine.processes import decided_by_main
 from ...errors import UserError, nearest
 from ...images import MAX_MEGAPIXELS, check_policy
@@ -32,8 +31,6 @@ LEVELS = ("auto", "full", "headers", "json", "off")
 DECODED_AT_MOST = 20_000
 """Images that the level "auto" decodes; of larger sets it reads the headers."""
 
-_ground_truths: dict[str, dict] = {}  # documents that the check has changed, of sets to evaluate on
-
 
 @dataclass(frozen=True)
 class CheckOptions:
@@ -45,7 +42,8 @@ class CheckOptions:
         max_megapixels: larger images are errors.
         follow_links: allow symbolic links that lead out of the image folder.
         drop_unused_root: leave out a supercategory that stands among the categories without annotations.
-        masks, keypoints: keep these annotations.
+        masks, keypoints: the model needs them.
+        max_detections, detections_per_image: limits of the evaluation (per image and class) and of the model.
     """
 
     level: str = "auto"
@@ -55,6 +53,8 @@ class CheckOptions:
     drop_unused_root: bool = False
     masks: bool = False
     keypoints: bool = False
+    max_detections: int = 100
+    detections_per_image: int | None = None
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
@@ -64,17 +64,9 @@ class CheckOptions:
         check_policy(self.broken_images)
 
 
-@dataclass(frozen=True)
-class _Result:
-    """What the main process tells the others; ``records`` are dataset dicts, pickled to a tenth of their size."""
-
-    records: bytes
-    metadata: dict
-
-
-def check_sets_from_config(cfg: CfgNode, *, training: bool) -> None:
+def check_sets_from_config(cfg: CfgNode, *, training: bool) -> dict[str, Dataset]:
     """:func:`check_sets` as DATASETS says."""
-    check_sets(
+    return check_sets(
         cfg.DATASETS.TRAIN if training else (),
         cfg.DATASETS.TEST,
         classes=class_count_from_config(cfg),
@@ -86,54 +78,50 @@ def check_sets_from_config(cfg: CfgNode, *, training: bool) -> None:
             drop_unused_root=cfg.DATASETS.DROP_UNUSED_ROOT,
             masks=cfg.MODEL.MASK_ON,
             keypoints=cfg.MODEL.KEYPOINT_ON,
+            max_detections=cfg.TEST.MAX_DETECTIONS,
+            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
         ),
     )
 
 
-def check_sets(train: Sequence[str], test: Sequence[str], *, classes: ClassCount | None, options: CheckOptions) -> None:
-    """Check every COCO-format set among ``train`` and ``test`` (registered names), and register what was fixed.
+def check_sets(
+    train: Sequence[str], test: Sequence[str], *, classes: ClassCount | None, options: CheckOptions
+) -> dict[str, Dataset]:
+    """Check every COCO-format set among ``train`` and ``test`` (registered names).
 
-    Sets of other formats are left alone, and all are with the level "off".
+    Sets of other formats are left alone, and all are with the level "off". All sets have the classes of the first one,
+    and get them in its order, whatever ids and order their own file has.
+
+    Returns:
+        {name: the set as fixed} of those that were checked.
 
     Raises:
         UserError: in every process, the first error of the first set that has one.
     """
-    categories: dict[int, str] | None = None
+    sets: dict[str, Dataset] = {}
+    first: Dataset | None = None
     for name in dict.fromkeys((*train, *test)):
         metadata = MetadataCatalog.get(name)
-        _ground_truths.pop(name, None)
         if metadata.get("evaluator_type") not in ("coco", "pascal_voc") or metadata.get("json_file") is None:
             continue
         if options.level == "off":
             logger.warning("%s: not checked, since DATASETS.CHECK is off", name)
             continue
 
-        def check(name: str = name, categories: dict[int, str] | None = categories) -> _Result:
-            return _check(name, name in train, name in test, classes, categories, options)
+        def check(name: str = name, first: Dataset | None = first) -> Dataset:
+            return _check(name, name in train, classes, first, options)
 
-        result = decided_by_main(check)
-        if any(metadata.get(key) not in (None, value) for key, value in result.metadata.items()):
+        found = decided_by_main(check)
+        own = {"thing_classes": found.class_names, "thing_dataset_id_to_contiguous_id": found.class_index()}
+        if any(metadata.get(key) not in (None, value) for key, value in own.items()):
             raise UserError(
                 f"{metadata.json_file}: its classes are not those registered for the set {name}; register it under "
                 "another name with DATASETS.REGISTER"
             )
-        metadata.set(**result.metadata)
-        DatasetCatalog.remove(name)
-        DatasetCatalog.register(name, lambda records=result.records: pickle.loads(records))
-        if categories is None:
-            ids = result.metadata["thing_dataset_id_to_contiguous_id"]
-            categories = dict(zip(ids, result.metadata["thing_classes"], strict=True))
-
-
-def ground_truth(name: str) -> str | Mapping | None:
-    """What to evaluate the set ``name`` against: its JSON file, or the document as fixed where the check changed it.
-
-    None for a set that has no JSON file. Only the main process knows of fixed documents.
-    """
-    metadata = MetadataCatalog.get(name)
-    return _ground_truths.get(name) or (
-        document_of(name) if metadata.get("labels_format") else metadata.get("json_file")
-    )
+        metadata.set(**own)
+        sets[name] = found
+        first = first or found
+    return sets
 
 
 def document_of(name: str) -> dict:
@@ -144,7 +132,7 @@ def document_of(name: str) -> dict:
     """
     metadata = MetadataCatalog.get(name)
     if metadata.get("labels_format") is None:
-        return read_json(metadata.json_file, hint=_where_sets_go(name))
+        return read_document(metadata.json_file, hint=_where_sets_go(name))
     if not os.path.exists(metadata.json_file) and metadata.labels_format == "voc":
         raise UserError(f"{metadata.json_file}: no such file; {_where_sets_go(name)}")
     source = formats.read(metadata.json_file, metadata.image_root, metadata.get("thing_classes"))
@@ -165,11 +153,10 @@ def unchecked_records(name: str) -> list[dict]:
 def _check(
     name: str,
     for_training: bool,
-    for_evaluation: bool,
     classes: ClassCount | None,
-    categories: dict[int, str] | None,
+    first: Dataset | None,
     options: CheckOptions,
-) -> _Result:
+) -> Dataset:
     start = time.perf_counter()
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.json_file, metadata.image_root
@@ -181,12 +168,9 @@ def _check(
     if not for_training and options.broken_images == "skip":  # an evaluation sees every image that its set lists
         options = replace(options, broken_images="error")
     logger.info("checking %s: %d images, %s", name, pictures, _DOES[level])
-    checked = inspect_document(
-        document,
-        json_file,
-        image_root,
+    looked_for = Options(
         model_classes=classes,
-        expected_categories=categories,
+        expected_names=None if first is None else first.class_names,
         check_images=level in ("full", "headers"),
         decode=level == "full",
         policy=options.broken_images,
@@ -194,18 +178,23 @@ def _check(
         follow_links=options.follow_links,
         drop_unused_root=options.drop_unused_root,
         for_training=for_training,
+        masks=options.masks,
+        keypoints=options.keypoints,
+        max_detections=options.max_detections,
+        detections_per_image=options.detections_per_image,
     )
+    checked = inspect_document(document, json_file, image_root, looked_for)
     checked.raise_errors()
     for finding in checked.findings.of("warning"):
         logger.warning("%s", finding)
     logger.info("checked %s in %.1f s: %s", name, time.perf_counter() - start, _counts(checked))
-    if for_evaluation:
-        mended = checked.mended()
-        if mended != document:
-            _ground_truths[name] = mended
-            logger.info("%s: evaluation uses the records as fixed; tools/check_dataset.py --fix writes them", name)
-    records = pickle.dumps(checked.dataset_dicts(masks=options.masks, keypoints=options.keypoints))
-    return _Result(records, checked.metadata())
+    if checked.changed():
+        logger.info("%s: the records are used as fixed; tools/check_dataset.py --fix writes them", name)
+    found = checked.dataset(masks=options.masks)
+    if first is not None and found.class_names != first.class_names:
+        logger.warning("%s: its classes come in the order of the first set, %s", name, ", ".join(first.class_names[:5]))
+        found = found.in_order_of(first.class_names, model=first.source)
+    return found
 
 
 _DOES = {

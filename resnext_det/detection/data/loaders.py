@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from detectron2.data import (
@@ -14,18 +14,20 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
+from detectron2.data.build import filter_images_with_few_keypoints, filter_images_with_only_crowd_annotations
 from detectron2.data.datasets import register_coco_instances
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from ...annotations import formats
-from ...annotations.check.inspection import ClassCount
+from ...annotations.check import ClassCount, dataset_dicts
+from ...annotations.dataset import Dataset
 from ...annotations.formats.voc import metric_year
 from ...engine.sampler import SeededDataset, TrainingBatches
 from ...engine.signals import outlive_stopping_signals
 from ...errors import UserError, nearest
 from ..class_count import class_count_from_config
-from .checked_sets import document_of, unchecked_records
+from .checked_sets import unchecked_records
 from .mapper import CheckedDatasetMapper
 from .proposals import attach_proposals
 
@@ -107,6 +109,7 @@ def load_dicts(
     filter_empty: bool,
     min_keypoints: int = 0,
     proposal_files: Sequence[str] | None = None,
+    sets: Mapping[str, Dataset] | None = None,
 ) -> list[dict]:
     """detectron2 dataset dicts of several sets, with every mistake that can be seen without the images named.
 
@@ -116,13 +119,22 @@ def load_dicts(
         filter_empty: leave out images without an annotation that is not a crowd.
         min_keypoints: leave out images with fewer visible keypoints.
         proposal_files: precomputed proposals, one file for each set.
+        sets: of :func:`~.checked_sets.check_sets`; a set that is not there is read by detectron2.
 
     Raises:
         UserError: missing file, another number of classes, nothing left.
     """
 
-    def load(chosen: Sequence[str]) -> list[dict]:
-        return get_detection_dataset_dicts(list(chosen), filter_empty=filter_empty, min_keypoints=min_keypoints)
+    def load(name: str) -> list[dict]:
+        if name not in (sets or {}):
+            return get_detection_dataset_dicts([name], filter_empty=filter_empty, min_keypoints=min_keypoints)
+        found = dataset_dicts(sets[name], keypoints=True)
+        if filter_empty and sets[name].annotated:
+            found = filter_images_with_only_crowd_annotations(found)
+        if min_keypoints > 0:
+            found = filter_images_with_few_keypoints(found, min_keypoints)
+        assert found, "no image is left that has objects to learn"
+        return found
 
     if proposal_files is not None and len(proposal_files) != len(names):
         raise UserError(
@@ -130,12 +142,10 @@ def load_dicts(
             f"({', '.join(names)}); give one for each, tools/dump_proposals.py writes them"
         )
     try:
-        if proposal_files is None:
-            dicts = load(names)
-        else:  # set by set: image ids of two sets may be the same
-            dicts = [
-                d for n, file in zip(names, proposal_files, strict=True) for d in attach_proposals(load([n]), file)
-            ]
+        parts = [load(name) for name in names]
+        if proposal_files is not None:  # set by set: image ids of two sets may be the same
+            parts = [attach_proposals(part, file) for part, file in zip(parts, proposal_files, strict=True)]
+        dicts = [record for part in parts for record in part]
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename}: no such file, wanted by the set {', '.join(names)}; datasets/README.md shows what goes "
@@ -162,7 +172,7 @@ class TrainingLoader:
         total_batch_size: images per step over all processes.
         group_by_orientation: keep portrait and landscape images in separate batches, which saves padding.
         rank, world_size: this process among those of the run.
-        sets: names of the sets that ``dicts`` are from, for :meth:`describe`.
+        sets: those that ``dicts`` are from, for :meth:`describe`.
 
     Raises:
         UserError: the batch cannot be shared evenly.
@@ -180,7 +190,7 @@ class TrainingLoader:
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        sets: Sequence[str] = (),
+        sets: Sequence[Dataset] = (),
     ) -> None:
         if total_batch_size < 1 or total_batch_size % world_size:
             raise UserError(
@@ -221,26 +231,18 @@ class TrainingLoader:
         ]
 
 
-def annotation_ids(sets: Sequence[str], files: Collection[str]) -> dict[str, list]:
-    """{image: ids of its annotations} from the JSON files of ``sets``, as far as these can be read."""
-    found: dict[str, list] = {}
-    for name in sets:
-        metadata = MetadataCatalog.get(name)
-        if metadata.get("json_file") is None:
-            continue
-        try:
-            document = document_of(name)
-            paths = {i["id"]: os.path.join(metadata.image_root, i["file_name"]) for i in document["images"]}
-            found |= {path: [] for path in paths.values() if path in files}
-            for annotation in document.get("annotations", ()):
-                if paths.get(annotation["image_id"]) in files:
-                    found[paths[annotation["image_id"]]].append(annotation.get("id"))
-        except (UserError, KeyError, TypeError) as error:
-            logger.warning("%s: no annotation ids: %s", name, error)
+def annotation_ids(sets: Sequence[Dataset], files: Collection[str]) -> dict[str, list[int]]:
+    """{image: ids of its annotations} of the images ``files`` of ``sets``."""
+    found: dict[str, list[int]] = {}
+    for dataset in sets:
+        for image in range(len(dataset.image_ids)):
+            path = os.path.join(dataset.image_root or "", dataset.file_names[image])
+            if path in files:
+                found[path] = dataset.annotation_ids[dataset.image == image].tolist()
     return found
 
 
-def train_dicts_from_config(cfg) -> list[dict]:
+def train_dicts_from_config(cfg, sets: Mapping[str, Dataset] | None = None) -> list[dict]:
     """The dataset dicts of DATASETS.TRAIN, with their proposals where MODEL.LOAD_PROPOSALS asks for them."""
     dicts = load_dicts(
         cfg.DATASETS.TRAIN,
@@ -248,6 +250,7 @@ def train_dicts_from_config(cfg) -> list[dict]:
         filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS,
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
+        sets=sets,
     )
     return fraction_of(dicts, cfg.DATASETS.FRACTION)
 
@@ -273,6 +276,7 @@ def train_loader_from_config(
     start_iteration: int = 0,
     dicts: list[dict] | None = None,
     *,
+    sets: Mapping[str, Dataset] | None = None,
     rank: int | None = None,
     world_size: int | None = None,
 ) -> TrainingLoader:
@@ -281,6 +285,7 @@ def train_loader_from_config(
     Args:
         start_iteration: optimizer steps already made, each of SOLVER.ACCUMULATE batches.
         dicts: of :func:`train_dicts_from_config`, where they are there already.
+        sets: of :func:`~.checked_sets.check_sets_from_config`.
         rank, world_size: of another process than this one, to look at what it reads.
     """
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
@@ -289,7 +294,7 @@ def train_loader_from_config(
             "next batch, and it is the one used here"
         )
     return TrainingLoader(
-        train_dicts_from_config(cfg) if dicts is None else dicts,
+        train_dicts_from_config(cfg, sets) if dicts is None else dicts,
         mapper_from_config(cfg, is_train=True),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE,
         seed=seed,
@@ -298,26 +303,28 @@ def train_loader_from_config(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         rank=comm.get_rank() if rank is None else rank,
         world_size=comm.get_world_size() if world_size is None else world_size,
-        sets=cfg.DATASETS.TRAIN,
+        sets=[sets[name] for name in cfg.DATASETS.TRAIN if name in sets] if sets else (),
     )
 
 
-def test_loader_from_config(cfg, name: str) -> Iterable[list[dict]]:
+def test_loader_from_config(cfg, name: str, sets: Mapping[str, Dataset] | None = None) -> Iterable[list[dict]]:
     """The images of the set ``name``, one by one, read by the same rules as in training."""
     files = None
     if cfg.MODEL.LOAD_PROPOSALS:
         known = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
         files = [known[name]] if name in known else []
-    dicts = load_dicts([name], classes=class_count_from_config(cfg), filter_empty=False, proposal_files=files)
+    dicts = load_dicts(
+        [name], classes=class_count_from_config(cfg), filter_empty=False, proposal_files=files, sets=sets
+    )
     return one_by_one(cfg, dicts, mapper_from_config(cfg, is_train=False))
 
 
-def calibration_inputs(cfg, number: int = 16) -> Iterator[list[dict]]:
+def calibration_inputs(cfg, number: int = 16, sets: Mapping[str, Dataset] | None = None) -> Iterator[list[dict]]:
     """About ``number`` images spread over DATASETS.TRAIN, as testing sees them: on these int8 measures its ranges.
 
     The same in every process, so that all of them judge with the same network.
     """
-    dicts = train_dicts_from_config(cfg)
+    dicts = train_dicts_from_config(cfg, sets)
     mapper = mapper_from_config(cfg, is_train=False)
     for chosen in dicts[:: max(1, len(dicts) // number)]:
         picture = mapper(chosen)
