@@ -53,14 +53,13 @@ def call(name: str, argv: Sequence[str]) -> None:
     if name not in COMMANDS:
         raise UserError(f"resnext-det {name}: no such command{nearest(name, COMMANDS)}; resnext-det --help lists them")
     try:
-        module = import_module(f"resnext_det.commands.{name.replace('-', '_')}")
+        import_module(f"resnext_det.commands.{name.replace('-', '_')}").main(argv)
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("resnext_det"):
             raise
         raise UserError(
             f"resnext-det {name} needs {error.name}, which is not installed: resnext-det doctor says what installs it"
         ) from error
-    module.main(argv)
 
 
 def main(command: str | None = None) -> None:
