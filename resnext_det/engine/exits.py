@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from ..errors import RunFailed, UserError
+from ..files import shown
 from .causes import cause_of
 from .signals import Stopped
 
@@ -80,8 +81,8 @@ def exit_code(error: BaseException) -> int | None:
 
 
 def exit_with(error: BaseException, code: int = EXIT_USER_ERROR) -> None:
-    """Print the error on one line and leave."""
-    text = " ".join(str(error).split())
+    """Print the error on one line, whatever names from data it holds, and leave."""
+    text = shown(" ".join(str(error).split()), limit=4000)
     if text:
         try:
             print(text if isinstance(error, Stopped) else f"error: {text}", file=sys.stderr, flush=True)

@@ -91,11 +91,6 @@ def describe(seconds: Mapping[str, float]) -> str:
     return ", ".join(kinds.values())
 
 
-def choices() -> dict[Hashable, str]:
-    """What was chosen so far, by key."""
-    return dict(_chosen)
-
-
 def forget() -> None:
     """Measure again from now on."""
     _chosen.clear()

@@ -100,3 +100,13 @@ def test_a_replay_needs_no_config_of_its_own(tmp_path):
     assert args.config_file == str(tmp_path / "config.yaml")
     args = parse_training_arguments("", ["--replay", str(tmp_path / "process_1.json")])
     assert args.config_file == str(tmp_path / "config.yaml")
+
+
+def test_an_error_that_holds_a_name_from_data_obeys_nobody(capsys):
+    with pytest.raises(SystemExit):
+        run(lambda: raise_error(UserError("class \x1b[31mred\x07: twice")))
+    assert capsys.readouterr().err == "error: class \\x1b[31mred\\x07: twice\n"
+
+
+def raise_error(error):
+    raise error

@@ -148,7 +148,7 @@ class TestChoice:
         first, second = (record.getMessage() for record in caplog.records)
         assert first == "conv: fast; fast 1000.000 ms, triton a 2000.000 ms, slow 3000.000 ms"
         assert second.startswith("conv: slow")
-        assert choice.choices() == {1: "fast", 2: "slow"}
+        assert choice._chosen == {1: "fast", 2: "slow"}
 
     def test_a_way_that_fails_is_left_out_loudly(self, caplog):
         def broken():
@@ -170,7 +170,7 @@ class TestChoice:
 
     def test_a_single_way_is_not_measured(self):
         assert choice.fastest("conv", 5, {"only": lambda: "only"}, torch.device("cpu"))() == "only"
-        assert choice.choices() == {}
+        assert choice._chosen == {}
 
 
 def test_modes_offer_the_ways_they_name(monkeypatch):
