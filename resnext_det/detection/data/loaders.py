@@ -57,14 +57,14 @@ def register_sets(entries: Sequence[Sequence[str]]) -> None:
         is_json = file.lower().endswith(".json")
         if is_json and not os.path.isfile(file):
             raise UserError(f"DATASETS.REGISTER {name}: json_file {file}: no such file")
+        if (image_root or is_json) and not os.path.isdir(image_root):
+            raise UserError(f"DATASETS.REGISTER {name}: image_root {image_root}: no such folder")
         try:
             labels = formats.recognize(file)
             if not is_json and not image_root:
                 image_root = formats.read(file).image_root
         except UserError as error:
             raise UserError(f"DATASETS.REGISTER {name}: {error}") from None
-        if not os.path.isdir(image_root):
-            raise UserError(f"DATASETS.REGISTER {name}: image_root {image_root}: no such folder")
         if name in DatasetCatalog.list():
             old = MetadataCatalog.get(name)
             if (old.get("json_file"), old.get("image_root")) == (file, image_root):
