@@ -23,7 +23,9 @@ from resnext_det.variants import block_parameters
 
 @pytest.fixture
 def coco_folder(tmp_path):
-    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]}
+    categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+    image = {"id": 1, "file_name": "a.jpg", "width": 8, "height": 8}
+    content = {"images": [image], "annotations": [], "categories": categories}
     for name in ("train2017", "val2017"):
         (tmp_path / "set" / name).mkdir(parents=True)
         (tmp_path / "set" / "annotations").mkdir(exist_ok=True)
