@@ -8,6 +8,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import pickle
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -136,10 +139,13 @@ def evaluate(
     Raises:
         UserError: detections of images or categories that ``truth`` does not have, or with NaN.
     """
+    global _pool_owner
     if iou_type not in IOU_TYPES:
         raise UserError(f"iou_type {iou_type!r}: choose one of {', '.join(IOU_TYPES)}")
     if not truth.annotated:
         raise UserError(f"{truth.source}: no annotations, so there is nothing to compare with")
+    if _pool_owner not in (None, os.getpid()):
+        return _in_a_new_process(truth, detections, iou_type, max_detections, image_ids, kpt_oks_sigmas)
     limits = list(max_detections or (MAX_DETECTIONS_KEYPOINTS if iou_type == "keypoints" else MAX_DETECTIONS))
     check_detections(truth, detections, iou_type)
     chosen = np.arange(len(truth.image_ids))
@@ -155,6 +161,7 @@ def evaluate(
     params.max_dets = limits
     if iou_type == "keypoints":
         params.kpt_oks_sigmas = sigmas
+    _pool_owner = os.getpid()
     evaluation.evaluate()
     evaluation.accumulate()
     return Evaluation(
@@ -168,6 +175,23 @@ def evaluate(
         truth.category_ids,
         list(truth.class_names),
     )
+
+
+_pool_owner: int | None = None  # the process whose threads hotcoco has started: a fork has none and would wait for ever
+
+
+def _in_a_new_process(truth: Dataset, detections: Detections, iou_type: str, *keywords: Any) -> Evaluation:
+    """:func:`evaluate` for a fork of a process that has evaluated already."""
+    names = ("max_detections", "image_ids", "kpt_oks_sigmas")
+    call = (truth, detections, iou_type), dict(zip(names, keywords, strict=True))
+    code = (
+        "import pickle, sys; from resnext_det.annotations.evaluation import evaluate; "
+        "given, named = pickle.load(sys.stdin.buffer); pickle.dump(evaluate(*given, **named), sys.stdout.buffer)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, input=pickle.dumps(call), stdout=subprocess.PIPE, env=environment, check=True)
+    return pickle.loads(done.stdout)
 
 
 def check_detections(truth: Dataset, detections: Detections, iou_type: str = "bbox") -> None:

@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import math
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -326,3 +327,22 @@ def test_the_command_writes_numbers_and_a_page(tmp_path, capsys):
     assert "AP50" in capsys.readouterr().out and "cat" in (tmp_path / "r.html").read_text()
     with pytest.raises(UserError, match="--report"):
         main([*files, "--iou-type", "segm"])
+
+
+def test_a_fork_of_a_process_that_has_evaluated_evaluates_too():
+    truth = read_ground_truth(
+        {
+            "images": [{"id": 1, "file_name": "a", "width": 9, "height": 9}],
+            "categories": [{"id": 1, "name": "x"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4]}],
+        }
+    )
+    found = Detections.from_records([{"image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "score": 0.5}])
+    here = evaluate(truth, found).results()
+    fork = multiprocessing.get_context("fork")
+    receive, send = fork.Pipe(duplex=False)
+    child = fork.Process(target=lambda: send.send(evaluate(truth, found).results()))
+    child.start()
+    assert receive.poll(60), "it waits for threads that a fork does not have"
+    np.testing.assert_equal(receive.recv(), here)
+    child.join()
