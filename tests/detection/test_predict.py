@@ -172,7 +172,11 @@ def test_settings_are_told_from_inputs():
 
 
 def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path, caplog):
-    truth = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"n{i}"} for i in (0, 2, 5)]}
+    truth = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 8, "height": 8}],
+        "annotations": [],
+        "categories": [{"id": i, "name": f"n{i}"} for i in (0, 2, 5)],
+    }
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     cfg = get_cfg()
     add_resnext_config(cfg)
@@ -194,7 +198,11 @@ def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path, 
 def test_command_line(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(get_cfg().dump())
     (tmp_path / "w.pth").write_bytes(b"weights")
-    truth = {"images": [], "annotations": [], "categories": [{"id": i, "name": f"n{i}"} for i in (4, 2)]}
+    truth = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 8, "height": 8}],
+        "annotations": [],
+        "categories": [{"id": i, "name": f"n{i}"} for i in (4, 2)],
+    }
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     Image.fromarray(picture()).save(tmp_path / "a.png")
 
