@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 from ..errors import UserError, nearest
-from ..paper.reproduce import PROTOCOLS, Settings, options_of_file, plan, table_text
+from ..paper.reproduce import PROTOCOLS, Settings, options_of_file, plan, run_missing, table_text
 from ..paper.tables import TABLES
 from .arguments import at_least
 
@@ -57,13 +56,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if name not in known:
             raise UserError(f"--rows {name}: not in table {args.table}{nearest(name, known)}; {', '.join(known)}")
     if args.run or args.dry_run:
-        for seed in seeds:
-            for name in rows:
-                for command in plan(table, name, seed, settings):
-                    if command.finished():
-                        continue
-                    if args.dry_run:
-                        print(shlex.join(command.line()))
-                    else:
-                        command.run()
+        commands = (c for seed in seeds for name in rows for c in plan(table, name, seed, settings))
+        run_missing(commands, dry_run=args.dry_run)
     print(table_text(table, rows, seeds, settings))

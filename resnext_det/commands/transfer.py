@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..paper.reproduce import options_of_file
+from ..paper.reproduce import options_of_file, run_missing
 from ..paper.transfer import (
     NETWORKS,
     PROTOCOLS,
@@ -44,15 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = (*options_of_file(args.settings), *(part for pair in args.options for part in pair))
     settings = Settings(args.output, args.protocol, args.network, args.num_gpus, args.batch, options)
     labels = labels_of(args.weights)
-    for trial in range(args.trials):
-        for label, file in labels.items():
-            command = command_of(label, file, trial, settings)
-            if command.finished():
-                continue
-            if args.dry_run:
-                print(shlex.join(command.line()))
-            else:
-                command.run()
+    trials = ((label, file, trial) for trial in range(args.trials) for label, file in labels.items())
+    run_missing((command_of(*one, settings) for one in trials), dry_run=args.dry_run)
     found = measured(args.weights, args.trials, settings)
     print(table_text(found, args.trials, settings))
     if not args.dry_run:

@@ -121,6 +121,21 @@ class Command:
             raise UserError(f"{self.folder}: {self.tool} ended with code {code}, see above; the same command goes on")
 
 
+def run_missing(commands: Iterable[Command], *, dry_run: bool) -> None:
+    """Run the commands that are not finished, in order; with ``dry_run`` print them.
+
+    Raises:
+        UserError: one failed, or was run with other settings.
+    """
+    for command in commands:
+        if command.finished():
+            continue
+        if dry_run:
+            print(shlex.join(command.line()))
+        else:
+            command.run()
+
+
 def plan(number: int | str, name: str, seed: int, settings: Settings) -> list[Command]:
     """The runs behind one line of a table; the last one leaves ``results.json`` with its numbers.
 
