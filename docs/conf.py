@@ -9,13 +9,14 @@ include_patterns = ["*.md", "docs/*.md", "datasets/README.md", "build/api/*.rst"
 root_doc = "README"
 html_theme = "furo"
 myst_heading_anchors = 3  # as GitHub makes them
+autodoc_default_options = {"ignore-module-all": True}  # what a package passes on is described where it stands
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # detectron2's are not ours to format
 napoleon_use_ivar = True  # a dataclass's fields are described once
 suppress_warnings = ["ref.python"]  # a name that a package passes on is found twice
 PAGES = "docs/installing datasets/README docs/pretraining docs/detection docs/evaluation docs/training_safety"
 MORE = "docs/bad_input docs/speed docs/gpu docs/export docs/other_projects MODEL_ZOO"
-REFERENCE = "build/api/resnext_det CONTRIBUTING CHANGELOG"
+REFERENCE = "build/api/resnext_det CONTRIBUTING SECURITY CHANGELOG"
 
 
 def setup(app):
