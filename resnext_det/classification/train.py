@@ -28,7 +28,7 @@ from ..engine.determinism import make_deterministic
 from ..engine.folder import locked
 from ..engine.logs import start_log
 from ..engine.processes import decided_by_main
-from ..engine.run import NEW_RUN, Run, RunOptions
+from ..engine.run import NEW_RUN, SET_SIZE, Run, RunOptions
 from ..engine.sampler import seed_everything
 from ..engine.trainer import PRECISIONS, choose_seed
 from ..errors import UserError
@@ -277,7 +277,7 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
         build_scheduler(cfg, optimizer, plan),
         losses=training_model,
         folder=cfg.OUTPUT_DIR,
-        metadata=metadata(cfg, model, pictures.classes),
+        metadata={**metadata(cfg, model, pictures.classes), SET_SIZE: len(pictures)},
         iterations=plan.iterations,
         seed=seed,
         given_seed=cfg.SEED >= 0,
