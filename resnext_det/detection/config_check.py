@@ -94,7 +94,9 @@ def _check_values(cfg: CfgNode) -> None:
     if cfg.INPUT.CROP.ENABLED:
         _check_crop(cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE))
         if cfg.MODEL.MASK_ON and find_spec("shapely") is None:
-            raise UserError("INPUT.CROP.ENABLED with MODEL.MASK_ON: detectron2 cuts polygons with shapely; pip install it")
+            raise UserError(
+                "INPUT.CROP.ENABLED with MODEL.MASK_ON: detectron2 cuts polygons with shapely; pip install it"
+            )
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not sizes or min(sizes) < 0:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)}: give at least one size, in pixels")

@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from ..annotations.classes import match_classes
 from ..annotations.dataset import Dataset
 from ..errors import UserError, listed
-from ..weights import Checkpoint, Metadata, check_metadata, check_norm_statistics, load_strictly, preset, read_checkpoint
+from ..weights import (
+    Checkpoint,
+    Metadata,
+    check_metadata,
+    check_norm_statistics,
+    load_strictly,
+    preset,
+    read_checkpoint,
+)
 from ..weights.class_rows import rows_by_name
 from ..weights.loading import part_of
 from .class_count import class_count_from_config

@@ -95,7 +95,9 @@ def _preset(cfg: CfgNode, options: RunOptions, newest: Path | None) -> CfgNode:
     return cfg
 
 
-def _in_saved_order(cfg: CfgNode, sets: dict[str, Dataset], found: Mapping[str, Any], where: Path) -> dict[str, Dataset]:
+def _in_saved_order(
+    cfg: CfgNode, sets: dict[str, Dataset], found: Mapping[str, Any], where: Path
+) -> dict[str, Dataset]:
     """The sets with their classes in the order of the checkpoint that the run resumes."""
     if class_count_from_config(cfg) is None:
         return sets

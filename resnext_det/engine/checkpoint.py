@@ -252,7 +252,9 @@ def read_run_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 def _load_exactly(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
     own = model.state_dict()  # frozen batch norms lack the counter of the others
-    wrong = [key for key in own if not key.endswith(COUNTER) and (key not in state or state[key].shape != own[key].shape)]
+    wrong = [
+        key for key in own if not key.endswith(COUNTER) and (key not in state or state[key].shape != own[key].shape)
+    ]
     wrong += [key for key in state if not key.endswith(COUNTER) and key not in own]
     if wrong:
         raise UserError(

@@ -76,7 +76,9 @@ def test_a_run_resumes_on_data_that_numbers_its_classes_otherwise(trained: TinyR
     whole, other = weights(trained, "whole"), weights(trained, "swapped")
     assert all(torch.equal(whole["model"][name], other["model"][name]) for name in whole["model"])
     assert other["metadata"]["class_names"] == ["red", "blue"]
-    assert (trained.folder / "whole/results.json").read_bytes() == (trained.folder / "swapped/results.json").read_bytes()
+    assert (trained.folder / "whole/results.json").read_bytes() == (
+        trained.folder / "swapped/results.json"
+    ).read_bytes()
 
 
 def test_a_run_on_renamed_classes_is_not_resumed(trained: TinyRun):

@@ -34,8 +34,8 @@ def write_set(
 ) -> tuple[str, str]:
     """Write a COCO-format set of ``images`` images; returns (json file, image folder)."""
     rng = np.random.default_rng(len(name))
-    pictures = folder / name
-    pictures.mkdir(parents=True)
+    image_root = folder / name
+    image_root.mkdir(parents=True)
     content: dict = {
         "images": [],
         "annotations": [],
@@ -54,16 +54,18 @@ def write_set(
                  "iscrowd": 0}
             )  # fmt: skip
             if masks:
-                content["annotations"][-1]["segmentation"] = [[box[0], box[1], box[0] + box[2], box[1], box[0], box[1] + box[3]]]
+                corners = [box[0], box[1], box[0] + box[2], box[1], box[0], box[1] + box[3]]
+                content["annotations"][-1]["segmentation"] = [corners]
             if keypoints:
-                content["annotations"][-1] |= {"keypoints": [box[0] + 3, box[1] + 3, 2] * keypoints, "num_keypoints": keypoints}
-        Image.fromarray(pixels).save(pictures / f"{i}.png")
+                points = [box[0] + 3, box[1] + 3, 2] * keypoints
+                content["annotations"][-1] |= {"keypoints": points, "num_keypoints": keypoints}
+        Image.fromarray(pixels).save(image_root / f"{i}.png")
         content["images"].append({"id": i + 1, "file_name": f"{i}.png", "width": 80, "height": 64})
     if not annotations:
         del content["annotations"]
     path = folder / f"{name}.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    return str(path), str(pictures)
+    return str(path), str(image_root)
 
 
 class TinyRun:

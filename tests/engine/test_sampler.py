@@ -75,7 +75,9 @@ def test_seeding_covers_every_generator():
     assert draw() == first and all(a != b for a, b in zip(first, other, strict=True))
 
 
-@pytest.mark.parametrize("factors", [[1.0, 1.0, 1.0], [1.0, 2.5, 1.25, 4.0, 1.0], np.random.default_rng(3).uniform(1, 6, 200)])
+@pytest.mark.parametrize(
+    "factors", [[1.0, 1.0, 1.0], [1.0, 2.5, 1.25, 4.0, 1.0], np.random.default_rng(3).uniform(1, 6, 200)]
+)
 def test_repeated_samples_stand_as_often_as_their_factors_say(factors):
     """detectron2 repeats a sample the whole part of its factor times, or once more, and by it on average."""
     factors = np.asarray(factors)

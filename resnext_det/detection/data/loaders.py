@@ -341,7 +341,9 @@ def repeat_factors_from_config(cfg, dicts: list[dict]) -> list[float] | None:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name != SAMPLERS[1]:
         return None
-    more = {"sqrt": cfg.DATALOADER.REPEAT_SQRT} if "REPEAT_SQRT" in cfg.DATALOADER else {}  # of detectron2's main branch
+    more = (
+        {"sqrt": cfg.DATALOADER.REPEAT_SQRT} if "REPEAT_SQRT" in cfg.DATALOADER else {}
+    )  # of detectron2's main branch
     known = [{"annotations": d.get("annotations", ())} for d in dicts]
     factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
         known, cfg.DATALOADER.REPEAT_THRESHOLD, **more
@@ -373,9 +375,9 @@ def calibration_inputs(cfg, number: int = 16, sets: Mapping[str, Dataset] | None
     dicts = train_dicts_from_config(cfg, sets)
     mapper = mapper_from_config(cfg, is_train=False)
     for chosen in dicts[:: max(1, len(dicts) // number)]:
-        picture = mapper(chosen)
-        if picture is not None:
-            yield [picture]
+        record = mapper(chosen)
+        if record is not None:
+            yield [record]
 
 
 def one_by_one(cfg, dicts: list[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:
