@@ -128,8 +128,8 @@ def _check_head(cfg: CfgNode) -> None:
     """C4 heads hold res5 and read res4; a pyramid reads several maps."""
     if cfg.MODEL.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor"):
         raise UserError(
-            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: learns from maps of stuff, which are not read here; "
-            "detectron2's own tools train it on this backbone"
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: learns from maps of stuff, which are not read "
+            "here; detectron2's own tools train it on this backbone"
         )
     out = list(cfg.MODEL.RESNETS.OUT_FEATURES)
     pyramid = "fpn" in cfg.MODEL.BACKBONE.NAME

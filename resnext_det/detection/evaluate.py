@@ -22,10 +22,10 @@ from ..annotations.classes import match_classes
 from ..annotations.dataset import Dataset
 from ..engine.processes import decided_by_main
 from ..engine.sampler import seed_everything
-from ..errors import UserError
+from ..errors import UserError, listed, nearest
 from ..files import write_json
 from .class_count import class_count_from_config
-from .coco_evaluator import FastCOCOEvaluator
+from .coco_evaluator import FastCOCOEvaluator, metric_names
 from .data.loaders import calibration_inputs, load_dicts, mapper_from_config, one_by_one, test_loader_from_config
 from .optimize import for_inference
 from .voc_evaluator import VOCEvaluator
@@ -72,6 +72,24 @@ def evaluate_model(
         results[name] = inference_on_dataset(judged, loader, evaluator)
     results = decided_by_main(lambda: _save(cfg, results))
     return results if comm.is_main_process() else {}
+
+
+def check_metric(cfg: CfgNode, class_names: Sequence[str]) -> None:
+    """Hold TEST.BEST_METRIC against the numbers that an evaluation gives, before hours of training.
+
+    Raises:
+        UserError: another name; those of the model are listed.
+    """
+    name, proposals = cfg.TEST.BEST_METRIC, cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+    if not name or proposals and name == "AP":  # the default
+        return
+    known = metric_names(() if proposals else class_names, cfg.TEST.MAX_DETECTIONS, proposals=proposals)
+    if name not in known and (class_names or not name.startswith(("AP-", "AP50-"))):
+        general = metric_names((), cfg.TEST.MAX_DETECTIONS, proposals=proposals)
+        raise UserError(
+            f"TEST.BEST_METRIC {name!r}: choose from {listed(general, 20)}"
+            f"{'' if proposals else ', AP-CLASS, AP50-CLASS'}, or empty for none{nearest(name, known)}"
+        )
 
 
 def _check_order(name: str, class_names: Sequence[str]) -> None:

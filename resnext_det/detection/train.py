@@ -24,6 +24,7 @@ from ..engine.determinism import make_deterministic
 from ..engine.folder import locked
 from ..engine.hooks import PreciseBatchNorm
 from ..engine.logs import start_log
+from ..engine.processes import enough_open_files
 from ..engine.run import NEW_RUN, SET_SIZE, Run, RunOptions
 from ..engine.sampler import seed_everything
 from ..engine.trainer import choose_seed
@@ -32,7 +33,7 @@ from .class_count import class_count_from_config
 from .config_check import check_config
 from .data.checked_sets import check_sets_from_config
 from .data.loaders import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
-from .evaluate import evaluate_model, in_order_of_model, validation_loss
+from .evaluate import check_metric, evaluate_model, in_order_of_model, validation_loss
 from .initial_weights import (
     apply_preset,
     architecture,
@@ -57,6 +58,7 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.get("FLOAT32_PRECISION"):  # of detectron2's main branch
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    enough_open_files(cfg.DATALOADER.NUM_WORKERS)
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     register_sets(cfg.DATASETS.REGISTER)
     if cfg.DATASETS.TEST or options.eval_only:
@@ -161,8 +163,10 @@ def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[
     cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))  # of the weights that start anew
-    model = build_model(cfg)
     names = class_names_of(cfg, sets)
+    if cfg.DATASETS.TEST:
+        check_metric(cfg, names)
+    model = build_model(cfg)
     try:
         optimizer = build_optimizer(cfg, model)
         scheduler = build_lr_scheduler(cfg, optimizer)

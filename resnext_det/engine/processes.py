@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import resource
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,6 +17,31 @@ from ..errors import RunFailed, UserError
 from .causes import cause_of
 
 Decision = TypeVar("Decision")
+FILES_OF_RUN, FILES_OF_WORKER = 128, 64
+"""Open files of a run and of one of its workers, with twice what was seen to be used."""
+
+
+def enough_open_files(workers: int) -> None:
+    """Allow as many open files as the system grants, and refuse to start workers with too few of them.
+
+    Each tensor on its way from a worker is an open file in both processes; where they run out, loading hangs.
+
+    Args:
+        workers: processes that load data for this one.
+
+    Raises:
+        UserError: the limit is too low.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if workers and allowed != resource.RLIM_INFINITY and allowed < FILES_OF_RUN + workers * FILES_OF_WORKER:
+        raise UserError(
+            f"DATALOADER.NUM_WORKERS {workers}: at most {allowed} files may be open here, which loading would use up; "
+            f"set it to {max(0, (allowed - FILES_OF_RUN) // FILES_OF_WORKER)}, or raise the limit (ulimit -n)"
+        )
 
 
 def decided_by_main(decide: Callable[[], Decision]) -> Decision:

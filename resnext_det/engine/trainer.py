@@ -240,8 +240,8 @@ class Trainer(SimpleTrainer):
         flat = list(itertools.chain(*own))
         state = {i: known[place[name]] for i, name in enumerate(flat) if name in place}
         logger.warning(
-            "the parameters are grouped otherwise than in the checkpoint: momentum restored by name for %d, new for %d, "
-            "no longer used for %d",
+            "the parameters are grouped otherwise than in the checkpoint: momentum restored by name for %d, new for "
+            "%d, no longer used for %d",
             *(len(state), len(flat) - len(state), len(place.keys() - set(flat))),
         )
         return {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}

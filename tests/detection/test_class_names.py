@@ -10,6 +10,8 @@ import torch
 from detectron2.modeling import build_model
 from tiny import TinyRun
 
+from resnext_det.detection.coco_evaluator import metric_names
+from resnext_det.detection.evaluate import check_metric
 from resnext_det.detection.initial_weights import load_initial_weights
 from resnext_det.detection.train import run
 from resnext_det.engine.checkpoint import read_run_checkpoint
@@ -76,6 +78,8 @@ def test_a_run_resumes_on_data_that_numbers_its_classes_otherwise(trained: TinyR
     whole, other = weights(trained, "whole"), weights(trained, "swapped")
     assert all(torch.equal(whole["model"][name], other["model"][name]) for name in whole["model"])
     assert other["metadata"]["class_names"] == ["red", "blue"]
+    found = json.loads((trained.folder / "whole/results.json").read_text())["bbox"]
+    assert set(metric_names(["red", "blue"])) == set(found)  # what TEST.BEST_METRIC may be
     assert (trained.folder / "whole/results.json").read_bytes() == (
         trained.folder / "swapped/results.json"
     ).read_bytes()
@@ -143,3 +147,17 @@ def test_weights_without_names_are_taken_in_the_datas_order_and_reported(trained
     cfg = trained.config("bare", "MODEL.WEIGHTS", str(tmp_path / "bare.pth"))
     load_initial_weights(cfg, build_model(cfg), class_names=["red", "blue"])
     assert "does not say its class names: taken to be those of the data, red, blue" in caplog.text
+
+
+@pytest.mark.parametrize("metric", ["AP5O", "total_loss", "AP-green", "AR@1000"])
+def test_an_unknown_best_metric_is_refused_at_the_start(trained: TinyRun, metric: str):
+    with pytest.raises(UserError, match=f"TEST.BEST_METRIC '{metric}': choose from AP, AP50, .*AR100.*AP-CLASS"):
+        run(trained.config("metric", "TEST.BEST_METRIC", metric))
+    assert not list((trained.folder / "metric").glob("*.pth"))
+
+
+@pytest.mark.parametrize("metric", ["", "AP50", "AP-red"])
+def test_known_metrics_pass(trained: TinyRun, metric: str):
+    check_metric(trained.config("metric", "TEST.BEST_METRIC", metric), ["red", "blue"])
+    proposals = trained.config("metric", "MODEL.META_ARCHITECTURE", "ProposalNetwork", "TEST.BEST_METRIC", "ARs@100")
+    check_metric(proposals, [])

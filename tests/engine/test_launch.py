@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -389,3 +391,22 @@ def test_patient_with_those_who_save_and_short_with_a_failure(ends, codes, monke
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(module.connection, "wait", wait)
     assert module._supervise([Slow(clock, *end) for end in ends]) == codes
+
+
+def test_too_few_open_files_for_the_workers():
+    """The real limit, in a process of its own: what is lowered cannot be raised again."""
+    code = """
+import resource, resnext_det
+from resnext_det.engine.processes import enough_open_files
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 1000))
+enough_open_files(8)
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (1000, 1000)
+enough_open_files(0)
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+try:
+    enough_open_files(8)
+except resnext_det.UserError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "NUM_WORKERS 8: at most 256 files may be open here" in done.stdout and "set it to 2" in done.stdout, done

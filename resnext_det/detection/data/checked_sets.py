@@ -204,8 +204,8 @@ def _keypoint_names(document: dict, found: Dataset) -> list[str]:
     named = next((c["keypoints"] for c in document["categories"] if c.get("keypoints")), ())
     if not named and found.keypoints is not None:
         logger.warning(
-            "%s: its categories do not name their keypoints, so a mirrored image keeps left and right as they are; name "
-            "them there, or set INPUT.RANDOM_FLIP none",
+            "%s: its categories do not name their keypoints, so a mirrored image keeps left and right as they are; "
+            "name them there, or set INPUT.RANDOM_FLIP none",
             found.source,
         )
         named = range(len(next(filter(None, map(found.points, range(len(found)))), ())) // 3)

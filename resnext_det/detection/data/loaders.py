@@ -322,12 +322,13 @@ def check_sampler(cfg) -> None:
     name = cfg.DATALOADER.SAMPLER_TRAIN
     if name not in SAMPLERS:
         raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN is {name}: choose from {', '.join(SAMPLERS)}, which resume at the very next batch"
+            f"DATALOADER.SAMPLER_TRAIN is {name}: choose from {', '.join(SAMPLERS)}, which resume at the very next "
+            "batch"
         )
     if name == SAMPLERS[1] and not cfg.DATALOADER.REPEAT_THRESHOLD > 0:
         raise UserError(
-            f"DATALOADER.REPEAT_THRESHOLD {cfg.DATALOADER.REPEAT_THRESHOLD:g}: {name} repeats images of classes that fewer than this part of "
-            "the images have; give a part above 0, such as 0.001"
+            f"DATALOADER.REPEAT_THRESHOLD {cfg.DATALOADER.REPEAT_THRESHOLD:g}: {name} repeats images of classes that "
+            "fewer than this part of the images have; give a part above 0, such as 0.001"
         )
 
 
