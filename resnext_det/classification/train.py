@@ -228,7 +228,7 @@ def _examples(cfg: CfgNode, normalize: Normalize, number: int = 256) -> Iterator
 
 def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
     """One process of a run: train, or only evaluate, as the options say."""
-    enough_open_files(cfg.DATALOADER.NUM_WORKERS)
+    enough_open_files(cfg.DATALOADER.NUM_WORKERS, 2)  # its batches are few tensors
     return evaluate_only(cfg, options) if options.eval_only else train(cfg, options)
 
 

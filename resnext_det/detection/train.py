@@ -58,7 +58,7 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.get("FLOAT32_PRECISION"):  # of detectron2's main branch
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
-    enough_open_files(cfg.DATALOADER.NUM_WORKERS)
+    enough_open_files(cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     register_sets(cfg.DATASETS.REGISTER)
     if cfg.DATASETS.TEST or options.eval_only:

@@ -114,7 +114,7 @@ def test_each_key_without_effect_is_refused_or_named(tmp_path: Path, name: str, 
 def test_a_key_without_effect_on_the_command_line_ends_the_run(tmp_path: Path) -> None:
     tiny = TinyRun(tmp_path)
     words = ["--config-file", str(tiny.file), *tiny.options("run", "MODEL.ROI_BOX_HEAD.NUM_FC", 2)]
-    with pytest.raises(UserError, match="MODEL.ROI_BOX_HEAD.NUM_FC 2: has no effect .* StandardROIHeads"):
+    with pytest.raises(UserError, match="MODEL.ROI_BOX_HEAD.NUM_FC 2: has no effect .*StandardROIHeads"):
         train.main(words)
     assert not (tmp_path / "run").exists()
 
