@@ -71,7 +71,6 @@ def test_fc_alone_is_trained_and_anew(weights: str, more: list[str], folder: Pat
     after = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
     moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
     assert moved == {"fc.weight", "fc.bias"}
-    assert after["fc.weight"].abs().max() < 0.9 * before["fc.weight"].abs().max() or weights == "headless"
     results = json.loads((tmp_path / "results.json").read_text())
     assert 0 <= results["knn_top1_error"] < 50 and "top1_error" in results
 
@@ -81,7 +80,7 @@ def test_the_rate_of_a_trained_network_is_of_its_own_features(folder: Path, tmp_
     options = ["--config-file", str(folder / "config.yaml"), "MODEL.WEIGHTS", str(folder / "weights.pth")]
     rates = []
     for neighbors in (3, 1000):
-        main([*options, "--eval-only", "TEST.KNN", str(neighbors), "OUTPUT_DIR", str(tmp_path)])
+        main(["--eval-only", *options, "TEST.KNN", str(neighbors), "OUTPUT_DIR", str(tmp_path)])
         rates.append(json.loads((tmp_path / "results.json").read_text())["knn_top1_error"])
     main([*options, "OUTPUT_DIR", str(tmp_path)])
     assert json.loads((tmp_path / "results.json").read_text())["knn_top1_error"] == rates[0]
