@@ -24,7 +24,5 @@ def build_optimizer(cfg: CfgNode, model: nn.Module, lr: float) -> torch.optim.Op
         )
     if solver.CLIP_NORM:
         # Before the step itself: a gradient scaler has unscaled by then.
-        optimizer.register_step_pre_hook(
-            lambda *_: nn.utils.clip_grad_norm_(parameters, solver.CLIP_NORM) and None
-        )
+        optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(parameters, solver.CLIP_NORM) and None)
     return optimizer

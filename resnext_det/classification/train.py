@@ -209,7 +209,7 @@ def _place(cfg: CfgNode) -> dict[str, int]:
 
 
 def run_knn(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
-    """{"knn_top1_error"} of DATASETS.TEST by the features of DATASETS.TRAIN, over all processes; {} without TEST.KNN."""
+    """{"knn_top1_error"} of DATASETS.TEST by the features of DATASETS.TRAIN, {} without TEST.KNN."""
     if not cfg.TEST.KNN:
         return {}
     transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE, cfg.INPUT.INTERPOLATION)

@@ -1,8 +1,7 @@
 """The transfer benchmarks of pretrained backbones: run what is missing, print means over trials and their difference.
 
-Everything runs through the training commands, into ``OUTPUT/PROTOCOL/NETWORK/WEIGHTS/trial0``, and what is classified on
-frozen features into ``OUTPUT/linear/NETWORK/WEIGHTS``. What is finished is not run again; what was interrupted is
-resumed.
+Everything runs through the training commands, into ``OUTPUT/PROTOCOL/NETWORK/WEIGHTS/trial0``, the classification on
+frozen features into ``OUTPUT/linear/NETWORK/WEIGHTS``. What is finished is not run again; what was interrupted resumes.
 """
 
 from __future__ import annotations
@@ -255,7 +254,9 @@ def write_csv(
         lines.writerow(["weights", "trial", *settings.columns, *last])
         for label, runs in found.items():
             more = [frozen.get(label, {}).get(key, "") for key in last]
-            lines.writerows([label, trial, *(run[key] for key in settings.columns), *more] for trial, run in runs.items())
+            lines.writerows(
+                [label, trial, *(run[key] for key in settings.columns), *more] for trial, run in runs.items()
+            )
 
 
 def write_png(
