@@ -15,6 +15,7 @@ from ..resnext import Classifier
 from ..variants import Variant, parse_name
 from ..weights import Checkpoint, Metadata, check_metadata, load_strictly
 from ..weights.class_rows import rows_by_name
+from ..weights.loading import part_of
 from ..weights.metadata import on_255
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,8 @@ def load_initial_weights(
     """Load a checkpoint into ``model``, strictly, and log what went where.
 
     Args:
-        allow_new_head: an ``fc`` for other classes may start anew; False to evaluate.
+        allow_new_head: an ``fc`` for other classes may start anew, and with MODEL.FREEZE_TRUNK it does; False to
+            evaluate.
         classes: of the model; those that the file knows too get their rows of ``fc``, whatever their place.
 
     Raises:
@@ -102,13 +104,16 @@ def load_initial_weights(
     """
     where = str(checkpoint)
     check_against_config(cfg, model, checkpoint.metadata, where)
-    known = _classes(checkpoint.metadata)
-    if classes and known and known != list(classes):
+    known, allowed = _classes(checkpoint.metadata), tuple(cfg.MODEL.ALLOW_MISSING)
+    if cfg.MODEL.FREEZE_TRUNK and allow_new_head:  # also where the classes are the same: it is what the probe trains
+        allowed = (*allowed, "fc")
+        checkpoint = replace(checkpoint, tensors={n: t for n, t in checkpoint.tensors.items() if part_of(n) != "fc"})
+    elif classes and known and known != list(classes):
         matched = rows_by_name(model.state_dict(), checkpoint.tensors, classes, known)
         if matched is not None:
             logger.warning(f"{where}: {matched}")
             checkpoint = replace(checkpoint, tensors=matched.tensors)
-    report = load_strictly(model, checkpoint, allow_missing=cfg.MODEL.ALLOW_MISSING)
+    report = load_strictly(model, checkpoint, allow_missing=allowed)
     if "fc" in report.new and not allow_new_head:
         theirs = checkpoint.tensors.get("fc.bias", ())
         raise UserError(
