@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="images that cannot be read")
     parser.add_argument("--dtype", choices=CHOICES, help="over MODEL.RESNEXT.INFERENCE_DTYPE of the file")
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     parser.add_argument("--workers", type=at_least(1), default=1, help="processes that share the images")
     parser.add_argument("--ids-from", metavar="SET.json", help="image and category ids of this COCO set, by name")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
@@ -100,7 +100,7 @@ def _run(cfg: CfgNode, args: Namespace) -> None:
     summary = predict(
         predictor, paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)],
-        image_ids=image_ids, settings={"config": _settled(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
+        image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
         batch_size=args.batch_size, score_threshold=args.score_threshold, broken=args.broken,
         draw=not args.no_drawings, resume=args.resume, max_megapixels=limit, progress=logger.info if first else None,
     )  # fmt: skip
@@ -138,7 +138,7 @@ def _ids_of_classes(truth: Dataset, class_names: Sequence[str]) -> list[int]:
     return [known[name] for name in class_names]
 
 
-def _settled(cfg: CfgNode) -> dict:
+def _applied(cfg: CfgNode) -> dict:
     """What of the config decides a prediction: the model, the sizes of images, the limit."""
     model = {key: value for key, value in cfg.MODEL.items() if key not in ("WEIGHTS", "DEVICE")}
     sizes = {key: cfg.INPUT[key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")}

@@ -28,7 +28,7 @@ _PATHS = re.compile(r"OUTPUT_DIR|.*\bWEIGHTS|DATASETS\..*")  # keys whose texts 
 
 
 def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Merge a YAML file (with its ``_BASE_`` files) and ``KEY VALUE`` pairs into ``cfg``, and settle MODEL.DEVICE.
+    """Merge a YAML file (with its ``_BASE_`` files) and ``KEY VALUE`` pairs into ``cfg``, and choose MODEL.DEVICE.
 
     Args:
         cfg: defaults; every key that may be set is in it. Changed in place.
@@ -105,8 +105,8 @@ def read_config(config_file: str, seen: tuple[str, ...] = ()) -> dict:
     """The keys and values of a YAML file over those of its ``_BASE_`` files.
 
     Raises:
-        UserError: as :func:`~resnext_det.config_files.read_yaml`; no keys and values; a base that is no file, or that
-            leads back to itself.
+        UserError: as :func:`~resnext_det.config_files.read_yaml`; no keys and values; a base that is no file, or a
+            circle of bases.
     """
     if not os.path.lexists(config_file):
         raise UserError(f"config file {shown(config_file)}: no such file{_similar_file(config_file)}")

@@ -22,7 +22,7 @@ CHOICES = ("auto", *DTYPES, "off")
 
 @dataclass(frozen=True)
 class Precision:
-    """What :func:`choose` settled on.
+    """The result of :func:`choose`.
 
     Attributes:
         name: key of ``DTYPES``.
