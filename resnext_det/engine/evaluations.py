@@ -80,7 +80,7 @@ class Evaluations(HookBase):
             self._stop_in_vain(start)
 
     def _remember(self, start: int) -> bool:
-        """Read what the run has found so far; whether it holds nothing about the iteration to go on from."""
+        """Read what the run has found so far; whether it holds nothing about the iteration to continue from."""
         earlier = read_evaluations(self.path)
         kept = [record for record in earlier if self._images(record) <= start * self.batch]
         for record in kept:
