@@ -61,7 +61,7 @@ def _typed(keys: str, check: Callable[[CfgNode], None], cfg: CfgNode) -> None:
 
 
 def _check_values(cfg: CfgNode) -> None:
-    """Numbers without which nothing can be computed, and names that detectron2 would not find."""
+    """Impossible numbers, and names unknown to detectron2."""
     smallest = {
         "INPUT.MIN_SIZE_TEST": 0,  # 0 keeps the size
         "INPUT.MAX_SIZE_TRAIN": 1,

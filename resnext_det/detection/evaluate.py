@@ -62,14 +62,14 @@ def evaluate_model(
     model = for_inference(cfg, model, lambda: calibration_inputs(cfg, sets=sets))
     class_names = class_names if class_count_from_config(cfg) is not None else ()
     sets = in_order_of_model(sets or {}, class_names)
-    judged = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
+    evaluated = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
     results = {}
     for name in cfg.DATASETS.TEST:
         evaluator = _evaluator(cfg, name, sets.get(name))
         loader = test_loader_from_config(cfg, name, sets)
         if name not in sets:
             _check_order(name, class_names)
-        results[name] = inference_on_dataset(judged, loader, evaluator)
+        results[name] = inference_on_dataset(evaluated, loader, evaluator)
     results = decided_by_main(lambda: _save(cfg, results))
     return results if comm.is_main_process() else {}
 
@@ -106,7 +106,7 @@ def _check_order(name: str, class_names: Sequence[str]) -> None:
 def in_order_of_model(
     sets: Mapping[str, Dataset], class_names: Sequence[str], *, model: str = "the weights"
 ) -> dict[str, Dataset]:
-    """The sets with their classes in the model's order; where that changes one, it is logged.
+    """The sets with their classes in the model's order; a changed one is logged.
 
     Raises:
         UserError: a set of other classes.

@@ -85,7 +85,7 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
 
 
 def _preset(cfg: CfgNode, options: RunOptions, newest: Path | None) -> CfgNode:
-    """INPUT.PRESET applied: from the checkpoint that the run resumes, where there is one, else from MODEL.WEIGHTS."""
+    """INPUT.PRESET applied: from the newest checkpoint of a resumed run, else from MODEL.WEIGHTS."""
     if newest is None or cfg.INPUT.PRESET != "auto":
         return apply_preset(cfg, trust_pickle=options.trust_pickle)
     weights, cfg = cfg.MODEL.WEIGHTS, cfg.clone()
