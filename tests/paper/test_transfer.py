@@ -97,7 +97,9 @@ def test_none_is_a_random_backbone() -> None:
 
 def test_a_changed_protocol_is_labeled() -> None:
     text = table_text({"a": {}}, 2, Settings(Path("o"), options=("SOLVER.MAX_ITER", "9")))
-    assert "1 settings are not the protocol's" in text and "not run" in text
+    assert "1 settings are not the protocol's" in text and "not run" in text and "published" in text
+    text = table_text({"a": {}}, 2, Settings(Path("o"), options=("DATASETS.TEST", "('mine',)")))
+    assert "published" not in text.lower(), "other data"
 
 
 def test_protocols_with_masks_have_their_columns(tmp_path: Path) -> None:
