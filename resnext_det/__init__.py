@@ -20,7 +20,7 @@ _HOME = {
     "load_detector": "resnext_det.detection.prediction.detector",
 }
 
-if compat.register():
+if compat.register(lambda: import_module("resnext_det.detection")):
     __all__ += ["add_resnext_config", "load_detector"]
 
 

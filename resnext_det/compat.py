@@ -23,7 +23,7 @@ import random
 import sys
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -67,12 +67,21 @@ def prepare() -> bool:
     return True
 
 
-def register() -> bool:
+_parts: Callable[[], object] = object
+"""Imports what registers itself in detectron2; :func:`register` is given it."""
+
+
+def register(parts: Callable[[], object]) -> bool:
     """Have :func:`prepare` called when detectron2 is imported, and our parts registered behind ``detectron2.modeling``.
+
+    Args:
+        parts: imports our parts, which register themselves.
 
     Returns:
         Whether detectron2 is installed.
     """
+    global _parts
+    _parts = parts
     _quiet_known_warnings()
     if detectron2_folder() is None:
         return False
@@ -158,7 +167,7 @@ def _is_importable(name: str) -> bool:
 def _register_parts() -> None:
     """A library that is broken is named instead of raised: detectron2 may well work without us."""
     try:
-        importlib.import_module("resnext_det.detection")
+        _parts()
     except Exception as error:
         warnings.warn(
             f"resnext_det is incomplete ({type(error).__name__}: {error}): `python -m resnext_det` says what fixes it",

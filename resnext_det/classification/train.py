@@ -34,7 +34,6 @@ from ..engine.trainer import PRECISIONS, choose_seed
 from ..errors import UserError
 from ..files import write_json
 from ..inference.trunks import optimize_classifier
-from ..kernels.layer import use_grouped_conv
 from ..resnext import Classifier, GhostBatchNorm2d, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
@@ -106,7 +105,10 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
         fc_std=cfg.MODEL.FC_STD,
     )
     model.recompute = cfg.MODEL.RECOMPUTE
-    use_grouped_conv(model, cfg.MODEL.GROUPED_CONV)
+    if cfg.MODEL.GROUPED_CONV != "torch":  # our kernels are imported only where they are asked for
+        from ..kernels.layer import use_grouped_conv
+
+        use_grouped_conv(model, cfg.MODEL.GROUPED_CONV)
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
 
 
