@@ -32,9 +32,9 @@ from .. import compat
 from ..errors import RunFailed, UserError
 from .causes import cause_of
 from .determinism import make_deterministic
-from .exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, exit_code
+from .exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_TERMINATED, EXIT_USER_ERROR, exit_code
 from .run import RunOptions
-from .signals import Stopped, die_with_parent, on_stopping_signals
+from .signals import Stopped, Terminated, cleaning_up_on_sigterm, die_with_parent, on_stopping_signals
 
 TIMEOUT = timedelta(minutes=30)
 MEETING = 600.0
@@ -108,9 +108,9 @@ def launch(
         started = mp.start_processes(
             _worker, nprocs=processes, args=(places, device, main, args, last_words), start_method="spawn", join=False
         )
-        codes = _supervise(started.processes)
+        codes, passed_on = _supervise(started.processes)
         if any(code != 0 for code in codes):
-            raise _cause(codes, Path(last_words))
+            raise _cause(codes, Path(last_words), passed_on)
     return None
 
 
@@ -141,16 +141,18 @@ def start_training(
     )
 
 
-def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
+def _supervise(processes: Sequence[BaseProcess]) -> tuple[list[int | None], set[int]]:
     """Wait for the processes, pass stopping signals on to them, and end all when one fails.
 
     torch's own waiting hangs on a process that stays in a collective operation and so ignores SIGTERM.
 
     Returns:
-        Their exit codes; None for one that had to be ended.
+        Their exit codes, None for one that had to be ended; and the signals that were passed on.
     """
+    passed_on: set[int] = set()
 
     def pass_on(number: int, frame: object) -> None:
+        passed_on.add(number)
         for process in processes:
             if process.is_alive():
                 os.kill(process.pid, number)
@@ -167,7 +169,7 @@ def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
                     if process.is_alive():
                         getattr(process, end)()
                 _wait(processes, GRACE)
-    return codes
+    return codes, passed_on
 
 
 def _wait(processes: Sequence[BaseProcess], seconds: float | None, while_codes: Collection[int] | None = None) -> None:
@@ -183,10 +185,10 @@ def _wait(processes: Sequence[BaseProcess], seconds: float | None, while_codes: 
         connection.wait(running, left)
 
 
-def _cause(codes: Sequence[int | None], last_words: Path) -> BaseException:
+def _cause(codes: Sequence[int | None], last_words: Path, passed_on: Collection[int] = ()) -> BaseException:
     """What ended the run: a killed process before a user's mistake, and that before what it did to the others."""
     for rank, code in enumerate(codes):
-        if code is not None and code < 0:
+        if code is not None and code < 0 and -code not in passed_on:
             hint = "; too little memory is the usual cause" if code == -signal.SIGKILL else ""
             return RunFailed(
                 f"process {rank} of {len(codes)} was ended by {signal.Signals(-code).name}{hint}; the others were "
@@ -204,6 +206,8 @@ def _cause(codes: Sequence[int | None], last_words: Path) -> BaseException:
                 return kind(path.read_text(encoding="utf-8"))
         if ranks:
             return kind(f"process {ranks[0]} of {len(codes)} failed; its message stands above")
+    if passed_on or EXIT_TERMINATED in codes:
+        return Terminated("ended by SIGTERM before there was anything to save")
     return KeyboardInterrupt() if EXIT_INTERRUPTED in codes else SystemExit(max(code or 0 for code in codes))
 
 
@@ -217,7 +221,8 @@ def free_port() -> int:
 def _worker(local_rank: int, places: list[Place], device: str, main: Callable, args: tuple, last_words: str) -> None:
     die_with_parent()
     try:
-        _join(places[local_rank], device, main, args)
+        with cleaning_up_on_sigterm():
+            _join(places[local_rank], device, main, args)
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code(error)
         if code is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .folders import new_folder
+from .folders import is_made, new_folder, recipe
 
 DEVKIT_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 DEVKIT_CLASSES = "data/meta.mat"
@@ -86,7 +87,10 @@ def sort_images(pictures: str | os.PathLike, labels: Sequence[str], out: str | o
             f"{pictures}: {len(found)} images and {len(labels)} labels; image number {wrong[0]} {what} "
             f"({len(wrong)} such); unpack ILSVRC2012_img_val.tar there"
         )
-    with new_folder(out) as folder:
+    made_by = recipe("make-imagenet-val", pictures, labels=hashlib.sha256(" ".join(labels).encode()).hexdigest())
+    if is_made(out, made_by):
+        return len(set(labels))
+    with new_folder(out, made_by) as folder:
         for number, label in enumerate(labels, 1):
             place = folder / label / found[number].name
             place.parent.mkdir(exist_ok=True)

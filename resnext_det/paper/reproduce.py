@@ -7,11 +7,9 @@ also where another table wants the same training; what was interrupted is resume
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,8 +19,9 @@ from pathlib import Path
 from ..annotations.coco import read_ground_truth
 from ..config_files import config_folder, config_path
 from ..engine.config import read_config
+from ..engine.signals import run_command
 from ..errors import UserError
-from ..files import write_json
+from ..files import METRICS, read_state, write_json
 from ..reporting.tables import Results, results_table
 from ..variants import Variant, parse_name
 from .tables import TABLES, Row, Table
@@ -31,6 +30,7 @@ SETTINGS_FILE = "reproduce.json"
 PROTOCOLS = ("paper", "joint")
 TRAINED = "model_final.pth"
 RESULTS = "results.json"
+_SETTINGS = {"tool": str, "config": str, "options": [str]}  # of SETTINGS_FILE
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Command:
         """
         record = self.folder / SETTINGS_FILE
         if record.is_file():
-            earlier = json.loads(record.read_text(encoding="utf-8"))
+            earlier = read_state(record, _SETTINGS, "remove it, and its folder is made anew")
             if earlier != self.settings():
                 differ = [key for key in earlier if earlier[key] != self.settings().get(key)]
                 raise UserError(
@@ -116,7 +116,7 @@ class Command:
         """
         write_json(self.folder / SETTINGS_FILE, self.settings())
         print(f"$ {shlex.join(self.line())}", flush=True)
-        code = subprocess.run(self.line(), cwd=Path.cwd()).returncode
+        code = run_command(self.line())
         if code:
             raise UserError(f"{self.folder}: {self.tool} ended with code {code}, see above; the same command goes on")
 
@@ -294,7 +294,7 @@ def read_results(command: Command, detection: bool) -> Results | None:
     """The numbers a finished run has left; None where it is not finished."""
     if not command.finished():
         return None
-    results = json.loads((command.folder / RESULTS).read_text(encoding="utf-8"))
+    results = read_state(command.folder / RESULTS, METRICS, "remove it, and the run is evaluated again")
     return results.get("bbox", {}) if detection else results
 
 

@@ -40,9 +40,9 @@ class Runs:
     def __init__(self, monkeypatch, ap: float = 10.0) -> None:
         self.lines: list[list[str]] = []
         self.ap, self.code = ap, 0
-        monkeypatch.setattr(reproduce.subprocess, "run", self)
+        monkeypatch.setattr(reproduce, "run_command", self)
 
-    def __call__(self, line, cwd):
+    def __call__(self, line):
         self.lines.append(line)
         options = line[line.index("--config-file") + 2 :]
         folder = Path(options[options.index("OUTPUT_DIR") + 1])
