@@ -11,10 +11,13 @@ import math
 import os
 import re
 import shutil
+import socket
 import stat
 import unicodedata
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -188,7 +191,7 @@ def _in_place_of(path: str | os.PathLike, ending: str) -> Iterator[Path]:
     if not path.name:  # "." or ""
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{_cut(path.name)}.{os.getpid()}{ending}")
+    part = path.with_name(f".{_cut(path.name)}.{os.getpid()}_{_machine()}{ending}")
     _sweep(path.parent)
     try:
         _remove(part)  # of a killed process with this number, or planted
@@ -212,7 +215,15 @@ def _in_place_of(path: str | os.PathLike, ending: str) -> Iterator[Path]:
             _remove(part)
 
 
-_PART = re.compile(r"\.(.+)\.(\d+)\.part(\.\w+)?(\.before)?")
+@cache
+def _machine() -> str:
+    """This machine or container: processes of others have numbers that mean nothing here."""
+    with suppress(OSError):
+        return f"{zlib.crc32((socket.gethostname() + os.readlink('/proc/self/ns/pid')).encode()):08x}"
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+_PART = re.compile(r"\.(.+)\.(\d+)_(\w+)\.part(\.\w+)?(\.before)?")
 _swept: set[str] = set()
 
 
@@ -225,12 +236,12 @@ def _sweep(folder: Path) -> None:
     with suppress(OSError):
         for name in sorted(os.listdir(folder)):
             found = _PART.fullmatch(name)
-            if found is None or _is_alive(int(found[2])):
+            if found is None or found[3] != _machine() or _is_alive(int(found[2])):
                 continue
             left, target = folder / name, folder / found[1]
             with suppress(OSError):
                 # Killed between the two renamings of a folder: the earlier one goes back.
-                if found[4] and not os.path.lexists(target) and _cut(found[1]) == found[1]:
+                if found[5] and not os.path.lexists(target) and _cut(found[1]) == found[1]:
                     left.rename(target)
                 else:
                     _remove(left)

@@ -96,7 +96,8 @@ READERS: dict[str, Reader] = {}
 
 ODD = [
     None, True, False, -1, 0, 1, 3, 2**31, 2**63, 2**70, 10**400, -(2**63), 0.5, -0.0, 1e-320, 1e308, -1e308,
-    float("nan"), float("inf"), "", " ", "x" * 5000, "a\x1b[2J\nb", "\ud800", "a\0b", "../x", "/etc/passwd", "NaN", "1", "é", [], {},
+    float("nan"), float("inf"), "", " ", "x" * 5000, "a\x1b[2J\nb", "\ud800", "a\0b", "../x", "/etc/passwd", "NaN", "1",
+    "é", [], {},
     [[]], [None], {"": None}, [1, 2, 3, 4], [[1, 2], [3, 4]], ["x"], "%s%n{0}{}", "${HOME}", "~",
 ]  # fmt: skip
 JSON_FRAGMENTS = [
@@ -195,9 +196,8 @@ def attack(name: str, first: int, count: int, folder: Path, progress: Callable[[
                 finds.append(f"{name} {number} ({file}): a long message: {str(error)[:200]!r}")
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
-            finds.append(
-                f"{name} {number} ({file}): {type(error).__name__}: {str(error)[:150]} at {where.filename}:{where.lineno}"
-            )
+            place = f"{where.filename}:{where.lineno}"
+            finds.append(f"{name} {number} ({file}): {type(error).__name__}: {str(error)[:150]} at {place}")
         (folder / file).write_bytes(whole[file])
     return finds
 
@@ -331,8 +331,10 @@ READERS["yaml"] = Reader(
     _read_configs,
     fragments=[
         b"&a [*a]", b"&a", b"*a", b"<<: *a", b"!!python/object/apply:os.system [x]", b"!!binary x", b"- " * 60,
-        b"[" * 60, b"_BASE_: config.yaml\n", b"_BASE_: http://x\n", b"2001-99-99", b"0x", b"1_0", b"? ", b"\t", b"---\n",
-        b"%YAML 9", b"!!timestamp 2001-01-01", b"!!set {a}", b"!!omap [a: 1]", b"\n", b": ", b".inf", b"!!float x", b"!!int x",
+        b"[" * 60, b"_BASE_: config.yaml\n", b"_BASE_: http://x\n", b"2001-99-99", b"0x", b"1_0", b"? ", b"\t",
+        b"---\n",
+        b"%YAML 9", b"!!timestamp 2001-01-01", b"!!set {a}", b"!!omap [a: 1]", b"\n", b": ", b".inf",
+        b"!!float x", b"!!int x",
     ],
 )  # fmt: skip
 
@@ -376,7 +378,8 @@ def _read_images(folder: Path, file: str) -> None:
 READERS["images"] = Reader(
     _images,
     _read_images,
-    fragments=[b"\xff\xd8", b"\xff\xda", b"\xff\xc0\0\x11", b"IDAT", b"IHDR", b"\xff\xff\xff\xff", b"#" * 100, b"P6\n9 9\n", b"II*\0",
+    fragments=[b"\xff\xd8", b"\xff\xda", b"\xff\xc0\0\x11", b"IDAT", b"IHDR", b"\xff\xff\xff\xff", b"#" * 100,
+        b"P6\n9 9\n", b"II*\0",
                b"MM\0*", b"RIFF", b"\xff\x4f\xff\x51", b"ftypavif", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"acTL", b"iCCP"],
 )  # fmt: skip
 
@@ -424,7 +427,7 @@ TAR_FRAGMENTS = [
     b"S",
     b"77777777777",
 ]
-READERS["shards"] = Reader(_shards, lambda folder, file: every(lambda: _read_shards(folder, file), lambda: _index_shards(folder, file)),
+READERS["shards"] = Reader(_shards, lambda *of: every(lambda: _read_shards(*of), lambda: _index_shards(*of)),
                            fragments=TAR_FRAGMENTS)  # fmt: skip
 
 
@@ -582,12 +585,15 @@ READERS["state"] = Reader(_state, lambda folder, file: STATE[file][1](folder / f
 # labels in other formats
 
 LABELS = {
-    "voc/Annotations/1.xml": b"<annotation><filename>1.png</filename><size><width>8</width><height>6</height><depth>3</depth></size>"
+    "voc/Annotations/1.xml": b"<annotation><filename>1.png</filename><size><width>8</width>"
+    b"<height>6</height><depth>3</depth></size>"
     b"<object><name>ant</name><difficult>1</difficult><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>3</xmax><ymax>5</ymax></bndbox>"
     b"</object></annotation>",
     "voc/ImageSets/Main/train.txt": b"1\n",
-    "cvat/annotations.xml": b'<?xml version="1.0"?><annotations><version>1.1</version><meta><task><labels><label><name>ant</name>'
-    b'</label></labels></task></meta><image id="0" name="1.png" width="8" height="6"><box label="ant" xtl="1" ytl="1" xbr="3" ybr="5"/>'
+    "cvat/annotations.xml": b'<?xml version="1.0"?><annotations><version>1.1</version><meta><task><labels>'
+    b"<label><name>ant</name>"
+    b'</label></labels></task></meta><image id="0" name="1.png" width="8" height="6">'
+    b'<box label="ant" xtl="1" ytl="1" xbr="3" ybr="5"/>'
     b'<polygon label="ant" points="1,1;2,1;2,3"/></image></annotations>',
     "labelme/1.json": {"imagePath": "1.png", "imageWidth": 8, "imageHeight": 6, "shapes": [
         {"label": "ant", "points": [[1, 1], [3, 5]], "shape_type": "rectangle"},

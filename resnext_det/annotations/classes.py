@@ -38,7 +38,8 @@ def match_classes(
         hint = nearest(new[0], unknown) if new and unknown else ""
         raise UserError(
             f"{source}: its classes are not those of {model}: it has {listed(map(_quoted, new), 5) or 'nothing new'} "
-            f"and lacks {listed(map(_quoted, unknown), 5) or 'none'}{hint}; give both the same names, or train on this set"
+            f"and lacks {listed(map(_quoted, unknown), 5) or 'none'}{hint}; give both the same names, or train on "
+            "this set"
         )
     return [place[name] for name in model_names]
 

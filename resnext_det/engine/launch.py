@@ -187,13 +187,17 @@ def _wait(processes: Sequence[BaseProcess], seconds: float | None, while_codes: 
 
 def _cause(codes: Sequence[int | None], last_words: Path, passed_on: Collection[int] = ()) -> BaseException:
     """What ended the run: a killed process before a user's mistake, and that before what it did to the others."""
+    codes = [-signal.SIGTERM if code == EXIT_TERMINATED else code for code in codes]
+    asked = signal.SIGTERM in passed_on
     for rank, code in enumerate(codes):
-        if code is not None and code < 0 and -code not in passed_on:
+        if code is not None and code < 0 and not (asked and code == -signal.SIGTERM):
             hint = "; too little memory is the usual cause" if code == -signal.SIGKILL else ""
             return RunFailed(
                 f"process {rank} of {len(codes)} was ended by {signal.Signals(-code).name}{hint}; the others were "
                 "ended; continue with --resume"
             )
+    if -signal.SIGTERM in codes and EXIT_STOPPED not in codes:
+        return Terminated("ended by SIGTERM")
     if None in codes and set(codes) <= {None, 0, EXIT_STOPPED}:  # it may have been the one that saves
         return RunFailed(
             f"process {codes.index(None)} of {len(codes)} was still there {LEAVING:.0f} s after another had "
@@ -206,8 +210,6 @@ def _cause(codes: Sequence[int | None], last_words: Path, passed_on: Collection[
                 return kind(path.read_text(encoding="utf-8"))
         if ranks:
             return kind(f"process {ranks[0]} of {len(codes)} failed; its message stands above")
-    if passed_on or EXIT_TERMINATED in codes:
-        return Terminated("ended by SIGTERM before there was anything to save")
     return KeyboardInterrupt() if EXIT_INTERRUPTED in codes else SystemExit(max(code or 0 for code in codes))
 
 

@@ -87,7 +87,7 @@ def sort_images(images: str | os.PathLike, labels: Sequence[str], out: str | os.
             f"{images}: {len(found)} images and {len(labels)} labels; image number {wrong[0]} {what} "
             f"({len(wrong)} such); unpack ILSVRC2012_img_val.tar there"
         )
-    made_by = recipe("make-imagenet-val", pictures, labels=hashlib.sha256(" ".join(labels).encode()).hexdigest())
+    made_by = recipe("make-imagenet-val", images, labels=hashlib.sha256(" ".join(labels).encode()).hexdigest())
     if is_made(out, made_by):
         return len(set(labels))
     with new_folder(out, made_by) as folder:

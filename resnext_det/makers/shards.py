@@ -28,7 +28,7 @@ def write_shards(image_set: ImageFolder, out: str | Path, per_shard: int = 5000,
         from webdataset import ShardWriter
     except ImportError as error:
         raise UserError("shards need the package webdataset: pip install 'resnext-det[webdataset]'") from error
-    made_by = recipe("make-shards", pictures.root, per_shard=per_shard, seed=seed)
+    made_by = recipe("make-shards", image_set.root, per_shard=per_shard, seed=seed)
     if is_made(out, made_by):
         return len(list(Path(out).glob("*.tar")))
     with new_folder(out, made_by) as folder:
