@@ -18,6 +18,7 @@ import io
 import json
 import os
 import pickle
+import pkgutil
 import random
 import re
 import resource
@@ -75,7 +76,8 @@ class Case:
 
     def words(self, inputs: Path, out: Path, *, again: bool = False) -> list[str]:
         line = f"{self.line.replace(' KEYS', f' {self.again} KEYS')}" if again else self.line
-        return [word.replace("OUT", str(out)).replace("IN", str(inputs)) for word in line.replace(" KEYS", "").split()]
+        places = {"IN": str(inputs), "OUT": str(out)}
+        return [re.sub(r"\b(IN|OUT)\b", lambda f: places[f[1]], word) for word in line.replace(" KEYS", "").split()]
 
 
 KILLED = [
@@ -148,12 +150,12 @@ def make_inputs(folder: Path, iterations: int = 6) -> None:
 
 
 def import_all() -> None:
-    """What every command imports at its start."""
-    for name in cli.COMMANDS:
-        import_module(f"resnext_det.commands.{name.replace('-', '_')}")
-    for name in ("onnxscript", "torch.export", "torch._dynamo", "webdataset", "matplotlib.pyplot"):
-        with contextlib.suppress(ImportError):
-            import_module(name)
+    """What commands import on their way."""
+    ours = [module.name for module in pkgutil.walk_packages(resnext_det.__path__, "resnext_det.")]
+    for name in (*ours, "onnxscript", "torch.export", "torch._dynamo", "webdataset", "matplotlib.pyplot"):
+        if not name.endswith("__main__"):
+            with contextlib.suppress(ImportError):
+                import_module(name)
 
 
 def start(words: Sequence[str], log: Path, before: Callable[[], object] = bool) -> int:

@@ -15,10 +15,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-from ..annotations.coco import read_ground_truth
-from ..config_files import config_folder, config_path
-from ..engine.config import read_config
+from ..config_files import config_folder, config_path, read_config
 from ..engine.signals import run_command
 from ..errors import UserError
 from ..files import METRICS, read_state, write_json
@@ -27,7 +26,6 @@ from ..variants import Variant, parse_name
 from .tables import TABLES, Row, Table
 
 SETTINGS_FILE = "reproduce.json"
-PROTOCOLS = ("paper", "joint")
 TRAINED = "model_final.pth"
 RESULTS = "results.json"
 _SETTINGS = {"tool": str, "config": str, "options": [str]}  # of SETTINGS_FILE
@@ -224,6 +222,8 @@ def detection_sets(data: Path) -> tuple[list[str], tuple[tuple[str, ...], tuple[
     Raises:
         UserError: no training or test split.
     """
+    from ..annotations.coco import read_ground_truth  # numpy is not needed to print a plan
+
     splits = {}
     for path in sorted((data / "annotations").glob("instances_*.json")):
         name = path.stem.removeprefix("instances_")
@@ -290,12 +290,10 @@ def _whole(channels: int, width: Fraction) -> int:
     return int(scaled)
 
 
-def read_results(command: Command, detection: bool) -> Results | None:
-    """The numbers a finished run has left; None where it is not finished."""
-    if not command.finished():
-        return None
-    results = read_state(command.folder / RESULTS, METRICS, "remove it, and the run is evaluated again")
-    return results.get("bbox", {}) if detection else results
+def read_results(command: Command) -> dict[str, Any] | None:
+    """What ``results.json`` of a finished run holds; None where it is not finished."""
+    fix = "remove it, and the run is evaluated again"
+    return read_state(command.folder / RESULTS, METRICS, fix) if command.finished() else None
 
 
 def table_text(number: int | str, rows: Sequence[str], seeds: Sequence[int], settings: Settings) -> str:
@@ -343,9 +341,9 @@ def _label(table: Table, name: str, settings: Settings) -> str:
 def _measured(number: int | str, name: str, seeds: Sequence[int], settings: Settings) -> dict[int, Results]:
     found = {}
     for seed in seeds:
-        results = read_results(plan(number, name, seed, settings)[-1], TABLES[number].detection)
+        results = read_results(plan(number, name, seed, settings)[-1])
         if results is not None:
-            found[seed] = results
+            found[seed] = results.get("bbox", {}) if TABLES[number].detection else results
     return found
 
 

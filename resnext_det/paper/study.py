@@ -31,17 +31,8 @@ from ..engine.exits import EXIT_STOPPED
 from ..engine.signals import GRACE, end_command, on_stopping_signals, run_command, start_command
 from ..errors import UserError, nearest
 from ..files import COUNT, METRICS, atomic_write, parse_state, read_state, write_json
-from .reproduce import (
-    PROTOCOLS,
-    SETTINGS_FILE,
-    Command,
-    Settings,
-    command_line,
-    options_of_file,
-    plan,
-    read_results,
-)
-from .tables import TABLES
+from .reproduce import SETTINGS_FILE, Command, Settings, command_line, options_of_file, plan, read_results
+from .tables import PROTOCOLS, TABLES
 
 KEEP = 30.0
 """Seconds between two writings of the results while trainings run."""
@@ -312,7 +303,7 @@ def of_run(command: Command, detection: bool) -> dict:
     config = folder / "config.yaml"
     metrics = _records(folder / "metrics.json", {})
     points = _records(folder / "evaluations.jsonl", EVALUATION)
-    values = read_results(command, False) if done else (points[-1] if points else {})
+    values = read_results(command) if done else (points[-1] if points else {})
     return {
         "command": _command_of(command),
         "machine": _machine(),

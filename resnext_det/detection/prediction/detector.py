@@ -28,7 +28,7 @@ from ...engine.checkpoint import last_checkpoint
 from ...engine.config import load_config
 from ...errors import UserError
 from ...images import MAX_MEGAPIXELS
-from ...inference.precision import CHOICES
+from ...inference import CHOICES
 from ...weights import read_checkpoint
 from ..class_count import class_count_from_config
 from ..coco_evaluator import detections_of
