@@ -93,7 +93,7 @@ def _known(file: str, machine: Mapping[str, object]) -> dict[str, Row]:
     """
     if not Path(file).is_file():
         return {}
-    schema = {"machine": dict, "rows?": (None, {str: {str: (float, str)}})}
+    schema = {"machine": dict, "rows?": (None, {str: {str: (float, str, None)}})}
     earlier = read_state(file, schema, "it is not a benchmark's results: name another file for --json")
     rows, of = earlier.get("rows"), earlier["machine"]
     if not rows:

@@ -135,7 +135,11 @@ def _read(file: Path) -> dict:
     if not file.is_file():
         archive = ARCHIVES.get(file.name)
         raise UserError(f"{file}: missing; it is in {archive}, published at cocodataset.org under Download")
-    content = read_json(file)
-    if reason := misfit(content, _INSTANCES):
+    try:
+        content = read_json(file)
+        reason = misfit(content, _INSTANCES)
+    except UserError as error:
+        reason = str(error)
+    if reason:
         raise UserError(f"{file}: not a whole COCO instances file ({reason}); fetch it again")
     return content
