@@ -223,7 +223,7 @@ def _machine() -> str:
     return f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
-_PART = re.compile(r"\.(.+)\.(\d+)_(\w+)\.part(\.\w+)?(\.before)?")
+_PART = re.compile(r"\.(.+)\.(\d+)_(\w+)\.part(\.(?!before$)\w+)?(\.before)?")
 _swept: set[str] = set()
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import io
 import json
 import os
@@ -54,6 +55,8 @@ VARIES = re.compile(  # what differs between two undisturbed runs: clocks, proce
     r"log\.txt(\..*)?|metrics\.json|evaluations\.jsonl|events\..*|\.lock|config\.yaml|last_checkpoint|parts|.*\.html"
     r"|\.made_by\.json|inference|earlier_run_\d+|.*\.onnx|.*\.pt2|detector\.json"
 )
+PATIENCE = 300.0
+"""Seconds after which a process hangs."""
 FILE_CALLS = ("open", "replace", "rename", "fsync", "unlink", "mkdir", "rmdir")
 
 
@@ -178,6 +181,7 @@ def start(words: Sequence[str], log: Path, before: Callable[[], object] = bool) 
             os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
         sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        faulthandler.dump_traceback_later(PATIENCE - 20, file=sys.stderr)
         before()
 
         def main() -> None:
@@ -198,7 +202,7 @@ def start(words: Sequence[str], log: Path, before: Callable[[], object] = bool) 
         os._exit(code)
 
 
-def wait(pid: int, seconds: float = 300) -> int:
+def wait(pid: int, seconds: float = PATIENCE) -> int:
     """Exit code, negative for a signal; a process that does not end is a failure."""
     end = time.monotonic() + seconds
     while True:
@@ -367,7 +371,7 @@ def signal_test(folder: Path, number: int, seed: int = 0, cases: Sequence[Case] 
         time.sleep(chance.uniform(0, 2.0))
         with contextlib.suppress(ProcessLookupError):
             (os.killpg if chance.random() < 0.5 else os.kill)(pid, which)
-        code, text = wait(pid, 120), log.read_text(errors="replace")
+        code, text = wait(pid), log.read_text(errors="replace")
         expected = {0, 2, 130} if which == signal.SIGINT else {0, 2, 143, *case.codes}
         what = f"{case.line}, {which.name}: {code}: {text[-2000:]}"
         assert code in expected and "Traceback" not in text, what

@@ -47,6 +47,7 @@ from resnext_det.annotations.check import Options, inspect_coco, inspect_documen
 from resnext_det.annotations.coco import Detections, read_ground_truth
 from resnext_det.annotations.evaluation import evaluate
 from resnext_det.annotations.formats import read as read_labels
+from resnext_det.annotations.masks import compressed
 from resnext_det.annotations.predicted import read_predictions
 from resnext_det.classification.data import ImageFolder
 from resnext_det.classification.shards import ShardedImages, index_shards
@@ -258,7 +259,7 @@ READERS["json"] = Reader(_set, _read_set, fragments=JSON_FRAGMENTS)
 # run lengths and polygons
 
 RUNS = {"size": [6, 8], "counts": [5, 4, 39]}
-PACKED = {"size": [6, 8], "counts": "54S1"}
+PACKED = {"size": [6, 8], "counts": compressed([5, 4, 39]).decode()}
 SHAPES = [[[1, 1, 5, 1, 5, 4, 1, 4]], [[1, 1, 5, 1, 5, 4], [2, 2, 4, 2, 4, 4.5]], RUNS, PACKED]
 
 
@@ -528,6 +529,7 @@ READERS["dumps"] = Reader(_dumps, _read_dumps, fragments=JSON_FRAGMENTS)
 
 # our own files of JSON
 
+PATHS = {"paths": ["1.png"]}
 STATE: dict[str, tuple[Any, Callable[[Path], object]]] = {
     "results.json": (
         {"bbox": {"AP": 1.5, "AP50": None}, "parameters": 9, "top1_error": 2.0},
@@ -552,7 +554,7 @@ STATE: dict[str, tuple[Any, Callable[[Path], object]]] = {
     ),
     "parts/manifest.json": (
         {"version": 1, "paths": ["1.png"]},
-        lambda f: begin(f.parents[1], {"paths": []}, resume=True),
+        lambda f: begin(f.parents[1], PATHS, resume=True),
     ),
     "parts/0001_0000.jsonl": (
         b'{"unit": 0, "image": {"file_name": "1.png", "width": 8, "height": 6}, "annotations": [{"category_id": 1, '
@@ -598,7 +600,7 @@ LABELS = {
     "labelme/1.json": {"imagePath": "1.png", "imageWidth": 8, "imageHeight": 6, "shapes": [
         {"label": "ant", "points": [[1, 1], [3, 5]], "shape_type": "rectangle"},
         {"label": "ant", "points": [[1, 1], [3, 5], [4, 1]], "shape_type": "polygon"}]},
-    "yolo/data.yaml": {"path": ".", "train": "images", "names": {0: "ant", 1: "bee"}},
+    "yolo/data.yaml": {"path": ".", "train": "images", "names": ["ant", "bee"]},
     "yolo/labels/1.txt": b"0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.4 0.1 0.4 0.4\n",
 }  # fmt: skip
 

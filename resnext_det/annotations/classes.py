@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..errors import UserError, listed, nearest
-from ..files import shown
 
 
 def match_classes(
@@ -45,4 +44,4 @@ def match_classes(
 
 
 def _quoted(name: object) -> str:
-    return ascii(shown(name, 80))
+    return ascii(str(name)[:80])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..benchmarks import BENCHMARKS
 from ..errors import UserError
-from ..files import read_state, write_json
+from ..files import read_state, shown, write_json
 from .arguments import at_least
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _known(file: str, machine: Mapping[str, object]) -> dict[str, Row]:
     for key in ("processor", "gpu", "torch", "settings"):
         if of.get(key) != machine[key]:
             raise UserError(
-                f"--json {file}: its rows were measured with other {key} ({of.get(key)}; here {machine[key]}); "
+                f"--json {file}: its rows were measured with other {key} ({shown(of.get(key))}; here {machine[key]}); "
                 "name another file or remove it"
             )
     return rows

@@ -30,13 +30,19 @@ from ..engine.evaluations import EVALUATION
 from ..engine.exits import EXIT_STOPPED
 from ..engine.signals import GRACE, end_command, on_stopping_signals, run_command, start_command
 from ..errors import UserError, nearest
-from ..files import COUNT, METRICS, atomic_write, parse_state, read_state, write_json
+from ..files import COUNT, METRICS, atomic_write, misfit, parse_state, read_state, safe_component, write_json
 from .reproduce import SETTINGS_FILE, Command, Settings, command_line, options_of_file, plan, read_results
 from .tables import PROTOCOLS, TABLES
 
 KEEP = 30.0
 """Seconds between two writings of the results while trainings run."""
 
+_STEP = {
+    "name": str, "benchmark?": str, "table?": (int, str), "rows?": [str], "seeds?": [COUNT], "protocol?": str,
+    "data?": str, "settings?": str, "set?": {str: object}, "width?": (str, float), "weights?": {str: str},
+    "minutes?": float, "arguments?": [object],
+}  # fmt: skip
+"""Schema of an entry of a study."""
 _RUNS = {
     str: {
         "command": str, "finished": bool, "results": METRICS, "iteration": (None, COUNT), "epoch": (float, None),
@@ -102,10 +108,12 @@ def read_study(file: str) -> list[Step]:
     known = list(Step.__dataclass_fields__)
     steps = []
     for entry in entries:
-        where = f"study {file}, step {entry['name']}"
+        where = f"study {file}, step {safe_component(entry['name'], f'study {file}: step')}"
         for key in entry:
             if key not in known:
                 raise UserError(f"{where}: unknown key {key}{nearest(str(key), known)}")
+        if reason := misfit(entry, _STEP):
+            raise UserError(f"{where}: {reason}")
         step = Step(**entry)
         if bool(step.benchmark) == bool(step.table):
             raise UserError(f"{where}: needs either benchmark or table")
