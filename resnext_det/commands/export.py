@@ -46,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = find_inputs(args.check)[: args.images]
     model = build_model(cfg)
     found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
+    category_ids, class_names = categories_of(cfg, found.get("class_names", ()))
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     files = [folder / name for kind, name in FORMATS.items() if args.format in (kind, "all")]
@@ -60,7 +61,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if inputs:
             agreement[file.name] = check(cfg, model, runner(file), inputs)
             print(table(agreement[file.name]))
-    category_ids, class_names = categories_of(cfg, found.get("class_names", ()))
     about = {
         "inputs": INPUTS, "outputs": OUTPUTS, "sides": SIDES, "most_images": BATCH,
         "needs": {"detector.onnx": "onnxruntime", "detector.pt2": "torch, and import torchvision before it is loaded"},

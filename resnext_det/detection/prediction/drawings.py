@@ -63,7 +63,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 class Drawings:
-    """Draws what was found in images and videos; a context manager, which removes a video that is not finished."""
+    """Draws what was found in images and videos; a context manager; it removes an unfinished video."""
 
     def __init__(self, targets: Mapping[Path, Path], class_names: Sequence[str]) -> None:
         self._targets, self._class_names = targets, list(class_names)
