@@ -272,7 +272,7 @@ def load_exactly(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -
     """
     own = model.state_dict()  # frozen batch norms lack the counter of the others
     wrong = [
-        key for key in own if not key.endswith(COUNTER) and (key not in state or state[key].shape != own[key].shape)
+        key for key in own if (not key.endswith(COUNTER) if key not in state else state[key].shape != own[key].shape)
     ]
     wrong += [key for key in state if not key.endswith(COUNTER) and key not in own]
     if wrong:
