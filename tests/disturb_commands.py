@@ -321,15 +321,16 @@ def kill_test(folder: Path, number: int, seed: int = 0, cases: Sequence[Case] = 
     for i, case in enumerate(cases):
         whole[case] = folder / f"whole_{i}"
         log.write_text("")
-        pid = start(case.words(folder / "in", whole[case]), log, die_at_call(0))
+        pid = start(case.words(folder / "in", folder / "out"), log, die_at_call(0))
         begin = time.monotonic()
         assert wait(pid) == 0, f"{case.line}: {log.read_text()[-2000:]}"
         seconds[case] = time.monotonic() - begin
         calls[case] = int(re.findall(r"file calls: (\d+)", log.read_text())[-1])
+        (folder / "out").rename(whole[case])  # checkpoints hold the path
     runs = 0
     while sum(counts.values()) < number:
         case = cases[runs % len(cases)]
-        out, runs = folder / f"out_{runs}", runs + 1
+        out, runs = folder / "out", runs + 1
         for _ in range(3):
             again = out.exists()
             at_call = chance.random() < 0.5
@@ -434,14 +435,15 @@ def shortage_test(
     whole = {}
     for i, case in enumerate(cases):
         whole[case] = folder / f"whole_{i}"
-        pid = start(case.words(folder / "in", whole[case]), folder / "log_whole")
+        pid = start(case.words(folder / "in", folder / "out"), folder / "log_whole")
         assert wait(pid) == 0, f"{case.line}: {(folder / 'log_whole').read_text()[-2000:]}"
+        (folder / "out").rename(whole[case])
     tries = [(case, kind, limit) for case in cases for kind, limits in SHORTAGES.items() for limit in limits]
     if can_mount(folder):
         tries += [(case, "disk", size) for case in cases for size in (0, 1000, 8192, 30_000, 100_000, 300_000)]
     chance.shuffle(tries)
     for i, (case, kind, limit) in enumerate(tries[:most]):
-        log, out = folder / f"log_{i}", folder / f"out_{i}"
+        log, out = folder / f"log_{i}", folder / "out"
         try:
             if kind == "disk":
                 with small_disk(out, limit + 4096):
@@ -457,6 +459,7 @@ def shortage_test(
                 other = differing(out, whole[case])
         except AssertionError as error:
             finds.append(f"{kind}: {case.line}: {error}")
+            shutil.rmtree(out, ignore_errors=True)
             continue
         text = log.read_text(errors="replace")
         counts[f"{kind}: {code}"] += 1
