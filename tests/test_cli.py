@@ -114,7 +114,7 @@ TRAIN = "train --config-file detection/coco/R_50_C4_1x.yaml"
         ("make-imagenet5k IN/train IN/train --classes IN/bytes", "bytes: is not UTF-8"),
         ("make-imagenet5k IN/train IN/train --extra -1", "--extra: -1"),
         ("make-shards IN/train x --seed -1", "--seed: -1"), ("make-shards --index IN/shards", "index.json: i"),
-        ("make-cifar IN/word x", "word: torn"), ("make-shards IN/train IN/word/x", "not a directory"),
+        ("make-cifar IN/word x", "word: torn"), ("make-shards IN/train IN/word/x", "it is a file"),
         ("analyze resnext50_32x4d --size -7", "--size: -7"),
         ("analyze resnext50_32x4d --num-classes 0", "--num-classes: 0"),
         ("benchmark roi-align --quick --threads -1", "--threads: -1"), ("benchmark classify --device foo", "'foo'"),
