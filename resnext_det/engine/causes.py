@@ -60,13 +60,12 @@ _LOST = re.compile(
 
 def _shortage(error: BaseException, text: str) -> str:
     """One of :data:`_SHORTAGES`; "" for another error."""
-    memory, files, shared, _ = _SHORTAGES
+    memory, files, shared, threads = _SHORTAGES
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return memory
-    if isinstance(error, OSError) and error.errno in (errno.ENOMEM, errno.EMFILE, errno.ENFILE):
-        return memory if error.errno == errno.ENOMEM else files
-    if isinstance(error, OSError) and error.errno in FULL:
-        return shared if "/dev/shm" in text or "torch_" in text else ""
+    if isinstance(error, OSError) and error.errno is not None:  # its text may hold any path
+        numbers = {errno.ENOMEM: memory, errno.EMFILE: files, errno.ENFILE: files, errno.EAGAIN: threads}
+        return shared if error.errno in FULL and "/torch_" in text else numbers.get(error.errno, "")
     if not isinstance(error, RuntimeError | OSError | ImportError):
         return ""
     return next((told for told, words in _SHORTAGES.items() if words.search(text)), "")
