@@ -18,6 +18,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..annotations.check import inspect_document, read_document
 from ..errors import UserError
 from ..files import atomic_write
 
@@ -68,7 +69,7 @@ def require_same(minival: dict, val2017: dict) -> None:
     """
     for part, facts in (("images", _image_facts), ("annotations", _object_facts)):
         ours, theirs = ({x["id"]: x for x in coco[part]} for coco in (minival, val2017))
-        if odd := sorted(ours.keys() ^ theirs.keys()):
+        if odd := sorted(ours.keys() ^ theirs.keys(), key=str):  # an id may be a text
             where = "val2017" if odd[0] in theirs else "val2014"
             raise UserError(f"{part} id {odd[0]} ({len(odd)} such): only in {where}; fetch both archives again")
         for i, record in theirs.items():
@@ -80,15 +81,16 @@ def require_same(minival: dict, val2017: dict) -> None:
 
 
 def _image_facts(image: dict) -> list:
-    return [image["width"], image["height"]]
+    return [image.get("width"), image.get("height")]
 
 
 def _object_facts(annotation: dict) -> list:
-    return [annotation["image_id"], annotation["category_id"], annotation["iscrowd"], *annotation["bbox"]]
+    return [annotation["image_id"], annotation["category_id"], annotation.get("iscrowd"), *annotation["bbox"]]
 
 
 def _equal(a: list, b: list) -> bool:
-    return len(a) == len(b) and all(abs(x - y) <= TOLERANCE for x, y in zip(a, b, strict=True))
+    pairs = zip(a, b, strict=True)
+    return all(x == y if None in (x, y) else abs(x - y) <= TOLERANCE for x, y in pairs)
 
 
 def make_minival(folder: Path | str, images: int = IMAGES) -> Counts:
@@ -114,7 +116,7 @@ def make_minival(folder: Path | str, images: int = IMAGES) -> Counts:
         file = folder / name
         if not file.exists():
             missing.append((file, part))
-        elif _ids(_read(file)) != _ids(part):
+        elif not _holds(file, part):
             raise UserError(f"{file}: is there and holds other images or annotations; move it away")
     for file, part in missing:
         with atomic_write(file) as out:
@@ -126,14 +128,17 @@ def _ids(coco: dict) -> tuple[set, set]:
     return {x["id"] for x in coco["images"]}, {x["id"] for x in coco["annotations"]}
 
 
+def _holds(file: Path, part: dict) -> bool:
+    try:
+        return _ids(_read(file)) == _ids(part)
+    except UserError:
+        return False
+
+
 def _read(file: Path) -> dict:
     if not file.is_file():
         archive = ARCHIVES.get(file.name)
         raise UserError(f"{file}: missing; it is in {archive}, published at cocodataset.org under Download")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        content["images"], content["annotations"]  # noqa: B018 (raises)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file}: not a whole COCO instances file ({reason}); fetch it again") from error
+    content = read_document(file)
+    inspect_document(content, file, None, for_training=True).raise_errors()
     return content
