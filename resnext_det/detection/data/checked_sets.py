@@ -184,11 +184,11 @@ def _check(
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.json_file, metadata.image_root
     document = document_of(name)
-    pictures = len(document["images"]) if isinstance(document.get("images"), list) else 0
+    number = len(document["images"]) if isinstance(document.get("images"), list) else 0
     level = options.level
     if level == "auto":
-        level = "full" if pictures <= DECODED_AT_MOST else "headers"
-    logger.info("checking %s: %d images, %s", name, pictures, _DOES[level])
+        level = "full" if number <= DECODED_AT_MOST else "headers"
+    logger.info("checking %s: %d images, %s", name, number, _DOES[level])
     looked_for = replace(options, level=level).looked_for(
         for_training=for_training, classes=classes, first=None if first is None else first.class_names
     )
