@@ -70,7 +70,7 @@ def read_predictions(path: str | os.PathLike, truth: Dataset) -> Detections | No
         for record in annotations:
             record["image_id"] = image_ids[record["image_id"]]
             record["category_id"] = category_ids[record["category_id"]]
-    except KeyError as error:
+    except (KeyError, TypeError) as error:  # TypeError: a list in place of an id
         raise UserError(
             f"{source}: an annotation's image or category {error} is not in the file; predict again"
         ) from None

@@ -18,6 +18,8 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         UserError: ``path`` is there already and is not an empty folder.
     """
     path = Path(path)
+    if not path.name:  # "." or ""
+        raise UserError(f"{str(path)!r} is the folder we are in; name a new one")
     if path.is_file() or (path.is_dir() and any(path.iterdir())):
         raise UserError(f"{path}: is there already; remove it or name another folder")
     part = path.with_name(f".{path.name}.part")

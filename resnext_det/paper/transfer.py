@@ -20,6 +20,7 @@ from ..config_files import config_path
 from ..errors import UserError
 from ..files import atomic_path, atomic_write, safe_component, shown
 from ..reporting.tables import NO_VALUE, NOT_RUN
+from ..reporting.text import drawn
 from .reproduce import RESULTS, TRAINED, Command, read_results
 
 PROTOCOLS = (
@@ -203,7 +204,7 @@ def write_png(path: Path, found: Mapping[str, Mapping[int, Mapping[str, float]]]
             for values in published.values():
                 axis.axhline(values[column], linestyle="--", linewidth=0.7, color="gray")
         axis.set_title(key)
-        axis.set_xticks(range(len(found)), [shown(label, 20) for label in found], rotation=20)
+        axis.set_xticks(range(len(found)), [drawn(shown(label, 20)) for label in found], rotation=20)
         axis.set_xlim(-0.5, len(found) - 0.5)
     figure.suptitle(f"Transfer {settings.protocol}, {settings.network} C4")
     with atomic_path(path) as part:

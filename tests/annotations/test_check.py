@@ -568,6 +568,11 @@ def test_the_command_says_each_error_once_and_counts_them(root, tmp_path, capsys
     text = capsys.readouterr().out
     assert text.count("9 is not among the categories") == 1 and text.endswith("\n1 error, 0 warnings\n")
     assert "run tools/check_dataset.py" not in text
-    for line in ([], ["--json", "x.json"], ["--json", "x", "--images", "y", "SEED", "1"], ["--config-file", "x", "--fix", "y"]):
+    for line in (
+        [],
+        ["--json", "x.json"],
+        ["--json", "x", "--images", "y", "SEED", "1"],
+        ["--config-file", "x", "--fix", "y"],
+    ):
         with pytest.raises(UserError, match="check: "):
             main(line)

@@ -114,7 +114,8 @@ def test_a_list_that_stands_twice_is_not_half_read(tmp_path, key):
 
 @pytest.mark.parametrize(("value", "said"), [
     (TRUTH, r"is ground truth \(images, annotations\), not a list of detections; are --gt and --dt swapped\?"),
-    ({"image_id": 1}, "is an object, not a list of detections"), ("x", "is a text"), (None, "is null"), (3, "is a number"),
+    ({"image_id": 1}, "is an object, not a list of detections"), ("x", "is a text"), (None, "is null"),
+    (3, "is a number"),
     ([1, 2, 3], "detection 0 is 1, not an object with image_id"),
     ([FOUND[0], {**FOUND[0], "score": "0.9"}], "detection 1 has score '0.9'; .* must be numbers"),
     ([{**FOUND[0], "score": 10**400}], "detection 0 has score 1000.*, larger than any float"),
@@ -129,7 +130,9 @@ def test_results_that_are_none_say_what_they_are(tmp_path, value, said):
 def test_swapped_files_are_told(tmp_path):
     (tmp_path / "gt.json").write_bytes(text(TRUTH))
     (tmp_path / "dt.json").write_bytes(text(FOUND))
-    with pytest.raises(UserError, match=r"dt.json: is not an object .* looks like a results file; .*are --gt and --dt swapped\?"):
+    with pytest.raises(
+        UserError, match=r"dt.json: is not an object .* looks like a results file; .*are --gt and --dt swapped\?"
+    ):
         cli.call("evaluate", ["--gt", f"{tmp_path}/dt.json", "--dt", f"{tmp_path}/gt.json"])
     with pytest.raises(UserError, match="are --gt and --dt swapped"):
         cli.call("evaluate", ["--gt", f"{tmp_path}/gt.json", "--dt", f"{tmp_path}/gt.json"])

@@ -204,11 +204,15 @@ def test_a_mistake_in_one_of_two_processes_is_told_to_both(dataset, tmp_path):
 
 def test_masks_that_cannot_be_rated_leave_the_numbers_of_boxes(dataset, tmp_path, caplog):
     name, path = dataset
-    inputs, found = outputs(path, masks=True)
+    inputs, found = outputs(path)
+    for output in found:
+        output["instances"].pred_masks = torch.ones(len(output["instances"]), 300, 400, dtype=torch.bool)
     whole = results_of(FastCOCOEvaluator(name, tmp_path), *outputs(path))
     results = results_of(FastCOCOEvaluator(name, tmp_path), inputs, found)  # the truth has no masks
     assert list(results) == ["bbox"] and results["bbox"] == whole["bbox"]
-    assert "no AP of segm: " in caplog.text and "has no segmentation; without it only bbox can be evaluated" in caplog.text
+    assert (
+        "no AP of segm: " in caplog.text and "has no segmentation; without it only bbox can be evaluated" in caplog.text
+    )
     assert "segmentation" in json.loads((tmp_path / DETECTIONS_FILE).read_text())[0]
 
 
@@ -227,5 +231,7 @@ def test_the_key_for_detections_reaches_the_evaluation(dataset, tmp_path):
     for limit in (100, 2):
         cfg.TEST.MAX_DETECTIONS = limit
         ours = results_of(_evaluator(cfg, name, None), inputs, found)["bbox"]
-        theirs = COCOEvaluator(name, output_dir=str(tmp_path / str(limit)), max_dets_per_image=limit, use_fast_impl=False)
+        theirs = COCOEvaluator(
+            name, output_dir=str(tmp_path / str(limit)), max_dets_per_image=limit, use_fast_impl=False
+        )
         assert ours["AP"] == results_of(theirs, *outputs(path))["bbox"]["AP"] > 0 and f"AR{limit}" in ours

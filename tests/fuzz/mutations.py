@@ -17,7 +17,22 @@ from typing import Any
 import yaml
 from PIL import Image
 
-NAMES = ["$1_$", "你好", "a b", "../x", "/tmp/x", "a\nb", "\x1b[31m", "a\0b", "é" * 300, "-x", "CON", ".x", "<b>", "a/b"]
+NAMES = [
+    "$1_$",
+    "你好",
+    "a b",
+    "../x",
+    "/tmp/x",
+    "a\nb",
+    "\x1b[31m",
+    "a\0b",
+    "é" * 300,
+    "-x",
+    "CON",
+    ".x",
+    "<b>",
+    "a/b",
+]
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2, 0.5, 1e-9, 7.0, -3.5, 2**31, 2**53 + 1, 2**63, 2**64, 1e18, 1e308, 10**400,
     math.nan, math.inf, -math.inf, "", " ", "0", "12", "007", "1e5", "nan", "x", *NAMES, "\ud800", "y" * 5000,
@@ -81,7 +96,7 @@ def tree(rng: random.Random, value: Any) -> tuple[Any, str]:
 
 def encoded(rng: random.Random, data: bytes) -> tuple[bytes, str]:
     """The bytes of a file in another form."""
-    text = data.decode("utf-8", "replace")
+    text, place = data.decode("utf-8", "replace"), rng.randrange(max(1, len(data)))
     forms = {
         "byte order mark": b"\xef\xbb\xbf" + data,
         "UTF-16": text.encode("utf-16", "replace"),
@@ -95,7 +110,7 @@ def encoded(rng: random.Random, data: bytes) -> tuple[bytes, str]:
         "empty": b"",
         "blank": b" \n ",
         "zero bytes": bytes(64),
-        "a byte": bytes(b ^ (i == rng.randrange(max(1, len(data)))) * 5 for i, b in enumerate(data[:4000])) + data[4000:],
+        "a byte": data[:place] + bytes([data[place] ^ 5]) + data[place + 1 :] if data else b"",
     }  # fmt: skip
     name = rng.choice(list(forms))
     return forms[name], name
@@ -169,7 +184,7 @@ class File:
             exif[0x0112] = rng.randrange(10)
             image.save(buffer, "PNG", exif=exif)
         elif what in ("another size", "thin", "large"):
-            sizes = {"another size": (image.height, image.width + 1), "thin": (300, 1), "large": (2500, 2500)}
+            sizes = {"another size": (image.height, image.width + 1), "thin": (300, 1), "large": (1100, 1000)}
             image.resize(sizes[what]).save(buffer, "PNG")
         elif what == "cut":
             data = self.data()
@@ -211,8 +226,10 @@ class Inputs:
                 self.line.insert(place, word)
                 return f"{word} twice"
             flag = next((w for w in reversed(self.line[:place]) if w.startswith("--")), "")
-            self.line[place] = rng.choice(["", "-1", "0", "1", "nan", "inf", "1e400", "{in}", "{in}/none", "x", "~", "$HOME",
-                                           "9" * 40, "你", word + "x", "{out}"])  # fmt: skip
+            self.line[place] = rng.choice(
+                ["", "-1", "0", "1", "nan", "inf", "1e400", "{in}", "{in}/none", "x", "~", "$HOME", "9" * 40, "你",
+                 word + "x", "{out}"]
+            )  # fmt: skip
             return f"{flag} {self.line[place]!r}"
         name = rng.choice(list(self.files))
         ending = os.path.splitext(name)[1]
@@ -230,7 +247,9 @@ class Inputs:
                 other = rng.choice(list(self.files))
                 self.files[name], self.files[other] = self.files[other], self.files[name]
             else:
-                new = os.path.join(os.path.dirname(name), rng.choice(["$1_$", "你好", "a b", "-x", "é" * 60, ".x"]) + ending)
+                new = os.path.join(
+                    os.path.dirname(name), rng.choice(["$1_$", "你好", "a b", "-x", "é" * 60, ".x"]) + ending
+                )
                 self.files[new] = self.files.pop(name)
                 self.line = [word.replace(f"{{in}}/{name}", f"{{in}}/{new}") for word in self.line]
             return f"{ending} {how}"

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import yaml
-from commands import Call, NoOracle, Oracle, kind
+from generator import Call, NoOracle, Oracle, kind
 from mutations import File, Inputs
-from PIL import Image
+from PIL import Image, ImageOps
 
 CLASSES = ["ant", "bee", "cow"]
 SIZE = (48, 36)
@@ -70,7 +70,8 @@ def coco(rng: random.Random, images: int = 3, *, masks: bool = False, points: bo
             box = box_in(rng)
             crowd = int(rng.random() < 0.1)
             record: dict[str, Any] = {
-                "id": len(objects) + 1, "image_id": image + 1, "category_id": first + 2 * rng.randrange(1 if points else 3),
+                "id": len(objects) + 1, "image_id": image + 1,
+                "category_id": first + 2 * rng.randrange(1 if points else 3),
                 "bbox": box, "area": box[2] * box[3], "iscrowd": crowd,
             }  # fmt: skip
             if masks:
@@ -80,7 +81,9 @@ def coco(rng: random.Random, images: int = 3, *, masks: bool = False, points: bo
                 record["num_keypoints"] = sum(v > 0 for v in record["keypoints"][2::3])
             objects.append(record)
     return {
-        "images": [{"id": i, "file_name": f"{i}.png", "width": SIZE[0], "height": SIZE[1]} for i in range(1, images + 1)],
+        "images": [
+            {"id": i, "file_name": f"{i}.png", "width": SIZE[0], "height": SIZE[1]} for i in range(1, images + 1)
+        ],
         "categories": [{"id": first + 2 * i, "name": name} for i, name in enumerate(CLASSES)],
         "annotations": objects,
     }
@@ -100,14 +103,18 @@ def whole(value: Any) -> Any:
 # evaluate: pycocotools
 
 
-@kind(30)
+@kind(45)
 def evaluate(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     iou_type = rng.choice(["bbox", "bbox", "segm", "keypoints"])
     truth = coco(rng, masks=iou_type == "segm", points=iou_type == "keypoints")
     found = []
     for _ in range(rng.randrange(1, 9)):
         near = rng.choice(truth["annotations"]) if truth["annotations"] and rng.random() < 0.8 else None
-        box = box_in(rng) if near is None else [max(0, v + rng.randrange(-1, 2)) for v in near["bbox"][:2]] + near["bbox"][2:]
+        box = (
+            box_in(rng)
+            if near is None
+            else [max(0, v + rng.randrange(-1, 2)) for v in near["bbox"][:2]] + near["bbox"][2:]
+        )
         record: dict[str, Any] = {
             "image_id": near["image_id"] if near else 1,
             "category_id": (near or rng.choice(truth["categories"]))["category_id" if near else "id"],
@@ -127,7 +134,17 @@ def evaluate(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     else:
         content = found
     inputs = Inputs({"gt.json": File(truth), "dt.json": File(content)})
-    inputs.line = ["evaluate", "--gt", "{in}/gt.json", "--dt", "{in}/dt.json", "--iou-type", iou_type, "--out", "{out}/r.json"]
+    inputs.line = [
+        "evaluate",
+        "--gt",
+        "{in}/gt.json",
+        "--dt",
+        "{in}/dt.json",
+        "--iou-type",
+        iou_type,
+        "--out",
+        "{out}/r.json",
+    ]
     if rng.random() < 0.2:
         inputs.line += ["--max-detections", str(rng.choice([1, 2, 10, 300]))]
     if rng.random() < 0.02 and iou_type == "bbox":
@@ -155,10 +172,15 @@ def reference(truth: dict, found: Any, iou_type: str, limit: int | None) -> dict
 
     if isinstance(found, dict):
         names = {image["file_name"]: whole(image["id"]) for image in truth["images"]}
-        ids = {image["id"]: names[next(n for n in names if image["file_name"].endswith(n))] for image in found["images"]}
+        ids = {
+            image["id"]: names[next(n for n in names if image["file_name"].endswith(n))] for image in found["images"]
+        }
         own = {str(c["name"]): whole(c["id"]) for c in truth["categories"]}
         classes = {c["id"]: own[str(c["name"])] for c in found["categories"]}
-        found = [{**r, "image_id": ids[r["image_id"]], "category_id": classes[r["category_id"]]} for r in found["annotations"]]
+        found = [
+            {**r, "image_id": ids[r["image_id"]], "category_id": classes[r["category_id"]]}
+            for r in found["annotations"]
+        ]
     for record in truth["images"] + truth["categories"]:
         record["id"] = whole(record["id"])
     for number, record in enumerate(truth.get("annotations", []), 1):
@@ -210,7 +232,7 @@ def reference(truth: dict, found: Any, iou_type: str, limit: int | None) -> dict
 # check: stock detectron2's loader
 
 
-@kind(25)
+@kind(15)
 def check(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     inputs = Inputs({"data.json": File(coco(rng, masks=rng.random() < 0.5, points=rng.random() < 0.2))})
     for i in (1, 2, 3):
@@ -238,7 +260,9 @@ def checked(call: Call) -> None:
         raise NoOracle("warnings, and no --fix")
     if "annotations: is missing" in call.said:
         raise NoOracle("no annotations")
-    options = {"policy": call.flag("--policy") or "error", "check_images": True}
+    options = {"policy": call.flag("--policy") or "error", "decode": "--headers-only" not in call.line}
+    if call.flag("--max-megapixels"):
+        options["max_megapixels"] = float(call.flag("--max-megapixels"))
     ours = inspect_coco(file, root, workers=1, **options).dataset_dicts()
     name = f"fuzz_{call.number}"
     try:
@@ -287,8 +311,8 @@ def labels(rng: random.Random, form: str, images: int = 3) -> tuple[dict[str, Fi
         return files, "{in}/data.yaml"
     if form == "voc":
         for image, objects in of.items():
-            parts = [f"<annotation><filename>{image}.png</filename><size><width>{SIZE[0]}</width><height>{SIZE[1]}</height>"
-                     "<depth>3</depth></size>"]  # fmt: skip
+            size = f"<width>{SIZE[0]}</width><height>{SIZE[1]}</height><depth>3</depth>"
+            parts = [f"<annotation><filename>{image}.png</filename><size>{size}</size>"]
             for record in objects:
                 x, y, w, h = record["bbox"]
                 values = zip(("xmin", "ymin", "xmax", "ymax"), (x + 1, y + 1, x + w, y + h), strict=True)
@@ -319,7 +343,11 @@ def labels(rng: random.Random, form: str, images: int = 3) -> tuple[dict[str, Fi
         for record in objects:
             x, y, w, h = record["bbox"]
             shape = "polygon" if "segmentation" in record else "rectangle"
-            points = np.reshape(polygon(record["bbox"])[0], (-1, 2)).tolist() if shape == "polygon" else [[x, y], [x + w, y + h]]
+            points = (
+                np.reshape(polygon(record["bbox"])[0], (-1, 2)).tolist()
+                if shape == "polygon"
+                else [[x, y], [x + w, y + h]]
+            )
             shapes.append({"label": names[record["category_id"]], "shape_type": shape, "points": points})
         content = {"imagePath": f"{image}.png", "imageWidth": SIZE[0], "imageHeight": SIZE[1], "shapes": shapes}
         files[f"{image}.json"] = File(content)
@@ -343,7 +371,9 @@ def boxes_of(form: str, root: Path, place: Path) -> Boxes:
     elif form == "yolo":
         data = yaml.safe_load((root / "data.yaml").read_text("utf-8-sig"))
         names = dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
-        images = {p.stem: Image.open(p).size for p in (root / "images").rglob("*") if p.is_file()}
+        images = {
+            p.stem: ImageOps.exif_transpose(Image.open(p)).size for p in (root / "images").rglob("*") if p.is_file()
+        }
         for file in sorted((root / "labels").rglob("*.txt")):
             for line in file.read_text("utf-8-sig").splitlines():
                 number, *values = map(float, line.split()) if line.strip() else (0,)
@@ -355,7 +385,9 @@ def boxes_of(form: str, root: Path, place: Path) -> Boxes:
                 else:
                     corners = [min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])]
                 w, h = images[file.stem]
-                found.append((file.stem, str(names[int(number)]).strip(), *(v * (w, h)[i % 2] for i, v in enumerate(corners))))
+                found.append(
+                    (file.stem, str(names[int(number)]).strip(), *(v * (w, h)[i % 2] for i, v in enumerate(corners)))
+                )
     elif form == "voc":
         for file in sorted((root / "Annotations").glob("*.xml")):
             for record in ET.fromstring(file.read_bytes()).findall("object"):
@@ -403,7 +435,7 @@ def form_of(rng: random.Random) -> str:
     return rng.choice(["coco", "yolo", "voc", "cvat", "labelme"])
 
 
-@kind(20)
+@kind(25)
 def convert_data(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     form, to = form_of(rng), rng.choice(["coco", "yolo", "voc"])
     files, place = labels(rng, form)
@@ -449,7 +481,7 @@ def split(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     return inputs, parted
 
 
-@kind(5)
+@kind(7)
 def check_formats(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     form = rng.choice(["yolo", "voc", "cvat", "labelme"])
     files, place = labels(rng, form)
@@ -492,7 +524,9 @@ def make_cifar(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
         if what == "cut":
             parts[name] = parts[name][: rng.randrange(len(parts[name]) + 1)]
         elif what == "name":
-            parts[rng.choice(["../x.png", "train/../../x.png", "/tmp/x.png", "test/$1_$/你.png", name + ".bak"])] = parts.pop(name)
+            parts[rng.choice(["../x.png", "train/../../x.png", "/tmp/x.png", "test/$1_$/你.png", name + ".bak"])] = (
+                parts.pop(name)
+            )
         elif what == "remove":
             del parts[name]
         else:
@@ -523,7 +557,7 @@ def class_folders(rng: random.Random, each: int = 2) -> dict[str, File]:
     return {f"images/{name}/{i}.png": pixels(rng, (20, 24)) for name in CLASSES for i in range(each)}
 
 
-@kind(4)
+@kind(3)
 def make_shards(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     inputs = Inputs(class_folders(rng), ["make-shards", "{in}/images", "{out}/shards", "--per-shard", "4"])
 
@@ -533,7 +567,9 @@ def make_shards(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
         wanted = sorted(p.read_bytes() for p in folder.rglob("*") if p.is_file() and not p.name.startswith("."))
         missing = [data for data in wanted if data not in written]
         assert all(data in wanted for data in written), "shards hold what no file has"
-        assert not missing or "skipped" in call.said or "left out" in call.said, f"{len(missing)} images lost in silence"
+        assert not missing or "skipped" in call.said or "left out" in call.said, (
+            f"{len(missing)} images lost in silence"
+        )
 
     return inputs, made
 
@@ -559,10 +595,17 @@ def index_shards(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
             if rng.random() < 0.05:
                 del parts[rng.choice(list(parts))]
             for ending, data in parts.items():
-                member = tarfile.TarInfo(f"{rng.choice(['k', 'k', 'k', 'a/k', 'k.x'])}{i}.{ending}" if rng.random() < 0.1 else f"k{i}.{ending}")
+                member = tarfile.TarInfo(
+                    f"{rng.choice(['k', 'k', 'k', 'a/k', 'k.x'])}{i}.{ending}"
+                    if rng.random() < 0.1
+                    else f"k{i}.{ending}"
+                )
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
-    files = {"s/0.tar": File(buffer.getvalue(), "bytes"), "classes.txt": File("".join(f"{c}\n" for c in CLASSES), "text")}
+    files = {
+        "s/0.tar": File(buffer.getvalue(), "bytes"),
+        "classes.txt": File("".join(f"{c}\n" for c in CLASSES), "text"),
+    }
     inputs = Inputs(files, ["make-shards", "--index", "{in}/s", "--classes", "{in}/classes.txt"], writes_in=True)
 
     def made(call: Call) -> None:
@@ -602,7 +645,9 @@ def make_imagenet_val(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
 
 @kind(2)
 def make_imagenet5k(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
-    files = {f"full/{c}/{i}.png": pixels(rng, (4, 4)) for c in ("ant", "dog", "elk") for i in range(rng.randrange(1, 4))}
+    files = {
+        f"full/{c}/{i}.png": pixels(rng, (4, 4)) for c in ("ant", "dog", "elk") for i in range(rng.randrange(1, 4))
+    }
     files |= {f"known/{c}/0.png": pixels(rng, (4, 4)) for c in ("ant", "bee")}
     files["list.txt"] = File("ant\nelk\n", "text")
     inputs = Inputs(files, ["make-imagenet5k", "{in}/full", "{in}/known", "--out", "{out}/new"])
@@ -619,10 +664,15 @@ def make_imagenet5k(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
 @kind(2)
 def make_minival(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     images = [{"id": i, "file_name": f"{i}.jpg", "width": 8, "height": 6} for i in range(1, 8)]
-    objects = [{"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 2, 2], "area": 4, "iscrowd": 0} for i in range(1, 8)]
+    objects = [
+        {"id": i, "image_id": i, "category_id": 1, "bbox": [1, 1, 2, 2], "area": 4, "iscrowd": 0} for i in range(1, 8)
+    ]
     whole_set = {"images": images, "annotations": objects, "categories": [{"id": 1, "name": "ant"}]}
     part = {**whole_set, "images": images[:5], "annotations": objects[:5]}
     files = {"a/instances_val2014.json": File(whole_set), "a/instances_val2017.json": File(part)}
+    from resnext_det.makers import minival
+
+    minival.make_minival.__defaults__ = (5,)  # images, not 5,000
     inputs = Inputs(files, ["make-minival", "--annotations", "{in}/a"], writes_in=True)
 
     def made(call: Call) -> None:
@@ -640,8 +690,12 @@ def make_minival(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
 
 @kind(3)
 def analyze(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
-    name = rng.choice(["resnet50", "resnext50_32x4d", "resnext29_8x64d_cifar", "resnext14_2x2d", "seresnet50", "resnext101_64x4d"])
-    inputs = Inputs({}, ["analyze", name, "--num-classes", str(rng.choice([10, 1000])), "--size", str(rng.choice([32, 224]))])
+    name = rng.choice(
+        ["resnet50", "resnext50_32x4d", "resnext29_8x64d_cifar", "resnext14_2x2d", "seresnet50", "resnext101_64x4d"]
+    )
+    inputs = Inputs(
+        {}, ["analyze", name, "--num-classes", str(rng.choice([10, 1000])), "--size", str(rng.choice([32, 224]))]
+    )
     if rng.random() < 0.1:
         inputs.line = ["analyze", *rng.choice([["--table", "2"], ["--figure", "4"]])]
 
@@ -661,14 +715,17 @@ def analyze(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     return inputs, counted
 
 
-@kind(4)
+@kind(0.7)
 def curves(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     lines = []
     for i in range(rng.randrange(1, 12)):
         lines.append({"iteration": i * 20, "lr": 0.02, "time": 0.5, "total_loss": 3 / (i + 1), "loss_cls": 1 / (i + 1)})
         if i % 3 == 0:
             lines[-1] |= {"bbox/AP": 3.0 * i, "bbox/AP50": 6.0 * i}
-    inputs = Inputs({"a/metrics.json": File(lines, "lines")}, ["curves", "{in}/a", "--out", "{out}/c.png"])
+    name = rng.choice(["a", "a", "$1_$", "你 好", "a_{"])
+    inputs = Inputs(
+        {f"{name}/metrics.json": File(lines, "lines")}, ["curves", f"{{in}}/{name}", "--out", "{out}/c.png"]
+    )
     if rng.random() < 0.3:
         other = [{"iteration": i, "train/top1_error": 50.0 - i, "total_loss": 2.0, "lr": 0.1} for i in range(5)]
         inputs.files["b/metrics.json"] = File(other, "lines")
@@ -681,7 +738,7 @@ def curves(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     return inputs, drawn
 
 
-@kind(3)
+@kind(2)
 def transfer(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     files = {"a.pth": File(b"weights", "bytes"), "s.yaml": File({"SOLVER": {"BASE_LR": 0.1}, "SEED": 3}, "yaml")}
     inputs = Inputs(files, ["transfer", "--protocol", "voc0712", "--trials", "2", "--output", "{out}/t", "--dry-run"])
@@ -695,7 +752,7 @@ def transfer(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     return inputs, printed
 
 
-@kind(3)
+@kind(2)
 def reproduce(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     document = coco(rng)
     files = {f"set/annotations/instances_{name}.json": File(document) for name in ("train2017", "val2017")}
@@ -714,13 +771,15 @@ def reproduce(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
 @kind(3)
 def study(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     steps = [
-        {"name": "one", "table": 7, "rows": ["resnext29_8x64d"], "seeds": [0], "data": "d", "settings": "s.yaml"},
+        {"name": "one", "table": 3, "rows": ["resnet50"], "seeds": [0], "data": "d", "settings": "s.yaml"},
         {"name": "two", "table": 8, "protocol": "joint", "rows": ["R50"], "seeds": [0, 1],
          "weights": {"R50": "{output}/w{seed}.pth"}, "set": {"SOLVER.MAX_ITER": 3}, "width": "1/4"},
         {"name": "three", "benchmark": "grouped-conv", "minutes": 3},
     ]  # fmt: skip
     files = {"s.yaml": File({"SOLVER": {"MAX_ITER": 5}}, "yaml"), "study.yaml": File(steps, "yaml")}
-    inputs = Inputs(files, ["study", "{in}/study.yaml", "--minutes", "0", "--output", "{out}/o", "--results", "{out}/r"])
+    inputs = Inputs(
+        files, ["study", "{in}/study.yaml", "--minutes", "0", "--output", "{out}/o", "--results", "{out}/r"]
+    )
     if rng.random() < 0.5:
         inputs.files["r/runs.json"] = File({})
         inputs.line[-1] = "{in}/r"

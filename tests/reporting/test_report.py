@@ -72,7 +72,10 @@ def test_reporting_needs_no_detectron2():
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
-@pytest.mark.parametrize("name", ["$1_$", "$\\frac{", "a_{", "你好", "क", "\x1b[31mx", "x\ny", "<script>", "%s", "a" * 200])
+@pytest.mark.parametrize(
+    "name", ["$1_$", "$\\frac{", "a_{", "你好", "क", "\x1b[31mx", "x\ny", "<script>", "%s", "a" * 200]
+)
+@pytest.mark.filterwarnings("error:Glyph")
 def test_names_of_classes_and_files_are_plain_text(tmp_path, name):
     truth = read_ground_truth(
         {

@@ -1,4 +1,4 @@
-"""The sets of a run as ``resnext-det check --config-file`` looks at them: everything found, and nothing raised for it."""
+"""The sets of a run as ``resnext-det check --config-file`` looks at them: all that is found, and nothing raised."""
 
 from __future__ import annotations
 
@@ -45,7 +45,9 @@ def inspect_sets(
         else:
             (file, images), document = one, formats.read(*one).document
         needed = check_options_from_config(cfg).looked_for(
-            for_training=one is not None or name in cfg.DATASETS.TRAIN, classes=class_count_from_config(cfg), first=first
+            for_training=one is not None or name in cfg.DATASETS.TRAIN,
+            classes=class_count_from_config(cfg),
+            first=first,
         )
         needed = replace(
             needed, check_images=options.check_images, decode=options.decode, workers=options.workers,

@@ -3,8 +3,8 @@
 Of each run it holds: exit 0, or one line and exit 2; no traceback; no end later than 20 s of CPU time; nothing written
 outside the output folder; no more than 2 GB of memory; and where it ends with 0, an oracle finds the same.
 
-``python tests/fuzz/commands.py 0 20000`` makes that many runs in children and prints what they found;
-``python tests/fuzz/commands.py --one 137`` shows a run, ``--only check,evaluate`` keeps to some commands.
+``python tests/fuzz/generator.py 0 20000`` makes that many runs in children and prints what they found;
+``python tests/fuzz/generator.py --one 137`` shows a run, ``--only check,evaluate`` keeps to some commands.
 """
 
 from __future__ import annotations
@@ -28,8 +28,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
@@ -71,6 +69,12 @@ class Call:
         """The value of a flag on the line, the last where it stands twice."""
         places = [i for i, word in enumerate(self.line[:-1]) if word == name]
         return self.line[places[-1] + 1] if places else None
+
+    def writes_in(self) -> bool:
+        """Whether its arguments themselves name a place among the inputs to write to."""
+        flags = ("--out", "--output", "--fix", "--report", "--results", "OUTPUT_DIR")
+        places = [self.flag(flag) or "" for flag in flags] + self.line[2:3]
+        return any(place.startswith(str(self.given)) for place in places)
 
 
 Oracle = Callable[[Call], None]
@@ -118,6 +122,8 @@ class Writes:
             return
         if writes and isinstance(path, str | bytes | os.PathLike):
             place = os.path.realpath(os.fsdecode(path))
+            if event == "os.mkdir" and os.path.isdir(place):  # nothing is made
+                return
             if not place.startswith(self.allowed):
                 self.found.add(f"{event} {place}")
 
@@ -168,7 +174,7 @@ class Runner:
         call = Call(number, folder, inputs, list(inputs.notes))
         call.given.mkdir()
         call.out.mkdir()
-        for _ in range(rng.choices([0, 1, 2], [1, 12, 7])[0]):
+        for _ in range(rng.choices([0, 1, 2], [8, 3, 0] if inputs.notes else [1, 12, 7])[0]):
             call.changes.append(inputs.mutate(rng))
         inputs.write(call.given)
         try:
@@ -192,8 +198,10 @@ class Runner:
         os.chdir(call.out)
         faulthandler.dump_traceback_later(WAIT, exit=True, file=self.err)
         self.writes.found.clear()
-        own = (str(call.out), str(call.folder / "tmp"), "/dev/", "/proc/")
-        self.writes.allowed = own + ((str(call.given),) if call.inputs.writes_in else ())
+        # Hidden names beside a folder or file are those of what is written aside and renamed.
+        own = (str(call.out), str(call.folder / "tmp"), f"{call.folder}/.", "/dev/", "/proc/")
+        free = call.inputs.writes_in or call.writes_in()
+        self.writes.allowed = own + ((str(call.given),) if free else ())
         trouble = None
         try:
             with no_hang(SECONDS):
@@ -215,7 +223,7 @@ class Runner:
         if self.writes.found:
             return f"writes outside: {sorted(self.writes.found)[0]}"
         after = contents(call.given)
-        if {name: after.get(name) for name in before} != before or (len(after) > len(before) and not call.inputs.writes_in):
+        if not free and after != before or {n for n in before if n not in after}:
             return "changed its inputs"
         lines = self.text[1].getvalue().splitlines()
         if "Traceback (most recent call last)" in call.said:
@@ -263,7 +271,11 @@ def child(numbers: range, only: list[str] | None) -> Iterator[dict]:
                            "MPLCONFIGDIR": os.path.join(tempfile.gettempdir(), "fuzz_mpl")}  # fmt: skip
             with tempfile.TemporaryFile("w+") as errors:
                 process = subprocess.Popen(
-                    [sys.executable, __file__, *words], stdout=subprocess.PIPE, stderr=errors, text=True, env=environment
+                    [sys.executable, __file__, *words],
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    env=environment,
                 )
                 for line in process.stdout:
                     record = json.loads(line)
@@ -273,7 +285,14 @@ def child(numbers: range, only: list[str] | None) -> Iterator[dict]:
                 errors.seek(0)
                 if code:
                     said = errors.read()[-1500:]
-                    yield {"number": first, "kind": "?", "code": code, "changes": [], "wrong": f"process: {said}", "said": ""}
+                    yield {
+                        "number": first,
+                        "kind": "?",
+                        "code": code,
+                        "changes": [],
+                        "wrong": f"process: {said}",
+                        "said": "",
+                    }
                     first += 1
 
 
@@ -318,6 +337,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    import commands  # the module that the makers add themselves to
+    import generator  # the module that the makers add themselves to
 
-    commands.main()
+    generator.main()
