@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..annotations.check import CheckedDataset, ClassCount, Options, inspect_coco, inspect_document, report, write_fixed
-from ..annotations.formats import read, recognize
-from ..annotations.formats.source import is_image
-from ..annotations.splitting import shared_images
 from ..errors import UserError, counted
 from ..files import shown
 from ..images import MAX_MEGAPIXELS, POLICIES
 from .arguments import TRUST_PICKLE, at_least
+
+if TYPE_CHECKING:
+    from ..annotations.check import CheckedDataset, Options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"check: {shown(args.opts[0])} is a setting of a run: give its --config-file")
     if args.json is None and (args.fix or args.shares_with):
         raise UserError("check: --fix and --shares-with are for one set: give --json and --images")
+    from ..annotations.check import ClassCount, Options, inspect_document, report, write_fixed
+
     options = Options(
         policy=args.policy,
         strict=args.strict,
@@ -74,6 +76,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if checked.errors:
             wrong.append(f"{shown(where)}: {counted(checked.errors, 'error')}, listed above")
     if args.shares_with:
+        from ..annotations.formats.source import is_image
+        from ..annotations.splitting import shared_images
+
         ours = [] if checked.images is None else [Path(args.images, name) for name in checked.images.file_names]
         ours = [path for path in ours if path.is_file()]
         theirs = sorted(path for path in Path(args.shares_with).rglob("*") if is_image(path.name))
@@ -91,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _checks(args: argparse.Namespace, options: Options) -> Iterator[tuple[str, CheckedDataset]]:
     """(a file or the name of a set, what was found in it) of what the flags name."""
+    from ..annotations.check import inspect_coco, inspect_document
+    from ..annotations.formats import read, recognize
+
     if args.config_file:
         from ..detection.config import setup  # torch takes seconds to import
         from ..detection.data.inspection import inspect_sets
@@ -105,6 +113,8 @@ def _checks(args: argparse.Namespace, options: Options) -> Iterator[tuple[str, C
 
 
 def _classes(json_file: str) -> list[str]:
+    from ..annotations.check import inspect_coco
+
     like = inspect_coco(json_file, None)
     if like.categories is None:
         like.raise_errors()

@@ -78,7 +78,7 @@ def test_validation_mistakes(tmp_path: Path) -> None:
 def test_a_row_that_names_no_image_or_one_twice_shifts_no_labels(tmp_path: Path, change) -> None:
     file = kaggle(tmp_path)
     file.write_text(file.read_text().replace(*change))
-    with pytest.raises(UserError, match="ImageId of line [45] is .*, not one of 1 to 5 that is not above it"):
+    with pytest.raises(UserError, match="ImageId of line [45] is .*; the numbers must be 1 to 5, each once"):
         imagenet_val.read_labels(file)
 
 
