@@ -58,7 +58,8 @@ def _in_order(path: Path, rows: Sequence[tuple[str, str]]) -> list[str]:
         number = int(match[1]) if match else 0
         if not 1 <= number <= len(rows) or number in numbered:
             raise UserError(
-                f"{path}: ImageId of line {line} is {shown(name, 60)!r}; the numbers must be 1 to {len(rows)}, each once"
+                f"{path}: ImageId of line {line} is {shown(name, 50)!r}; the numbers must be 1 to {len(rows)}, "
+                "each once"
             )
         numbered[number] = label
     return [numbered[number] for number in sorted(numbered)]
