@@ -44,8 +44,8 @@ def test_all_sets_of_a_run_and_what_its_model_needs(tiny, capsys):
     with pytest.raises(UserError, match=": 1 error, listed above; .*: 1 error, listed above"):
         main(arguments(tiny, "MODEL.ROI_HEADS.NUM_CLASSES", 3))
     assert "has 2 classes, the model 3; set MODEL.ROI_HEADS.NUM_CLASSES 2" in capsys.readouterr().out
-    with pytest.raises(UserError, match="6 errors"):
-        main(arguments(tiny, "MODEL.KEYPOINT_ON", True, "DATASETS.TRAIN", "()"))
+    main(arguments(tiny, "MODEL.KEYPOINT_ON", True, "DATASETS.TRAIN", "()"))  # to evaluate on: AP of boxes is there
+    assert "0 errors, 6 warnings" in capsys.readouterr().out
 
 
 def test_one_set_is_looked_at_as_the_training_set(tiny, capsys):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -9,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ...annotations import formats
-from ...annotations.check import CheckedDataset, Options, inspect_document
+from ...annotations.check import CheckedDataset, Options, inspect_document, read_document
 from ...errors import listed
 from ...weights import read_checkpoint
 from ..class_count import class_count_from_config
@@ -43,7 +44,9 @@ def inspect_sets(
                 continue
             document, file, images = document_of(name), metadata.json_file, metadata.image_root
         else:
-            (file, images), document = one, formats.read(*one).document
+            file, images = one
+            is_coco = os.path.isfile(file) and formats.recognize(file) == "coco"
+            document = read_document(file) if is_coco else formats.read(file, images).document
         needed = check_options_from_config(cfg).looked_for(
             for_training=one is not None or name in cfg.DATASETS.TRAIN,
             classes=class_count_from_config(cfg),
