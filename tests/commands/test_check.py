@@ -55,7 +55,7 @@ def test_one_set_is_looked_at_as_the_training_set(tiny, capsys):
     for record in content["annotations"]:
         record["iscrowd"] = 1
     Path(file).write_text(json.dumps(content))
-    with pytest.raises(UserError, match="2 errors, listed above"):
+    with pytest.raises(UserError, match="6 errors, listed above"):
         main(["--json", file, "--images", images, *arguments(tiny)])
     assert "is 1 in every annotation" in capsys.readouterr().out
 

@@ -154,6 +154,10 @@ class Runner:
         self.folder = folder
         self.names = [name for name in KINDS if not only or name in only]
         self.shares = [KINDS[name][1] for name in self.names]
+        import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
+
+        # isort: split
+        from detectron2.data.datasets import load_coco_json  # noqa: F401  (torch is more than the limit by itself)
         from matplotlib import font_manager  # noqa: F401  (it writes a list of fonts)
 
         self.err = sys.stderr
