@@ -59,6 +59,9 @@ def read_predictions(path: str | os.PathLike, truth: Dataset) -> Detections | No
     if not all("score" in record for record in annotations) or not all("file_name" in image for image in images):
         return None
     source = shown(path)
+    for item in [*images, *categories]:
+        if not isinstance(item.get("id"), int | str):
+            raise UserError(f"{source}: an image or category has no id, a number or text; predict again")
     files = [str(image["file_name"]) for image in images]
     ids = match_files(files, truth.image_records(), truth.source)
     image_ids = {image.get("id"): ids[file] for image, file in zip(images, files, strict=True)}
@@ -72,6 +75,6 @@ def read_predictions(path: str | os.PathLike, truth: Dataset) -> Detections | No
             record["category_id"] = category_ids[record["category_id"]]
     except (KeyError, TypeError) as error:  # TypeError: a list in place of an id
         raise UserError(
-            f"{source}: an annotation's image or category {error} is not in the file; predict again"
+            f"{source}: an annotation's image or category {shown(error)} is not in the file; predict again"
         ) from None
     return Detections.from_records(annotations, source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import shown
-from .folders import new_folder
+from .folders import is_made, new_folder, recipe
 
 DEVKIT_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 DEVKIT_CLASSES = "data/meta.mat"
@@ -102,7 +103,10 @@ def sort_images(images: str | os.PathLike, labels: Sequence[str], out: str | os.
             f"{images}: {len(found)} images and {len(labels)} labels; image number {wrong[0]} {what} "
             f"({len(wrong)} such); unpack ILSVRC2012_img_val.tar there"
         )
-    with new_folder(out) as folder:
+    made_by = recipe("make-imagenet-val", images, labels=hashlib.sha256(" ".join(labels).encode()).hexdigest())
+    if is_made(out, made_by):
+        return len(set(labels))
+    with new_folder(out, made_by) as folder:
         for number, label in enumerate(labels, 1):
             place = folder / label / found[number].name
             place.parent.mkdir(exist_ok=True)

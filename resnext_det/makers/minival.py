@@ -18,9 +18,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..annotations.check import inspect_document, read_document
+from ..annotations.reading import read_json
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import COUNT, atomic_write, misfit
 
 ARCHIVES = {
     "instances_val2014.json": "annotations_trainval2014.zip",
@@ -29,6 +29,10 @@ ARCHIVES = {
 MINIVAL = "instances_minival2014.json"
 REST = "instances_valminusminival2014.json"
 IMAGES = 5000
+_INSTANCES = {
+    "images": [{"id": COUNT, "width": COUNT, "height": COUNT}],
+    "annotations": [{"id": COUNT, "image_id": COUNT, "category_id": COUNT, "iscrowd": COUNT, "bbox": [float] * 4}],
+}
 TOLERANCE = 0.01  # pixels: the two publications may round a coordinate differently
 
 
@@ -69,7 +73,7 @@ def require_same(minival: dict, val2017: dict) -> None:
     """
     for part, facts in (("images", _image_facts), ("annotations", _object_facts)):
         ours, theirs = ({x["id"]: x for x in coco[part]} for coco in (minival, val2017))
-        if odd := sorted(ours.keys() ^ theirs.keys(), key=str):  # an id may be a text
+        if odd := sorted(ours.keys() ^ theirs.keys()):
             where = "val2017" if odd[0] in theirs else "val2014"
             raise UserError(f"{part} id {odd[0]} ({len(odd)} such): only in {where}; fetch both archives again")
         for i, record in theirs.items():
@@ -81,16 +85,15 @@ def require_same(minival: dict, val2017: dict) -> None:
 
 
 def _image_facts(image: dict) -> list:
-    return [image.get("width"), image.get("height")]
+    return [image["width"], image["height"]]
 
 
 def _object_facts(annotation: dict) -> list:
-    return [annotation["image_id"], annotation["category_id"], annotation.get("iscrowd"), *annotation["bbox"]]
+    return [annotation["image_id"], annotation["category_id"], annotation["iscrowd"], *annotation["bbox"]]
 
 
 def _equal(a: list, b: list) -> bool:
-    pairs = zip(a, b, strict=True)
-    return all(x == y if None in (x, y) else abs(x - y) <= TOLERANCE for x, y in pairs)
+    return len(a) == len(b) and all(abs(x - y) <= TOLERANCE for x, y in zip(a, b, strict=True))
 
 
 def make_minival(folder: Path | str, images: int = IMAGES) -> Counts:
@@ -116,7 +119,7 @@ def make_minival(folder: Path | str, images: int = IMAGES) -> Counts:
         file = folder / name
         if not file.exists():
             missing.append((file, part))
-        elif not _holds(file, part):
+        elif _ids(_read(file)) != _ids(part):
             raise UserError(f"{file}: is there and holds other images or annotations; move it away")
     for file, part in missing:
         with atomic_write(file) as out:
@@ -128,17 +131,15 @@ def _ids(coco: dict) -> tuple[set, set]:
     return {x["id"] for x in coco["images"]}, {x["id"] for x in coco["annotations"]}
 
 
-def _holds(file: Path, part: dict) -> bool:
-    try:
-        return _ids(_read(file)) == _ids(part)
-    except UserError:
-        return False
-
-
 def _read(file: Path) -> dict:
     if not file.is_file():
         archive = ARCHIVES.get(file.name)
         raise UserError(f"{file}: missing; it is in {archive}, published at cocodataset.org under Download")
-    content = read_document(file)
-    inspect_document(content, file, None, for_training=True).raise_errors()
+    try:
+        content = read_json(file)
+        reason = misfit(content, _INSTANCES)
+    except UserError as error:
+        reason = str(error)
+    if reason:
+        raise UserError(f"{file}: not a whole COCO instances file ({reason}); fetch it again")
     return content

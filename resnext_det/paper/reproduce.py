@@ -7,11 +7,9 @@ also when another table wants the same training; what was interrupted is resumed
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config_files import config_folder, config_path, read_config
+from ..engine.signals import run_command
 from ..errors import UserError
-from ..files import write_json
+from ..files import METRICS, read_state, write_json
 from ..reporting.tables import Results, results_table
 from ..variants import Variant, parse_name
 from .tables import TABLES, Row, Table
@@ -29,6 +28,7 @@ from .tables import TABLES, Row, Table
 SETTINGS_FILE = "reproduce.json"
 TRAINED = "model_final.pth"
 RESULTS = "results.json"
+_SETTINGS = {"tool": str, "config": str, "options": [str]}  # of SETTINGS_FILE
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Command:
         """
         record = self.folder / SETTINGS_FILE
         if record.is_file():
-            earlier = json.loads(record.read_text(encoding="utf-8"))
+            earlier = read_state(record, _SETTINGS, "remove it, and its folder is made anew")
             if earlier != self.settings():
                 differ = [key for key in earlier if earlier[key] != self.settings().get(key)]
                 raise UserError(
@@ -114,7 +114,7 @@ class Command:
         """
         write_json(self.folder / SETTINGS_FILE, self.settings())
         print(f"$ {shlex.join(self.line())}", flush=True)
-        code = subprocess.run(self.line(), cwd=Path.cwd()).returncode
+        code = run_command(self.line())
         if code:
             raise UserError(f"{self.folder}: {self.tool} ended with code {code}, see above; the same command continues")
 
@@ -292,7 +292,8 @@ def _whole(channels: int, width: Fraction) -> int:
 
 def read_results(command: Command) -> dict[str, Any] | None:
     """What ``results.json`` of a finished run holds; None where it is not finished."""
-    return json.loads((command.folder / RESULTS).read_text(encoding="utf-8")) if command.finished() else None
+    fix = "remove it, and the run is evaluated again"
+    return read_state(command.folder / RESULTS, METRICS, fix) if command.finished() else None
 
 
 def table_text(number: int | str, rows: Sequence[str], seeds: Sequence[int], settings: Settings) -> str:

@@ -5,7 +5,6 @@ matplotlib's figures are used directly: nothing global is set, no window system 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
@@ -20,7 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 
 from ..config_files import read_yaml
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import COUNT, atomic_write, parse_state, read_state
 from ..variants import Variant, parse_name
 from .text import drawn
 
@@ -56,10 +55,10 @@ def read_metrics(run: str | os.PathLike) -> Metrics:
     last = -1
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
-            iteration = int(line.pop("iteration"))
-        except (ValueError, TypeError, KeyError, AttributeError):
+            line = parse_state(text, {"iteration": COUNT}, "", "")
+        except UserError:
             continue
+        iteration = line.pop("iteration")
         if iteration < last:
             lines = {i: values for i, values in lines.items() if i <= iteration}
         last = iteration
@@ -76,7 +75,7 @@ def read_metrics(run: str | os.PathLike) -> Metrics:
 
 
 def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or type(value) is float or (type(value) is int and -1e308 < value < 1e308)
 
 
 def read_runs(runs: Sequence[str | os.PathLike]) -> dict[str, Metrics]:
@@ -190,7 +189,8 @@ def read_sizes(runs: Sequence[str | os.PathLike]) -> dict[str, list[Point]]:
     for run in map(Path, runs):
         try:
             name = read_yaml(run / "config.yaml")["MODEL"]["NAME"]
-            results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+            numbers = {"parameters": float, "top1_error": float}
+            results = read_state(run / "results.json", numbers, "evaluate the run again")
             network = parse_name(name), results["parameters"] / 1e6
             errors.setdefault(network, []).append(results["top1_error"])
         except (OSError, ValueError, KeyError, TypeError) as error:

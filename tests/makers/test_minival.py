@@ -90,7 +90,7 @@ def test_missing_file_names_itself_and_its_archive(folder, name):
 @pytest.mark.parametrize("content", ["", '{"images": [', "[]", '{"images": []}'])
 def test_broken_file_names_itself(folder, content):
     (folder / "instances_val2014.json").write_text(content)
-    with pytest.raises(UserError, match="instances_val2014.json: (is|not JSON|categories: is missing)"):
+    with pytest.raises(UserError, match="instances_val2014.json: not a whole COCO"):
         minival.make_minival(folder, images=3)
 
 
