@@ -35,3 +35,9 @@ def listed(items: Iterable[Any], most: int = 10) -> str:
     items = list(items)
     rest = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(str(item) for item in items[:most]) + rest
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 error``, ``2 errors``, ``0 classes``."""
+    ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number} {thing}{ending}"

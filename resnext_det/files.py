@@ -78,7 +78,9 @@ def read_regular(path: str | os.PathLike, limit: int) -> bytes:
     """All bytes of a user's file; errors as :func:`open_regular`, and for a file that cannot be read."""
     try:
         with open_regular(path, limit) as file:
-            data = file.read(limit + 1)
+            data = b""  # piece by piece: asked for ``limit`` bytes at once, Python sets as many aside for a small file
+            while len(data) <= limit and (piece := file.read(min(max(len(data), 1 << 20), limit + 1 - len(data)))):
+                data += piece
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be read: {error.strerror}") from None
     if len(data) > limit:  # it grew, or lies in a file system that states no sizes

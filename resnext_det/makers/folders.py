@@ -48,6 +48,8 @@ def new_folder(path: str | Path, by: Mapping[str, Any]) -> Iterator[Path]:
         UserError: ``path`` is there already and is not an empty folder.
     """
     path = Path(path)
+    if not path.name:  # "." or ""
+        raise UserError(f"{str(path)!r} is the folder we are in; name a new one")
     if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path}: is there already; remove it or name another folder")
     with atomic_path(path) as part:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import shown
 from .folders import is_made, new_folder, recipe
 
 DEVKIT_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
@@ -36,8 +37,8 @@ def read_labels(path: str | os.PathLike) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".csv":
-            rows = csv.DictReader(text.splitlines())
-            labels = [label for _, label in sorted((r["ImageId"], r["PredictionString"].split()[0]) for r in rows)]
+            rows = [(r["ImageId"], r["PredictionString"].split()[0]) for r in csv.DictReader(text.splitlines())]
+            labels = _in_order(path, rows)
         else:
             labels = text.split()
     except (UnicodeDecodeError, csv.Error, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -48,6 +49,21 @@ def read_labels(path: str | os.PathLike) -> list[str]:
         if not WORDNET.fullmatch(label):
             raise UserError(f"{path}: entry {number} is {label!r}, not a WordNet id such as n01440764")
     return labels
+
+
+def _in_order(path: Path, rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Labels by the numbers in the images' names, which must be 1, 2, ... once each: one amiss would shift the rest."""
+    numbered: dict[int, str] = {}
+    for line, (name, label) in enumerate(rows, 2):
+        match = re.fullmatch(r".*_(\d{8})", name)
+        number = int(match[1]) if match else 0
+        if not 1 <= number <= len(rows) or number in numbered:
+            raise UserError(
+                f"{path}: ImageId of line {line} is {shown(name, 50)!r}; the numbers must be 1 to {len(rows)}, "
+                "each once"
+            )
+        numbered[number] = label
+    return [numbered[number] for number in sorted(numbered)]
 
 
 def _read_devkit(folder: Path) -> list[str]:

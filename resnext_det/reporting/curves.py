@@ -21,6 +21,7 @@ from ..config_files import read_yaml
 from ..errors import UserError
 from ..files import COUNT, atomic_write, parse_state, read_state
 from ..variants import Variant, parse_name
+from .text import drawn
 
 Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
 """{metric: (iterations, values)}, both (N,), iterations rising; a value may be NaN."""
@@ -119,7 +120,7 @@ def curves_figure(runs: Mapping[str, Metrics]) -> Figure:
         draw(axes, runs, colors)
         _finish(axes)
     if several:
-        handles = [Line2D([], [], color=colors[name], linewidth=2.5, label=name) for name in runs]
+        handles = [Line2D([], [], color=colors[name], linewidth=2.5, label=drawn(name)) for name in runs]
         figure.legend(handles=handles, loc="upper center", ncols=per_line, frameon=False, fontsize=11)
     return figure
 
@@ -148,14 +149,14 @@ def size_figure(series: Mapping[str, Sequence[Point]], *, error: str = "test err
         points = sorted(points)
         size, value = [p[0] for p in points], [p[1] for p in points]
         bars = [p[3] if len(p) > 3 else 0 for p in points]
-        axes.plot(size, value, color=color, marker=marker, markersize=7, linewidth=1.8, label=name)
+        axes.plot(size, value, color=color, marker=marker, markersize=7, linewidth=1.8, label=drawn(name))
         if any(bars):
             axes.errorbar(size, value, bars, color=color, linestyle="none", capsize=4)
         # The curve that ends lowest has its labels below, the others above: labels must not overlap.
         below = len(ends) > 1 and points[-1:] and points[-1][1] == ends[0]
         for x, y, label, *_ in points:
             axes.annotate(
-                label,
+                drawn(label),
                 (x, y),
                 xytext=(-6, -5) if below else (6, 5),
                 textcoords="offset points",
