@@ -655,7 +655,11 @@ def make_imagenet5k(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
 
     def made(call: Call) -> None:
         count = int(re.search(r": (\d+) classes", call.said).group(1))
-        folders = list(Path(call.flag("--out") or call.out / "datasets/imagenet5k/train").iterdir())
+        folders = [
+            entry
+            for entry in Path(call.flag("--out") or call.out / "datasets/imagenet5k/train").iterdir()
+            if entry.is_dir()
+        ]
         assert len(folders) == count and all(p.is_dir() for p in folders), f"{count} said, {len(folders)} there"
 
     return inputs, made
