@@ -7,6 +7,7 @@ also when another table wants the same training; what was interrupted is resumed
 
 from __future__ import annotations
 
+import itertools
 import math
 import shlex
 import statistics
@@ -147,8 +148,13 @@ def plan(number: int | str, name: str, seed: int, settings: Settings) -> list[Co
     return _classification_plan(settings.output / f"table{number}" / name / f"seed{seed}", name, row, seed, settings)
 
 
-def _training(tool: str, config: Path, folder: Path, options: Iterable[str], settings: Settings) -> Command:
-    options = (*options, *settings.options, "OUTPUT_DIR", str(folder))
+def _training(
+    tool: str, config: Path, folder: Path, options: Iterable[str], settings: Settings, without: tuple[str, ...] = ()
+) -> Command:
+    """One training; keys that begin with ``without`` are for the other steps, and this one would refuse them."""
+    given = (*options, *settings.options)
+    kept = [pair for pair in zip(given[::2], given[1::2], strict=True) if not pair[0].startswith(without)]
+    options = (*itertools.chain.from_iterable(kept), "OUTPUT_DIR", str(folder))
     made = (folder / TRAINED, folder / RESULTS)
     return Command(tool, config, folder, options, made, ("--resume", "--num-gpus", str(settings.processes)))
 
@@ -183,7 +189,7 @@ def _detection_plan(folder: Path, name: str, row: Row, seed: int, settings: Sett
         return [_training("train", config, folder / "joint", options, settings)]
     rpn_config, fast_config = (_config(f"detection/paper/{step}-{row.config}.yaml") for step in ("RPN", "Fast"))
     width = _detector_width(rpn_config, settings.width)
-    rpn = _training("train", rpn_config, folder / "rpn", [*common, *width], settings)
+    rpn = _training("train", rpn_config, folder / "rpn", [*common, *width], settings, ("MODEL.ROI_",))
     train, test = names or (("coco_2014_train", "coco_2014_valminusminival"), ("coco_2014_minival",))
     files = {n: folder / "rpn" / "proposals" / f"{n}.pkl" for n in (*train, *test)}
     dump = Command(
@@ -197,7 +203,11 @@ def _detection_plan(folder: Path, name: str, row: Row, seed: int, settings: Sett
     options = [*common, *width]
     for split, of_split in (("TRAIN", train), ("TEST", test)):
         options += [f"DATASETS.PROPOSAL_FILES_{split}", str(tuple(str(files[n]) for n in of_split))]
-    return [rpn, dump, _training("train", fast_config, folder / "fast", options, settings)]
+    return [
+        rpn,
+        dump,
+        _training("train", fast_config, folder / "fast", options, settings, ("MODEL.RPN.", "MODEL.ANCHOR_GENERATOR.")),
+    ]
 
 
 def _config(name: str) -> Path:
