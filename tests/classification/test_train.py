@@ -386,7 +386,7 @@ def schedule(cfg, images: int) -> list[float]:
         (["SOLVER.IMS_PER_BATCH", "96"], "fall together in a run of only 1 iterations"),
         (["SOLVER.ACCUMULATE", "3"], "not divisible"),
         (["DATASETS.TRAIN", "nowhere"], "no such folder"),
-        (["DATASETS.TRAIN", str(ROOT / "tests/classification")], "no class folders"),
+        (["DATASETS.TRAIN", str(ROOT / "requirements")], "no class folders"),
         (["SOLVER.SCHEDUL", "step"], "did you mean SOLVER.SCHEDULE"),
         (["MODEL.COMPILE", "True", "MODEL.RECOMPUTE", "True"], "choose one"),
         (["TEST.EVAL_PERIOD", "0"], "TEST.EVAL_PERIOD"),
