@@ -63,8 +63,8 @@ def main():
     print((Path(args.output) / "results.json").read_text(encoding="utf-8"))
     weights = str(Path(args.output) / "model_final.pth")
     drawn = ["--output", str(Path(args.output) / "drawn"), "--score-threshold", "0.1"]
-    pictures = ["--input", *map(str, sorted(Path(args.test[1]).iterdir())[:3])]
-    predict.main(["--config-file", str(file), *drawn, *pictures, "MODEL.WEIGHTS", weights])
+    inputs = ["--input", *map(str, sorted(Path(args.test[1]).iterdir())[:3])]
+    predict.main(["--config-file", str(file), *drawn, *inputs, "MODEL.WEIGHTS", weights])
 
 
 if __name__ == "__main__":

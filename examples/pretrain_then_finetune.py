@@ -1,6 +1,6 @@
 """Pretrain a small ResNeXt on images in class folders, then fine-tune a detector that starts from it.
 
-    python pretrain_then_finetune.py --pictures images/ --train train.json train/ --test val.json val/
+    python pretrain_then_finetune.py --images images/ --train train.json train/ --test val.json val/
 
 `images/` holds train/CLASS/*.jpg and val/CLASS/*.jpg. What moves from one to the other is one file; the detector's
 log says which of its parts came from it and which start anew.
@@ -17,7 +17,7 @@ CHANNELS = ["MODEL.STEM_OUT_CHANNELS", "16", "MODEL.RES2_OUT_CHANNELS", "64"]
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", required=True, metavar="FOLDER")
+    parser.add_argument("--images", required=True, metavar="FOLDER")
     parser.add_argument("--train", nargs=2, required=True, metavar=("JSON", "FOLDER"))
     parser.add_argument("--test", nargs=2, required=True, metavar=("JSON", "FOLDER"))
     parser.add_argument("--classes", type=int, required=True, help="of the detector")
@@ -25,11 +25,11 @@ def main():
     args = parser.parse_args()
     output = Path(args.output)
 
-    pictures = ["DATASETS.TRAIN", f"{args.pictures}/train", "DATASETS.TEST", f"{args.pictures}/val"]
+    images = ["DATASETS.TRAIN", f"{args.images}/train", "DATASETS.TEST", f"{args.images}/val"]
     schedule = ["SOLVER.EPOCHS", "1", "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.01"]
     small = ["INPUT.CROP_SIZE", "64", "TEST.SHORT_SIDE", "72", "TEST.CROP_SIZE", "64", "DATALOADER.NUM_WORKERS", "0"]
     pretrain.main(
-        ["--config-file", "imagenet/resnext50_32x4d.yaml", "MODEL.NAME", NAME, *CHANNELS, *pictures, *schedule, *small]
+        ["--config-file", "imagenet/resnext50_32x4d.yaml", "MODEL.NAME", NAME, *CHANNELS, *images, *schedule, *small]
         + ["OUTPUT_DIR", str(output / "classifier")]
     )
 

@@ -55,7 +55,7 @@ def detectors(
     return stock, ours
 
 
-def picture(quick: bool) -> list[dict[str, Tensor]]:
+def image_batch(quick: bool) -> list[dict[str, Tensor]]:
     height, width = (96, 128) if quick else (480, 640)
     generator = torch.Generator().manual_seed(1)
     coarse = torch.rand(1, 3, height // 16, width // 16, generator=generator)
@@ -77,7 +77,7 @@ def c4_inference(setting: Setting) -> Result:
     """A 480x640 image, or a batch of them, with 1000 proposals each: the whole model."""
     device, quick = setting.device, setting.quick
     stock, ours = detectors(device, quick)
-    inputs = picture(quick) * max(1, setting.batch)
+    inputs = image_batch(quick) * max(1, setting.batch)
     fast = optimized_copies(ours, setting, inputs)
 
     models = {"stock fp32": stock, **{f"optimized {name}": model for name, model in fast.items()}}

@@ -30,7 +30,7 @@ SHOWN = 5  # stray names in one message
 
 
 class ImageFolder(Dataset):
-    """Images in one folder per class: ``root/class/picture.jpg``, at any depth below the class.
+    """Images in one folder per class: ``root/class/image.jpg``, at any depth below the class.
 
     Args:
         root: the folder.
@@ -69,11 +69,11 @@ class ImageFolder(Dataset):
         counts: Counter[str] = Counter()
         for name, label in zip(found, numbers, strict=True):
             files = sorted(_files_below(self.root / name, counts))
-            pictures = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
+            here = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
             stray += [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
-            self.files += [str(path) for path in pictures]
-            labels += [label] * len(pictures)
-            if not pictures:
+            self.files += [str(path) for path in here]
+            labels += [label] * len(here)
+            if not here:
                 empty.append(name)
         self.labels = np.array(labels, dtype=np.int64)
         empty += sorted(set(self.classes) - set(found))
@@ -154,7 +154,7 @@ def match_classes(where: str, found: Sequence[str], classes: Sequence[str] | Non
     return tuple(classes), [number[name] for name in found]
 
 
-class Pictures(Protocol):
+class ImageSet(Protocol):
     """What the loaders read: :class:`ImageFolder` or :class:`~.shards.ShardedImages`."""
 
     classes: tuple[str, ...]
@@ -189,7 +189,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        pictures: Pictures,
+        image_set: ImageSet,
         transform: Callable[[Sample], Any],
         batch_size: int,
         *,
@@ -199,8 +199,8 @@ class TrainingLoader:
         world_size: int,
         start_batch: int = 0,
     ) -> None:
-        self.dataset = SeededDataset(pictures, _Decoding(transform), seed)
-        self.order, self.batch_size, self.seed, self.workers = pictures.order, batch_size, seed, workers
+        self.dataset = SeededDataset(image_set, _Decoding(transform), seed)
+        self.order, self.batch_size, self.seed, self.workers = image_set.order, batch_size, seed, workers
         self.rank, self.world_size = rank, world_size
         self.start_batch = start_batch
 
@@ -242,18 +242,18 @@ def _one_line_errors(loader: DataLoader) -> Iterator[Any]:
 
 
 class _Transformed(Dataset):
-    def __init__(self, pictures: Pictures, transform: Callable[[Sample], Any]) -> None:
-        self.pictures, self.transform = pictures, _Decoding(transform)
+    def __init__(self, image_set: ImageSet, transform: Callable[[Sample], Any]) -> None:
+        self.image_set, self.transform = image_set, _Decoding(transform)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.image_set)
 
     def __getitem__(self, index: int) -> Any:
-        return self.transform(self.pictures[index])
+        return self.transform(self.image_set[index])
 
 
 def evaluation_loader(
-    pictures: Pictures,
+    image_set: ImageSet,
     transform: Callable[[Sample], Any],
     batch_size: int,
     *,
@@ -264,9 +264,9 @@ def evaluation_loader(
     """Every image once over all processes: process ``rank`` reads images rank, rank + world_size, ..."""
     return _one_line_errors(
         DataLoader(
-            _Transformed(pictures, transform),
+            _Transformed(image_set, transform),
             batch_size=batch_size,
-            sampler=range(rank, len(pictures), world_size),
+            sampler=range(rank, len(image_set), world_size),
             num_workers=workers,
             worker_init_fn=outlive_stopping_signals,
         )

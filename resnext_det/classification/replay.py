@@ -19,11 +19,11 @@ def replay(cfg: CfgNode, dump: str) -> dict[str, list]:
     """
     facts = read_dump(dump)
     start_log(cfg.OUTPUT_DIR)
-    pictures = open_images(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
-    model = build_training_model(cfg, len(pictures.classes))
+    image_set = open_images(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
+    model = build_training_model(cfg, len(image_set.classes))
     load_weights(model.classifier, facts["folder"])
-    batch_size = Plan.of(cfg, len(pictures), facts["processes"]).batch_size
+    batch_size = Plan.of(cfg, len(image_set), facts["processes"]).batch_size
     place = {"rank": facts["process"], "world_size": facts["processes"]}
     return replay_step(
-        facts, model, training_loader(cfg, pictures, batch_size, facts["seed"], facts["iteration"], **place)
+        facts, model, training_loader(cfg, image_set, batch_size, facts["seed"], facts["iteration"], **place)
     )

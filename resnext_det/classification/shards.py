@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..files import atomic_write, read_regular, safe_component, shown, write_json
 from ..images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from .augmentation import Sample
-from .data import ImageFolder, Pictures, match_classes, open_image
+from .data import ImageFolder, ImageSet, match_classes, open_image
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _INDEX_BYTES = 1 << 30  # about 50 million images
 OPEN_FILES = 64  # per worker; a set may have more shards than a process may open files
 
 
-def open_images(root: str, classes: Sequence[str] | None = None, window: int = 0) -> Pictures:
+def open_images(root: str, classes: Sequence[str] | None = None, window: int = 0) -> ImageSet:
     """A folder of shards or one of class folders, whichever ``root`` is. Arguments as for the two classes."""
     if any(Path(root).glob("*.tar")) or (Path(root) / INDEX).is_file():
         return ShardedImages(root, classes, window)

@@ -38,7 +38,7 @@ from ..kernels.layer import use_grouped_conv
 from ..resnext import Classifier, GhostBatchNorm2d, create_model
 from ..weights import read_checkpoint
 from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
-from .data import Pictures, TrainingLoader, evaluation_loader
+from .data import ImageSet, TrainingLoader, evaluation_loader
 from .evaluate import evaluate
 from .initial_weights import check_against_config, load_initial_weights, metadata
 from .shards import open_images
@@ -121,7 +121,7 @@ class Plan:
     lr: float
 
     @classmethod
-    def of(cls, cfg: CfgNode, pictures: int, processes: int) -> Plan:
+    def of(cls, cfg: CfgNode, images: int, processes: int) -> Plan:
         """Raises UserError where the batch cannot be divided."""
         solver = cfg.SOLVER
         parts = processes * solver.ACCUMULATE
@@ -136,7 +136,7 @@ class Plan:
                 f"MODEL.NORM_IMAGES {group}: does not divide the {batch} images of a pass; set it to 0 or change "
                 "SOLVER.IMS_PER_BATCH"
             )
-        per_epoch = pictures / solver.IMS_PER_BATCH
+        per_epoch = images / solver.IMS_PER_BATCH
         lr = solver.BASE_LR * solver.IMS_PER_BATCH / solver.REFERENCE_BATCH
         return cls(math.ceil(solver.EPOCHS * per_epoch), per_epoch, batch, lr)
 
@@ -167,19 +167,19 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: Plan) 
 
 def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
     """Evaluate on DATASETS.TEST as TEST says, over all processes."""
-    pictures = open_images(cfg.DATASETS.TEST, classes)
+    image_set = open_images(cfg.DATASETS.TEST, classes)
     place = {"workers": cfg.DATALOADER.NUM_WORKERS, "rank": comm.get_rank(), "world_size": comm.get_world_size()}
     if cfg.TEST.DENSE_SIZES:  # whole images differ in shape: one at a time
         whole = [CenterCrop(size, 0, cfg.INPUT.INTERPOLATION) for size in cfg.TEST.DENSE_SIZES]
-        loaders = [evaluation_loader(pictures, transform, 1, **place) for transform in whole]
+        loaders = [evaluation_loader(image_set, transform, 1, **place) for transform in whole]
     else:
         transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE, cfg.INPUT.INTERPOLATION)
-        loaders = [evaluation_loader(pictures, transform, cfg.TEST.BATCH_SIZE, **place)]
+        loaders = [evaluation_loader(image_set, transform, cfg.TEST.BATCH_SIZE, **place)]
     if comm.get_world_size() > 1:  # every process judges with the batch-norm statistics that are saved: the first's
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
     model, autocast_dtype = _judged(cfg, model, normalize)
-    of_test = np.unique(pictures.labels).tolist()
+    of_test = np.unique(image_set.labels).tolist()
     return evaluate(
         model,
         normalize,
@@ -201,11 +201,11 @@ def _judged(cfg: CfgNode, model: nn.Module, normalize: Normalize) -> tuple[nn.Mo
 
 def _examples(cfg: CfgNode, normalize: Normalize, number: int = 256) -> Iterator[Tensor]:
     """About ``number`` images spread over DATASETS.TRAIN, as testing sees them; the same in every process."""
-    pictures = open_images(cfg.DATASETS.TRAIN)
-    step = max(1, len(pictures) // number)
+    image_set = open_images(cfg.DATASETS.TRAIN)
+    step = max(1, len(image_set) // number)
     transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE, cfg.INPUT.INTERPOLATION)
     workers = cfg.DATALOADER.NUM_WORKERS
-    for images, _ in evaluation_loader(pictures, transform, 16, workers=workers, world_size=step):
+    for images, _ in evaluation_loader(image_set, transform, 16, workers=workers, world_size=step):
         yield normalize(images.to(cfg.MODEL.DEVICE))
 
 
@@ -259,16 +259,16 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))
     processes = comm.get_world_size()
-    pictures = open_images(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
-    open_images(cfg.DATASETS.TEST, pictures.classes)  # a mistake there is found now, and not after an epoch
-    plan = Plan.of(cfg, len(pictures), processes)
+    image_set = open_images(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
+    open_images(cfg.DATASETS.TEST, image_set.classes)  # a mistake there is found now, and not after an epoch
+    plan = Plan.of(cfg, len(image_set), processes)
     logger.info(
         "%d images of %d classes; %d iterations of %d images (%d processes x %d parts x %d); learning rate %g "
         "(SOLVER.BASE_LR %g for a batch of %d)",
-        *(len(pictures), len(pictures.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
+        *(len(image_set), len(image_set.classes), plan.iterations, cfg.SOLVER.IMS_PER_BATCH, processes),
         *(cfg.SOLVER.ACCUMULATE, plan.batch_size, plan.lr, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_BATCH),
     )
-    training_model = build_training_model(cfg, len(pictures.classes))
+    training_model = build_training_model(cfg, len(image_set.classes))
     model, normalize = training_model.classifier, training_model.normalize
     optimizer = build_optimizer(cfg, model, plan.lr)
     run = Run(
@@ -277,7 +277,7 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
         build_scheduler(cfg, optimizer, plan),
         losses=training_model,
         folder=cfg.OUTPUT_DIR,
-        metadata=metadata(cfg, model, pictures.classes),
+        metadata=metadata(cfg, model, image_set.classes),
         iterations=plan.iterations,
         seed=seed,
         given_seed=cfg.SEED >= 0,
@@ -291,7 +291,7 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
     )
 
     def evaluate(model: nn.Module, done: int) -> dict[str, float]:
-        return {**run_evaluation(cfg, model, normalize, pictures.classes), "epoch": done / plan.per_epoch}
+        return {**run_evaluation(cfg, model, normalize, image_set.classes), "epoch": done / plan.per_epoch}
 
     run.evaluate_with(
         evaluate,
@@ -310,17 +310,17 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
 
     start = run.begin(resume=options.resume, check=partial(check_against_config, cfg, model), load_initial_weights=load)
     place = {"rank": comm.get_rank(), "world_size": processes}
-    data = training_loader(cfg, pictures, plan.batch_size, run.trainer.seed, start, **place)
+    data = training_loader(cfg, image_set, plan.batch_size, run.trainer.seed, start, **place)
     results = run.train(data, start)
     return _report(cfg, model, {key: value for key, value in results.items() if key != "epoch"})
 
 
 def training_loader(
-    cfg: CfgNode, pictures: Pictures, batch_size: int, seed: int, start_iteration: int, *, rank: int, world_size: int
+    cfg: CfgNode, image_set: ImageSet, batch_size: int, seed: int, start_iteration: int, *, rank: int, world_size: int
 ) -> TrainingLoader:
     """The training batches of process ``rank``, after ``start_iteration`` optimizer steps."""
     return TrainingLoader(
-        pictures,
+        image_set,
         _training_transform(cfg),
         batch_size,
         seed=seed,

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", default="output/export", metavar="FOLDER", help="where the files go")
     parser.add_argument("--format", choices=(*FORMATS, "all"), default="all")
     parser.add_argument("--check", action="append", default=[], metavar="PATH", help="image, folder or pattern")
-    parser.add_argument("--pictures", type=at_least(1), default=20, help="at most so many of them")
+    parser.add_argument("--images", "--pictures", type=at_least(1), default=20, help="at most so many of them")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, MODEL.WEIGHTS FILE")
     cfg = apply_preset(cfg, trust_pickle=args.trust_pickle)
-    pictures = find_inputs(args.check)[: args.pictures]
+    inputs = find_inputs(args.check)[: args.images]
     model = build_model(cfg)
     found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
     folder = Path(args.output)
@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             save_program(program, file)
         logger.info("wrote %s", file)
-        if pictures:
-            agreement[file.name] = check(cfg, model, runner(file), pictures)
+        if inputs:
+            agreement[file.name] = check(cfg, model, runner(file), inputs)
             print(table(agreement[file.name]))
     category_ids, class_names = categories_of(cfg, found.get("class_names", ()))
     about = {

@@ -31,6 +31,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("make_shards: name a folder of images and a new folder, or give --index FOLDER")
     if args.per_shard < 1:
         raise UserError(f"--per-shard {args.per_shard}: must be above 0")
-    pictures = ImageFolder(args.folder)
-    count = write_shards(pictures, args.out, args.per_shard, args.seed)
-    print(f"{args.out}: {len(pictures)} images of {len(pictures.classes)} classes in {count} shards")
+    image_set = ImageFolder(args.folder)
+    count = write_shards(image_set, args.out, args.per_shard, args.seed)
+    print(f"{args.out}: {len(image_set)} images of {len(image_set.classes)} classes in {count} shards")

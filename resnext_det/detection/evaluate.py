@@ -155,22 +155,22 @@ def validation_loss(cfg: CfgNode, model: nn.Module, *, sets: Mapping[str, Datase
     mapper = mapper_from_config(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
     loader = one_by_one(cfg, dicts, mapper)
     parts = comm.gather(_summed_losses(model, loader))
-    pictures = sum(number for number, _ in parts)
+    images = sum(number for number, _ in parts)
     names = dict.fromkeys(name for _, sums in parts for name in sums)  # a process without images has none
-    losses = {name: sum(sums.get(name, 0.0) for _, sums in parts) / pictures for name in names}
+    losses = {name: sum(sums.get(name, 0.0) for _, sums in parts) / images for name in names}
     return {**losses, "total_loss": sum(losses.values())} if losses else {}
 
 
 def _summed_losses(model: nn.Module, loader: Iterable[list[dict]]) -> tuple[int, dict[str, float]]:
     """(images, {loss: its sum over them}) of this process."""
-    pictures, sums = 0, {}
+    images, sums = 0, {}
     with torch.no_grad(), training_losses(model), EventStorage():
         for batch in loader:
-            seed_everything([zlib.crc32(str(picture["image_id"]).encode()) for picture in batch])
+            seed_everything([zlib.crc32(str(image["image_id"]).encode()) for image in batch])
             for name, loss in model(batch).items():
                 sums[name] = sums.get(name, 0.0) + loss.item() * len(batch)
-            pictures += len(batch)
-    return pictures, sums
+            images += len(batch)
+    return images, sums
 
 
 @contextmanager

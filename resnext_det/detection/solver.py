@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 UNITS = ("iterations", "epochs")
 
 
-def resolve_schedule(cfg: CfgNode, pictures: int) -> CfgNode:
+def resolve_schedule(cfg: CfgNode, images: int) -> CfgNode:
     """A frozen copy of ``cfg`` in which every schedule counts iterations of IMS_PER_BATCH images.
 
     SOLVER.UNIT "epochs" turns MAX_ITER, STEPS, CHECKPOINT_PERIOD and TEST.EVAL_PERIOD into iterations. Where
@@ -34,7 +34,7 @@ def resolve_schedule(cfg: CfgNode, pictures: int) -> CfgNode:
     cfg.defrost()
     solver, batch = cfg.SOLVER, cfg.SOLVER.IMS_PER_BATCH
     reference = solver.REFERENCE_BATCH or batch
-    per_unit = pictures / batch if solver.UNIT == "epochs" else reference / batch
+    per_unit = images / batch if solver.UNIT == "epochs" else reference / batch
     before = (solver.BASE_LR, solver.MAX_ITER, tuple(solver.STEPS), solver.WARMUP_ITERS)
     unit = solver.UNIT
 
@@ -68,7 +68,7 @@ def resolve_schedule(cfg: CfgNode, pictures: int) -> CfgNode:
         )
     logger.info(
         "%d iterations of %d images, %.1f epochs of %d; learning rate %g, times %g at %s",
-        *(solver.MAX_ITER, batch, solver.MAX_ITER * batch / pictures, pictures, solver.BASE_LR, solver.GAMMA),
+        *(solver.MAX_ITER, batch, solver.MAX_ITER * batch / images, images, solver.BASE_LR, solver.GAMMA),
         ", ".join(map(str, solver.STEPS)) or "no step",
     )
     cfg.freeze()

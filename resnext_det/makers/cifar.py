@@ -39,7 +39,7 @@ def unpack(archive: str | Path, out: str | Path) -> dict[str, int]:
     try:
         with open_regular(archive) as file, tarfile.open(fileobj=file) as tar, new_folder(out) as folder:
             files = {PurePosixPath(member.name): member for member in tar if member.isfile()}
-            for place, data in _pictures(tar, files):
+            for place, data in _images(tar, files):
                 path = folder / place
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
@@ -55,16 +55,16 @@ def unpack(archive: str | Path, out: str | Path) -> dict[str, int]:
     return counts
 
 
-def _pictures(tar: tarfile.TarFile, files: dict[PurePosixPath, tarfile.TarInfo]) -> Iterator[tuple[Path, bytes]]:
+def _images(tar: tarfile.TarFile, files: dict[PurePosixPath, tarfile.TarInfo]) -> Iterator[tuple[Path, bytes]]:
     """(split/class/name, contents of the file) of every image."""
     by_name = {path.name: tar.extractfile(member) for path, member in files.items() if _is_published(path.name)}
     if by_name:
         names, parts = _read_published(by_name)
         counts = {"train": 0, "test": 0}
         for split, pixels, labels in parts:
-            for picture, label in zip(pixels.reshape(-1, 3, 32, 32), labels, strict=True):
+            for array, label in zip(pixels.reshape(-1, 3, 32, 32), labels, strict=True):
                 file = io.BytesIO()
-                Image.fromarray(picture.transpose(1, 2, 0)).save(file, "PNG", compress_level=1)
+                Image.fromarray(array.transpose(1, 2, 0)).save(file, "PNG", compress_level=1)
                 yield Path(split, names[label], f"{counts[split]:05d}.png"), file.getvalue()
                 counts[split] += 1
         return

@@ -155,7 +155,7 @@ def compose_scene(
     Returns:
         (height, width, 3) uint8 RGB, and for each digit (class 0-9, [x, y, w, h] in whole pixels inside the image).
     """
-    picture = make_paper(rng, height, width)
+    canvas = make_paper(rng, height, width)
     objects: list[tuple[int, list[int]]] = []
     for digit in digits:
         side = math.exp(rng.uniform(math.log(sides[0]), math.log(sides[1])))
@@ -165,11 +165,11 @@ def compose_scene(
         if box is None:
             continue
         x, y = box[:2]
-        patch = picture[y : y + h, x : x + w]
+        patch = canvas[y : y + h, x : x + w]
         patch += opacity[..., None] * (_choose_ink(rng, patch.mean()) - patch)
         objects.append((digit.label, box))
-    grain = rng.normal(size=picture.shape) * rng.uniform(2, 7)
-    return np.clip(np.round(picture + grain), 0, 255).astype(np.uint8), objects
+    grain = rng.normal(size=canvas.shape) * rng.uniform(2, 7)
+    return np.clip(np.round(canvas + grain), 0, 255).astype(np.uint8), objects
 
 
 def _find_place(rng, h: int, w: int, height: int, width: int, taken: list[list[int]]) -> list[int] | None:
@@ -201,8 +201,8 @@ def write_classification(folder: Path, digits: Sequence[Digit], seed: Sequence[i
         (folder / name).mkdir(parents=True)
     for digit in tqdm(digits, desc=f"classification/{folder.name}", disable=None):
         rng = np.random.default_rng([*seed, digit.number])
-        picture, _ = compose_scene(rng, [digit], CROP_SIZE, CROP_SIZE, CROP_DIGIT)
-        _save(picture, folder / CLASSES[digit.label] / f"{digit.number:04d}.png")
+        canvas, _ = compose_scene(rng, [digit], CROP_SIZE, CROP_SIZE, CROP_DIGIT)
+        _save(canvas, folder / CLASSES[digit.label] / f"{digit.number:04d}.png")
     return len(digits)
 
 
@@ -217,9 +217,9 @@ def write_detection(
         rng = np.random.default_rng([*seed, i])
         height, width = (int(rng.integers(math.ceil(SCENE_SHORTEST * size), size + 1)) for _ in range(2))
         chosen = rng.choice(len(digits), size=int(rng.integers(1, MOST_DIGITS + 1)), replace=False)
-        picture, found = compose_scene(rng, [digits[c] for c in chosen], height, width, SCENE_DIGIT)
+        canvas, found = compose_scene(rng, [digits[c] for c in chosen], height, width, SCENE_DIGIT)
         image = {"id": i + 1, "file_name": f"{i + 1:06d}.png", "width": width, "height": height, "license": 1}
-        _save(picture, folder / image["file_name"])
+        _save(canvas, folder / image["file_name"])
         images.append(image)
         for label, box in found:
             common = {"id": len(objects) + 1, "image_id": image["id"], "category_id": label + 1}
@@ -235,8 +235,8 @@ def write_detection(
     return scenes
 
 
-def _save(picture: np.ndarray, file: Path) -> None:
-    Image.fromarray(picture).save(file, compress_level=1)  # grain hardly compresses: higher levels only cost time
+def _save(canvas: np.ndarray, file: Path) -> None:
+    Image.fromarray(canvas).save(file, compress_level=1)  # grain hardly compresses: higher levels only cost time
 
 
 def make_digits(folder: Path | str, settings: Settings = Settings()) -> bool:  # noqa: B008 (frozen)
@@ -266,15 +266,15 @@ def make_digits(folder: Path | str, settings: Settings = Settings()) -> bool:  #
     classification, detection = (folder / part for part in PARTS)
     annotations = detection / "annotations"
     seed = settings.seed
-    pictures = write_classification(classification / "train", train, [seed, 0])
-    pictures += write_classification(classification / "val", held_out, [seed, 1])
+    number = write_classification(classification / "train", train, [seed, 0])
+    number += write_classification(classification / "val", held_out, [seed, 1])
     for split, digits, scenes, stream in (
         ("train", train, settings.train, 2),
         ("minival", held_out, settings.minival, 3),
     ):
         target = annotations / f"instances_{split}.json"
-        pictures += write_detection(detection / split, target, digits, scenes, settings.size, [seed, stream])
-    manifest.write_text(json.dumps({**wanted, "images": pictures}, indent=2) + "\n", encoding="utf-8")
+        number += write_detection(detection / split, target, digits, scenes, settings.size, [seed, stream])
+    manifest.write_text(json.dumps({**wanted, "images": number}, indent=2) + "\n", encoding="utf-8")
     return True
 
 

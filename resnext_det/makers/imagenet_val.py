@@ -65,7 +65,7 @@ def _read_devkit(folder: Path) -> list[str]:
         raise UserError(f"{folder}: torn, or not ImageNet's development kit ({error})") from error
 
 
-def sort_images(pictures: str | os.PathLike, labels: Sequence[str], out: str | os.PathLike) -> int:
+def sort_images(images: str | os.PathLike, labels: Sequence[str], out: str | os.PathLike) -> int:
     """Link (or copy, across disks) every image into ``out/class/`` and return the number of classes.
 
     Args:
@@ -75,7 +75,7 @@ def sort_images(pictures: str | os.PathLike, labels: Sequence[str], out: str | o
         UserError: an image without a label or a label without its image; ``out`` exists.
     """
     found: dict[int, Path] = {}
-    for path in Path(pictures).glob("*"):
+    for path in Path(images).glob("*"):
         match = re.fullmatch(r".*_(\d{8})\.jpe?g", path.name, re.IGNORECASE)
         if match:
             found[int(match[1])] = path
@@ -83,7 +83,7 @@ def sort_images(pictures: str | os.PathLike, labels: Sequence[str], out: str | o
     if wrong:
         what = "has no label" if wrong[0] in found else "is missing"
         raise UserError(
-            f"{pictures}: {len(found)} images and {len(labels)} labels; image number {wrong[0]} {what} "
+            f"{images}: {len(found)} images and {len(labels)} labels; image number {wrong[0]} {what} "
             f"({len(wrong)} such); unpack ILSVRC2012_img_val.tar there"
         )
     with new_folder(out) as folder:

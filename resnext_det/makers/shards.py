@@ -16,7 +16,7 @@ from .folders import new_folder
 NAME_LENGTH = 60  # of a file's own name in its key; a tar header holds 100 characters
 
 
-def write_shards(pictures: ImageFolder, out: str | Path, per_shard: int = 5000, seed: int = 0) -> int:
+def write_shards(image_set: ImageFolder, out: str | Path, per_shard: int = 5000, seed: int = 0) -> int:
     """Write ``out/000000.tar``, ... in random order, with their index, and return the number of shards.
 
     The files are copied as they are. The same images and seed give the same bytes.
@@ -30,13 +30,13 @@ def write_shards(pictures: ImageFolder, out: str | Path, per_shard: int = 5000, 
         raise UserError("shards need the package webdataset: pip install 'resnext-det[webdataset]'") from error
     with new_folder(out) as folder:
         with ShardWriter(str(folder / "%06d.tar"), maxcount=per_shard, mtime=0, verbose=0, encoder=False) as writer:
-            for number, index in enumerate(np.random.default_rng(seed).permutation(len(pictures))):
-                path = Path(pictures.files[index])
+            for number, index in enumerate(np.random.default_rng(seed).permutation(len(image_set))):
+                path = Path(image_set.files[index])
                 # No dots: a WebDataset key ends at the first. The number keeps equal names apart.
                 key = f"{number:08d}_{re.sub('[^A-Za-z0-9_-]', '_', path.stem)[:NAME_LENGTH]}"
-                label = str(pictures.labels[index]).encode()
+                label = str(image_set.labels[index]).encode()
                 writer.write({"__key__": key, path.suffix[1:].lower(): path.read_bytes(), "cls": label})
-        index_shards(str(folder), pictures.classes)
+        index_shards(str(folder), image_set.classes)
         return len(list(folder.glob("*.tar")))
 
 

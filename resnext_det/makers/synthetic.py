@@ -15,23 +15,23 @@ SHAPES = ("box", "disc")
 SIDE = 64  # pixels; images are SIDE wide and SIDE or 3/4 SIDE high
 
 
-def draw_detection_set(folder: Path, pictures: int, seed: int = 0) -> tuple[Path, Path]:
+def draw_detection_set(folder: Path, count: int, seed: int = 0) -> tuple[Path, Path]:
     """A COCO-format set of :data:`SHAPES` on noise; returns (json file, image folder), both inside ``folder``."""
     rng = np.random.default_rng(seed)
     image_root = folder / "images"
     image_root.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
-    for number in range(1, pictures + 1):
+    for number in range(1, count + 1):
         width, height = SIDE, SIDE if number % 2 else SIDE * 3 // 4
-        picture = Image.fromarray(rng.integers(60, 120, (height, width, 3), dtype=np.uint8))
+        canvas = Image.fromarray(rng.integers(60, 120, (height, width, 3), dtype=np.uint8))
         for _ in range(2):
             shape, size = int(rng.integers(2)), int(rng.integers(14, 28))
             x, y = int(rng.integers(width - size)), int(rng.integers(height - size))
-            _draw(picture, shape, x, y, size)
+            _draw(canvas, shape, x, y, size)
             box = {"bbox": [x, y, size, size], "area": size * size, "iscrowd": 0}
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": shape + 1, **box})
         name = f"{number:04d}.png"
-        picture.save(image_root / name)
+        canvas.save(image_root / name)
         images.append({"id": number, "file_name": name, "width": width, "height": height})
     categories = [{"id": i, "name": name} for i, name in enumerate(SHAPES, start=1)]
     json_file = folder / "instances.json"
@@ -45,16 +45,16 @@ def draw_classes(folder: Path, per_class: int, seed: int = 0, side: int = 32) ->
     for shape, name in enumerate(SHAPES):
         (folder / name).mkdir(parents=True, exist_ok=True)
         for number in range(per_class):
-            picture = Image.fromarray(rng.integers(60, 120, (side, side, 3), dtype=np.uint8))
+            canvas = Image.fromarray(rng.integers(60, 120, (side, side, 3), dtype=np.uint8))
             size = int(rng.integers(side // 2, side - 2))
             x, y = rng.integers(0, side - size, 2).tolist()
-            _draw(picture, shape, x, y, size)
-            picture.save(folder / name / f"{number:04d}.png")
+            _draw(canvas, shape, x, y, size)
+            canvas.save(folder / name / f"{number:04d}.png")
     return folder
 
 
-def _draw(picture: Image.Image, shape: int, x: int, y: int, size: int) -> None:
-    draw = ImageDraw.Draw(picture)
+def _draw(canvas: Image.Image, shape: int, x: int, y: int, size: int) -> None:
+    draw = ImageDraw.Draw(canvas)
     corners = (x, y, x + size - 1, y + size - 1)
     if SHAPES[shape] == "box":
         draw.rectangle(corners, fill=(230, 40, 40))
@@ -62,9 +62,9 @@ def _draw(picture: Image.Image, shape: int, x: int, y: int, size: int) -> None:
         draw.ellipse(corners, fill=(40, 200, 230))
 
 
-def detection_config(folder: Path, iterations: int, pictures: int = 16) -> Path:
+def detection_config(folder: Path, iterations: int, images: int = 16) -> Path:
     """Data and the YAML of a ResNeXt-14 C4 detector that trains in seconds; OUTPUT_DIR is ``folder/run``."""
-    json_file, image_root = draw_detection_set(folder / "shapes", pictures)
+    json_file, image_root = draw_detection_set(folder / "shapes", images)
     name = f"shapes_{zlib.crc32(str(folder).encode()):08x}"  # names are global
     config = {
         "VERSION": 2,

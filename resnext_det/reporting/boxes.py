@@ -21,7 +21,7 @@ def class_color(index: int) -> Color:
 
 
 def draw_boxes(
-    picture: Image.Image | np.ndarray,
+    image: Image.Image | np.ndarray,
     boxes: np.ndarray,
     labels: Sequence[str],
     colours: Sequence[Color],
@@ -37,7 +37,7 @@ def draw_boxes(
         colors: N colors.
         scale: size of the result by that of ``image``.
     """
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    image = image if isinstance(image, Image.Image) else Image.fromarray(image)
     size = max(round(image.width * scale), 1), max(round(image.height * scale), 1)
     image = image.convert("RGB") if size == image.size else image.convert("RGB").resize(size, Image.Resampling.BILINEAR)
     image = image.copy()

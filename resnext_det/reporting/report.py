@@ -76,7 +76,7 @@ def write_report(
     image_root: str | os.PathLike | None = None,
     title: str = "Evaluation",
     score_threshold: float = SCORE_THRESHOLD,
-    pictures: int = 4,
+    shown_images: int = 4,
     max_megapixels: float = MAX_MEGAPIXELS,
 ) -> Path:
     """Write the page; it needs no other file.
@@ -87,7 +87,7 @@ def write_report(
         image_root: folder of the images; without it, or where one is missing, boxes stand on gray.
         title: heading, such as the set's name.
         score_threshold: error kinds and images show the detections from here up; AP counts all.
-        pictures: how many best and how many worst images to show.
+        shown_images: how many best and how many worst images to show.
         max_megapixels: larger images are not read.
     """
     shown = detections.take(detections.scores >= score_threshold)
@@ -109,7 +109,7 @@ def write_report(
         f"of the objects that none of them points at.</p>",
         f'<div class="split"><div class="panel">{_image(_kinds_plot(errors), "detections by kind")}</div>'
         f'<div class="panel">{_kinds_table(errors)}</div></div>',
-        _galleries(truth, shown, errors, image_root, pictures, score_threshold, max_megapixels),
+        _galleries(truth, shown, errors, image_root, shown_images, score_threshold, max_megapixels),
     ]
     with atomic_write(path) as file:
         file.write(f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(plain(title))}</title>')
@@ -260,7 +260,7 @@ def _galleries(
     shown: Detections,
     errors: ErrorKinds,
     image_root: str | os.PathLike | None,
-    pictures: int,
+    shown_images: int,
     score_threshold: float,
     max_megapixels: float,
 ) -> str:
@@ -273,8 +273,8 @@ def _galleries(
         if objects + counted:
             rated.append((2 * correct / (objects + counted), objects + counted, image))
     # Among equals, the image with more in it is the better and the worse example.
-    best = sorted(rated, key=lambda row: (-row[0], -row[1], row[2]))[:pictures]
-    worst = [row for row in sorted(rated, key=lambda row: (row[0], -row[1], row[2])) if row not in best][:pictures]
+    best = sorted(rated, key=lambda row: (-row[0], -row[1], row[2]))[:shown_images]
+    worst = [row for row in sorted(rated, key=lambda row: (row[0], -row[1], row[2])) if row not in best][:shown_images]
     dots = "".join(
         f'<span><span class="dot" style="background:{_hex(kind)}"></span>{kind}</span>'
         for kind in KINDS

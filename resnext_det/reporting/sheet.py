@@ -44,9 +44,9 @@ def detections_sheet(
         kept = detections.take((detections.image_ids == image_id) & (detections.scores >= score_threshold))
         classes = positions(kept.category_ids, truth.category_ids).tolist()
         texts = [f"{names[c]} {100 * s:.0f}" for c, s in zip(classes, kept.scores.tolist(), strict=True)]
-        picture = read_image(os.path.join(image_root, truth.file_names[place[image_id]]), "RGB")
-        colors, scale = [class_color(c) for c in classes], width / picture.shape[1]
-        tiles.append(draw_boxes(picture, kept.boxes, texts, colors, scale=scale))
+        pixels = read_image(os.path.join(image_root, truth.file_names[place[image_id]]), "RGB")
+        colors, scale = [class_color(c) for c in classes], width / pixels.shape[1]
+        tiles.append(draw_boxes(pixels, kept.boxes, texts, colors, scale=scale))
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
     across = max((sum(tile.width + GAP for tile in row) for row in rows), default=GAP)

@@ -20,7 +20,7 @@ from resnext_det.errors import UserError
 NAMES = ["ant", "bee", "cow"]
 
 
-def picture(path: Path, size: tuple[int, int] = (80, 60), seed: int = 0) -> None:
+def write_image(path: Path, size: tuple[int, int] = (80, 60), seed: int = 0) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     generator = random.Random(str(path) + str(seed))
     Image.new("RGB", size, tuple(generator.randrange(256) for _ in range(3))).save(path)
@@ -34,7 +34,7 @@ def coco_set(folder: Path) -> Path:
         document["categories"] = [{"id": i, "name": name} for i, name in enumerate(NAMES, start=1)]
         for i in range(1, count + 1):
             name = f"{split}{i}.png"
-            picture(folder / split / name)
+            write_image(folder / split / name)
             document["images"].append({"id": i, "file_name": name, "width": 80, "height": 60})
             for _ in range(generator.randrange(4)):
                 x, y = generator.uniform(0, 40), generator.uniform(0, 30)
@@ -129,12 +129,12 @@ YOLO = "0 0.25 0.25 0.25 0.333333333"
 def make(form: str, folder: Path) -> Path:
     """A set of one image and one object, the box 10, 5, 20, 20; returns what to read."""
     if form == "yolo":
-        picture(folder / "images" / "a.png")
+        write_image(folder / "images" / "a.png")
         (folder / "labels").mkdir()
         (folder / "labels" / "a.txt").write_text(YOLO)
         (folder / "data.yaml").write_text("train: images\nnames: [ant]\n")
         return folder / "data.yaml"
-    picture(folder / ("JPEGImages/a.png" if form == "voc" else "a.png"))
+    write_image(folder / ("JPEGImages/a.png" if form == "voc" else "a.png"))
     if form == "voc":
         (folder / "Annotations").mkdir()
         (folder / "Annotations" / "a.xml").write_text(VOC)

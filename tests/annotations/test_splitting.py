@@ -15,7 +15,7 @@ from resnext_det.annotations.splitting import assign, near_groups, shared_images
 from resnext_det.errors import UserError
 
 
-def pictures(folder: Path, number: int) -> list[Path]:
+def write_images(folder: Path, number: int) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(1)
     for i in range(number):
@@ -33,7 +33,7 @@ def copies(folder: Path, paths: list[Path]) -> None:
 
 
 def test_near_duplicates_are_found_and_nothing_else(tmp_path: Path) -> None:
-    paths = pictures(tmp_path, 30)
+    paths = write_images(tmp_path, 30)
     copies(tmp_path, paths)
     every = [*paths, tmp_path / "copy0.jpg", tmp_path / "copy1.png"]
     assert sorted(map(sorted, (g for g in near_groups(every) if len(g) > 1))) == [[0, 30], [1, 31]]
@@ -56,7 +56,7 @@ def test_classes_are_shared_in_proportion() -> None:
 
 @pytest.mark.parametrize("folds", [False, True])
 def test_the_command_loses_no_box_and_repeats_itself(folds: bool, tmp_path: Path) -> None:
-    paths = pictures(tmp_path / "images", 20)
+    paths = write_images(tmp_path / "images", 20)
     copies(tmp_path / "images", paths)
     names = sorted(p.name for p in (tmp_path / "images").iterdir())
     document = {"categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}], "annotations": [], "images": []}
@@ -81,7 +81,7 @@ def test_the_command_loses_no_box_and_repeats_itself(folds: bool, tmp_path: Path
 
 
 def test_more_splits_than_images_are_refused(tmp_path: Path) -> None:
-    pictures(tmp_path / "images", 1)
+    write_images(tmp_path / "images", 1)
     document = {
         "categories": [{"id": 1, "name": "a"}],
         "annotations": [],
@@ -93,8 +93,8 @@ def test_more_splits_than_images_are_refused(tmp_path: Path) -> None:
 
 
 def test_check_names_the_images_that_two_splits_share(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    paths = pictures(tmp_path / "val", 3)
-    pictures(tmp_path / "train", 1)
+    paths = write_images(tmp_path / "val", 3)
+    write_images(tmp_path / "train", 1)
     record = {"id": 1, "file_name": paths[0].name}
     document = {"categories": [{"id": 1, "name": "a"}], "annotations": [], "images": [record]}
     (tmp_path / "val.json").write_text(json.dumps(document))

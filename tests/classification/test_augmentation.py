@@ -29,12 +29,12 @@ from resnext_det.classification.augmentation import (
 from resnext_det.classification.evaluate import evaluate, hits, restrict
 
 
-def picture(width: int = 90, height: int = 70) -> Image.Image:
+def noise(width: int = 90, height: int = 70) -> Image.Image:
     return Image.fromarray(np.random.randint(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def test_random_crop_equals_torchvision() -> None:
-    image = picture()
+    image = noise()
     torch.manual_seed(3)
     ours, label, colors = ImageNetTraining(32, (0.3, 0.6), 0.0, 0.0, 0.0)(Sample(image, 5))
     torch.manual_seed(3)
@@ -44,7 +44,7 @@ def test_random_crop_equals_torchvision() -> None:
 
 
 def test_bicubic_crop_is_pillows() -> None:
-    image = picture()
+    image = noise()
     torch.manual_seed(3)
     ours = ImageNetTraining(32, (0.3, 0.6), 0.0, 0.0, 0.0, interpolation="bicubic")(Sample(image, 5))[0]
     torch.manual_seed(3)
@@ -81,7 +81,7 @@ def test_an_image_too_long_for_any_crop_gives_its_central_square() -> None:
 @pytest.mark.parametrize("policy", ["randaugment", "trivialaugment", "autoaugment"])
 def test_policies_and_erasing_are_torchvisions(policy: str) -> None:
     """torchvision's reference: crop, flip, policy; erasing last, here before normalization, with what that makes 0."""
-    image = picture(64, 64)
+    image = noise(64, 64)
     theirs = {
         "randaugment": v2.RandAugment(),
         "trivialaugment": v2.TrivialAugmentWide(),
@@ -101,7 +101,7 @@ def test_policies_and_erasing_are_torchvisions(policy: str) -> None:
 
 def test_padding_with_the_mean_color_is_zero_after_normalization() -> None:
     mean = (125.3, 123.0, 113.9)
-    crops = [CifarTraining(32, 0.0, fill=[round(v) for v in mean])(Sample(picture(32, 32), 0))[0] for _ in range(9)]
+    crops = [CifarTraining(32, 0.0, fill=[round(v) for v in mean])(Sample(noise(32, 32), 0))[0] for _ in range(9)]
     normalize = Normalize(tuple(v / 255 for v in mean), (0.25,) * 3)
     corners = torch.stack([normalize(crop[None])[0][:, [0, 0, -1, -1], [0, -1, 0, -1]] for crop in crops])
     padded = corners[(corners.abs() < 0.5 / 255 / 0.25).all(1, keepdim=True).expand_as(corners)]
@@ -110,7 +110,7 @@ def test_padding_with_the_mean_color_is_zero_after_normalization() -> None:
 
 def test_large_jpeg_is_decoded_small_and_looks_the_same() -> None:
     file = io.BytesIO()
-    picture(9, 6).resize((900, 600), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
+    noise(9, 6).resize((900, 600), Image.Resampling.BICUBIC).save(file, "JPEG", quality=95)
     crops = []
     for draft in (True, False):
         torch.manual_seed(4)
@@ -126,7 +126,7 @@ def test_large_jpeg_is_decoded_small_and_looks_the_same() -> None:
 @pytest.mark.parametrize(("area", "width"), [(0.01, 900), (0.07, 450), (0.3, 225), (1.0, 113)])
 def test_a_jpeg_is_never_decoded_below_the_size_of_its_crop(area: float, width: int) -> None:
     file = io.BytesIO()
-    picture(900, 900).save(file, "JPEG")
+    noise(900, 900).save(file, "JPEG")
     image = Image.open(file)
     ImageNetTraining(64, (area, area), 0.0, 0.0, 0.0)(Sample(image, 0))
     assert image.width == width
@@ -165,7 +165,7 @@ def test_draws_have_the_recipes_ranges() -> None:
 
 
 def test_normalisation() -> None:
-    image = to_tensor(picture())
+    image = to_tensor(noise())
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     normalize = Normalize(mean, std)
     for ours in (normalize(image[None])[0], normalize(image[None], SAME_COLORS[None])[0]):
@@ -174,7 +174,7 @@ def test_normalisation() -> None:
 
 
 def test_cifar_crop_is_a_window_of_the_padded_image() -> None:
-    image = picture(32, 32)
+    image = noise(32, 32)
     crop = CifarTraining(32, flip=0.0)(Sample(image, 0))[0]
     padded = torch.nn.functional.pad(to_tensor(image), (4, 4, 4, 4))
     windows = [padded[:, y : y + 32, x : x + 32] for y in range(9) for x in range(9)]
@@ -184,7 +184,7 @@ def test_cifar_crop_is_a_window_of_the_padded_image() -> None:
 
 
 def test_centre_crop_and_whole_image() -> None:
-    image = picture(512, 256)
+    image = noise(512, 256)
     crop, _ = CenterCrop(256, 224)(Sample(image, 0))
     assert torch.equal(crop, to_tensor(image)[:, 16:240, 144:368])
     assert CenterCrop(64, 0)(Sample(image, 0))[0].shape == (3, 64, 128)
@@ -214,7 +214,7 @@ def test_several_sizes_average_their_softmax() -> None:
 def test_a_whole_image_is_tested_densely() -> None:
     """The classifier on any size is the mean of fc's scores at every place of the last map."""
     model = create_model("resnext14_2x2d", 5, res2_out_channels=16).eval()
-    image, _ = CenterCrop(70, 0)(Sample(picture(100, 80), 0))
+    image, _ = CenterCrop(70, 0)(Sample(noise(100, 80), 0))
     x = Normalize((0.5,) * 3, (0.2,) * 3)(image[None])
     assert x.shape == (1, 3, 70, 87)
     features = x

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAPER = [path for name in ("imagenet", "imagenet5k", "cifar") for path in sorted((ROOT / "configs" / name).glob("*"))]
 RUNS = [path for path in PAPER if not path.stem.startswith("Base")]
 OTHERS = sorted((ROOT / "configs" / "tinyimagenet").glob("res*")) + [ROOT / "configs/quickstart/pretrain.yaml"]
-PICTURES = {"imagenet": 1_281_167, "imagenet5k": 6_800_000, "cifar": 50_000}
+IMAGES = {"imagenet": 1_281_167, "imagenet5k": 6_800_000, "cifar": 50_000}
 
 
 def load(path: Path) -> CfgNode:
@@ -42,7 +42,7 @@ def test_builds(path: Path) -> None:
     blocks = [len(getattr(model, name)) for name in model.stage_names]
     blocks[-1] -= hasattr(getattr(model, model.stage_names[-1]), "end")
     assert tuple(blocks) == parse_name(cfg.MODEL.NAME).blocks
-    plan = Plan.of(cfg, PICTURES.get(path.parent.name, 1000), processes=8)
+    plan = Plan.of(cfg, IMAGES.get(path.parent.name, 1000), processes=8)
     assert plan.lr == cfg.SOLVER.BASE_LR
     build_scheduler(cfg, torch.optim.SGD(model.parameters(), plan.lr), plan)
 
@@ -83,7 +83,7 @@ def test_the_recipes_of_the_paper() -> None:
     assert (cifar.EPOCHS, tuple(cifar.STEPS), cifar.BASE_LR, cifar.IMS_PER_BATCH) == (300, (150, 225), 0.1, 128)
     assert cifar.WEIGHT_DECAY == 5e-4
     large = load(ROOT / "configs/imagenet5k/resnext50_32x4d.yaml").SOLVER
-    assert large.EPOCHS * PICTURES["imagenet5k"] == pytest.approx(100 * PICTURES["imagenet"], rel=0.1)
+    assert large.EPOCHS * IMAGES["imagenet5k"] == pytest.approx(100 * IMAGES["imagenet"], rel=0.1)
 
 
 @pytest.mark.parametrize("folder", ["imagenet", "imagenet5k", "cifar"])

@@ -25,9 +25,9 @@ def made(root: Path, *names: str) -> Path:
 
 
 def test_classes_sorted_and_images_found_below(tmp_path: Path) -> None:
-    pictures = ImageFolder(made(tmp_path, "b/2.png", "a/deep/er/1.JPEG", "a/0.webp", ".hidden/0.png"))
-    assert pictures.classes == ("a", "b") and pictures.labels.tolist() == [0, 0, 1]
-    assert [Path(sample.path).name for sample in pictures] == ["0.webp", "1.JPEG", "2.png"]
+    image_set = ImageFolder(made(tmp_path, "b/2.png", "a/deep/er/1.JPEG", "a/0.webp", ".hidden/0.png"))
+    assert image_set.classes == ("a", "b") and image_set.labels.tolist() == [0, 0, 1]
+    assert [Path(sample.path).name for sample in image_set] == ["0.webp", "1.JPEG", "2.png"]
 
 
 def test_flat_folder(tmp_path: Path) -> None:
@@ -48,8 +48,8 @@ def test_classes_without_images(tmp_path: Path, caplog) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(UserError, match="class folder b has no images"):
         ImageFolder(tmp_path)
-    pictures = ImageFolder(tmp_path, ["0", "a", "b", "c", "d"])
-    assert pictures.labels.tolist() == [1, 3]
+    image_set = ImageFolder(tmp_path, ["0", "a", "b", "c", "d"])
+    assert image_set.labels.tolist() == [1, 3]
     assert "no images of 3 classes: b, 0, d" in caplog.messages[-1]
     with pytest.raises(UserError, match="class c .1 such. is not among the 2 classes of training"):
         ImageFolder(tmp_path, ["a", "b"])

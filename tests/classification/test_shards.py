@@ -65,14 +65,14 @@ def test_few_shards_are_open_at_a_time_and_none_in_a_spawned_worker(folder: Path
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_each_image_once_per_epoch(folder: Path, kind: str, world_size: int, workers: int) -> None:
     """And the stream is one and the same for all numbers of processes and workers, and goes on where it is resumed."""
-    pictures = open_images(folder / ("folder" if kind == "folder" else "shards"), window=9 if kind == "window" else 0)
+    image_set = open_images(folder / ("folder" if kind == "folder" else "shards"), window=9 if kind == "window" else 0)
     batch = 4 // world_size
 
     def read(start: int, batches: int, workers: int, world_size: int) -> list[int]:
         loaders = [
             iter(
                 TrainingLoader(
-                    *(pictures, read_color, 4 // world_size),
+                    *(image_set, read_color, 4 // world_size),
                     **{"seed": 3, "workers": workers, "rank": rank, "world_size": world_size, "start_batch": start},
                 )
             )
@@ -89,15 +89,15 @@ def test_each_image_once_per_epoch(folder: Path, kind: str, world_size: int, wor
     seen = []
     for rank in range(world_size):
         place = {"workers": workers, "rank": rank, "world_size": world_size}
-        seen += torch.cat([part[0] for part in evaluation_loader(pictures, read_color, batch, **place)]).tolist()
+        seen += torch.cat([part[0] for part in evaluation_loader(image_set, read_color, batch, **place)]).tolist()
     assert sorted(seen) == list(range(COUNT))
 
 
 def test_a_window_keeps_reading_within_few_shards(folder: Path) -> None:
-    pictures = open_images(folder / "shards", window=8)
-    shards = pictures.entries["shard"][pictures.order(0, 0)]
+    image_set = open_images(folder / "shards", window=8)
+    shards = image_set.entries["shard"][image_set.order(0, 0)]
     assert all(len(set(shards[i : i + 8])) <= 3 for i in range(0, COUNT, 8))
-    assert (pictures.order(0, 1) != pictures.order(0, 0)).any()
+    assert (image_set.order(0, 1) != image_set.order(0, 0)).any()
 
 
 def test_classes_follow_training(folder: Path) -> None:
@@ -125,9 +125,9 @@ def foreign(path: Path, *names: str) -> Path:
 
 def test_other_peoples_shards_are_indexed(tmp_path: Path) -> None:
     index_shards(foreign(tmp_path, "./x/k.cls", "./x/k.json", "./x/k.png", "y/k.png", "y/k.cls"))
-    pictures = open_images(tmp_path)
-    assert len(pictures) == 2 and pictures.classes[11] == "11" and pictures.classes[1] == "01"
-    assert read_color(pictures[1]) == (7, 11)
+    image_set = open_images(tmp_path)
+    assert len(image_set) == 2 and image_set.classes[11] == "11" and image_set.classes[1] == "01"
+    assert read_color(image_set[1]) == (7, 11)
     (tmp_path / "names.txt").write_text("\n".join(f"name{i}" for i in range(12)))
     main(["--index", str(tmp_path), "--classes", str(tmp_path / "names.txt")])
     assert open_images(tmp_path).classes[11] == "name11"

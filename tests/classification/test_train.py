@@ -354,18 +354,18 @@ def test_learning_rates() -> None:
     """The paper's steps; cosine with warm-up; both scaled to the batch."""
     cfg = get_config()
     cfg.SOLVER.IMS_PER_BATCH = 512
-    rates = schedule(cfg, pictures=512 * 10)  # 10 iterations an epoch
+    rates = schedule(cfg, images=512 * 10)  # 10 iterations an epoch
     assert [rates[i] for i in (0, 299, 300, 599, 600, 899, 900, 999)] == pytest.approx(
         [0.2, 0.2, 0.02, 0.02, 2e-3, 2e-3, 2e-4, 2e-4]
     )
     cfg.SOLVER.SCHEDULE, cfg.SOLVER.WARMUP_EPOCHS = "cosine", 5
-    rates = schedule(cfg, pictures=512 * 10)
+    rates = schedule(cfg, images=512 * 10)
     assert rates[0] < 0.001 and max(rates) == pytest.approx(0.2, rel=0.01) and 40 < rates.index(max(rates)) < 60
     assert rates[500] == pytest.approx(0.1, rel=0.02) and rates[-1] < 1e-5
 
 
-def schedule(cfg, pictures: int) -> list[float]:
-    plan = Plan.of(cfg, pictures, processes=1)
+def schedule(cfg, images: int) -> list[float]:
+    plan = Plan.of(cfg, images, processes=1)
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], plan.lr)
     scheduler = build_scheduler(cfg, optimizer, plan)
     rates = []

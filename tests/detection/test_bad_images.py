@@ -17,7 +17,7 @@ from resnext_det.makers.synthetic import detection_config
 
 @pytest.fixture(scope="module")
 def detector(tmp_path_factory):
-    cfg = setup(str(detection_config(tmp_path_factory.mktemp("detector"), 1, pictures=2)))
+    cfg = setup(str(detection_config(tmp_path_factory.mktemp("detector"), 1, images=2)))
     torch.manual_seed(0)
     return build_model(cfg).eval()
 
@@ -40,7 +40,7 @@ def test_case_37_no_proposals_is_an_empty_result(detector, monkeypatch):
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 64)])
 def test_case_38_images_of_one_orientation_make_batches(tmp_path, size):
-    cfg = setup(str(detection_config(tmp_path, 1, pictures=5)))
+    cfg = setup(str(detection_config(tmp_path, 1, images=5)))
     json_file, image_root = tmp_path / "shapes" / "instances.json", tmp_path / "shapes" / "images"
     document = json.loads(json_file.read_text())
     for image in document["images"]:

@@ -75,8 +75,8 @@ def test_a_clean_set_passes_as_it_is(made):
 
 def test_of_a_large_set_only_the_headers_are_read(made, monkeypatch, caplog):
     name, _, image_root = made
-    picture = next(image_root.glob("*.png"))
-    picture.write_bytes(picture.read_bytes()[:200])  # the header is whole
+    path = next(image_root.glob("*.png"))
+    path.write_bytes(path.read_bytes()[:200])  # the header is whole
     with pytest.raises(UserError, match="cannot be decoded"):
         check(train=[name])
     monkeypatch.setattr(checked_sets, "DECODED_AT_MOST", 3)
@@ -227,7 +227,7 @@ def test_masks_and_keypoints_come_as_detectron2_reads_them(made):
 
 
 def of_real_data(tmp_path, json_file, image_root, classes) -> list[str]:
-    config = detection_config(tmp_path, iterations=2, pictures=2)
+    config = detection_config(tmp_path, iterations=2, images=2)
     name = f"real {tmp_path}"
     register = f"[['{name}', '{json_file}', '{image_root}']]"
     keys = ["DATASETS.REGISTER", register, "DATASETS.TRAIN", f"('{name}',)", "DATASETS.TEST", f"('{name}',)"]
@@ -251,7 +251,7 @@ def test_coco_trains_and_is_evaluated_as_it_is(tmp_path):
 
 
 def test_loaders_read_images_as_the_check_does(tmp_path):
-    config = detection_config(tmp_path, iterations=2, pictures=4)
+    config = detection_config(tmp_path, iterations=2, images=4)
     json_file, image_root = tmp_path / "shapes" / "instances.json", tmp_path / "shapes" / "images"
     edit(json_file, lambda d: [image.pop("width") and image.pop("height") for image in d["images"]])
     exif = Image.Exif()

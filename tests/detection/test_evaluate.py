@@ -71,7 +71,7 @@ def test_evaluation_in_int8(trained, tiny_run, monkeypatch):
     monkeypatch.setattr(evaluate, "for_inference", lambda *given: made.append(for_inference(*given)) or made[0])
     model = loaded(trained[0])
     assert set(evaluate_model(cfg, model)["bbox"]) == set(trained[1]["bbox"])
-    shown = [Path(picture["file_name"]).parent.name for batch in read for picture in batch]
+    shown = [Path(record["file_name"]).parent.name for batch in read for record in batch]
     assert shown == ["train"] * 6
     assert [len(list(data.calibration_inputs(cfg, n))) for n in (1, 2, 3)] == [1, 2, 3]
     batch = next(iter(data.test_loader_from_config(cfg, tiny_run.test)))
@@ -125,8 +125,8 @@ def test_test_time_augmentation(trained, tiny_run):
     handle = model.backbone.register_forward_hook(lambda _, given, __: seen.append(tuple(given[0].shape)))
     augmented = evaluate_model(cfg, model)
     handle.remove()
-    pictures = sum(shape[0] for shape in seen)
-    assert pictures == 3 * 4, "two sizes, each mirrored too"
+    images = sum(shape[0] for shape in seen)
+    assert images == 3 * 4, "two sizes, each mirrored too"
     assert augmented["bbox"]["AP50"] >= 0 and augmented != once
     with pytest.raises(UserError, match="TEST.AUG.ENABLED"):
         evaluate_model(tiny_run.config("augmented", *more, "MODEL.META_ARCHITECTURE", "ProposalNetwork"), model)
@@ -136,9 +136,9 @@ def test_test_time_augmentation_of_masks(tiny_run):
     more = ("MODEL.MASK_ON", True, "TEST.AUG.MIN_SIZES", (48, 64), "TEST.DETECTIONS_PER_IMAGE", 5)
     cfg = tiny_run.config("masks", *more)
     model = build_model(cfg).eval()
-    picture = {"image": torch.rand(3, 64, 80) * 255, "height": 64, "width": 80}
+    record = {"image": torch.rand(3, 64, 80) * 255, "height": 64, "width": 80}
     with torch.no_grad():
-        (output,) = with_test_time_augmentation(cfg, model)([picture])
+        (output,) = with_test_time_augmentation(cfg, model)([record])
     assert output["instances"].pred_masks.shape == (5, 64, 80) and model.roi_heads.mask_on
 
 

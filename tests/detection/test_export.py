@@ -58,8 +58,8 @@ def detector(*more: str):
 
 
 @torch.no_grad()
-def expected(model, pictures, originals) -> list:
-    inputs = [{"image": x, "height": h, "width": w} for x, (h, w) in zip(pictures, originals, strict=True)]
+def expected(model, single, originals) -> list:
+    inputs = [{"image": x, "height": h, "width": w} for x, (h, w) in zip(single, originals, strict=True)]
     return [output["instances"] for output in model(inputs)]
 
 
@@ -77,12 +77,12 @@ def assert_same(outputs, instances) -> None:
 
 def batch(*sizes: tuple[int, int]):
     """Images of those sizes in one padded batch, with rubbish in the padding; and the three inputs."""
-    pictures = [torch.rand(3, *size) * 255 for size in sizes]
+    single = [torch.rand(3, *size) * 255 for size in sizes]
     images = torch.full((len(sizes), 3, max(s[0] for s in sizes), max(s[1] for s in sizes)), 99.0)
-    for image, picture in zip(images, pictures, strict=True):
-        image[:, : picture.shape[1], : picture.shape[2]] = picture
+    for image, one in zip(images, single, strict=True):
+        image[:, : one.shape[1], : one.shape[2]] = one
     originals = [(2 * h + 1, 2 * w - 1) for h, w in sizes]
-    return pictures, originals, (images, torch.tensor(sizes), torch.tensor(originals))
+    return single, originals, (images, torch.tensor(sizes), torch.tensor(originals))
 
 
 @pytest.mark.parametrize(
@@ -91,10 +91,10 @@ def batch(*sizes: tuple[int, int]):
 @pytest.mark.parametrize("sizes", [[(128, 150)], [(90, 200), (130, 97), (64, 64)]])
 def test_same_detections_before_export(sizes, more) -> None:
     model = detector(*more)
-    pictures, originals, inputs = batch(*sizes)
+    single, originals, inputs = batch(*sizes)
     with torch.no_grad():
         outputs = ExportableDetector(model, regions_at_once=25)(*inputs)
-    assert_same(outputs, expected(model, pictures, originals))
+    assert_same(outputs, expected(model, single, originals))
 
 
 @pytest.mark.parametrize("sampling_ratio", [0, 2])
@@ -193,10 +193,10 @@ def test_program_takes_every_size_and_batch(exported) -> None:
     model, program = exported
     run = program.module()
     for sizes in ([(160, 97)], [(70, 180), (100, 64), (90, 90)]):
-        pictures, originals, inputs = batch(*sizes)
+        single, originals, inputs = batch(*sizes)
         with torch.no_grad():
             outputs = run(*inputs)
-        assert_same(outputs, expected(model, pictures, originals))
+        assert_same(outputs, expected(model, single, originals))
 
 
 @new_enough
@@ -210,10 +210,10 @@ def test_onnx_takes_every_size_and_batch(exported, tmp_path: Path) -> None:
     assert domains == {""}  # standard operators only
     session = onnxruntime.InferenceSession(str(tmp_path / "detector.onnx"), providers=["CPUExecutionProvider"])
     for sizes in ([(160, 97)], [(70, 180), (100, 64), (90, 90)]):
-        pictures, originals, inputs = batch(*sizes)
+        single, originals, inputs = batch(*sizes)
         names = ("images", "sizes", "original_sizes")
         outputs = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
-        assert_same(outputs, expected(model, pictures, originals))
+        assert_same(outputs, expected(model, single, originals))
 
 
 @new_enough
@@ -234,9 +234,9 @@ def test_few_proposals_and_classes_are_exported(tmp_path: Path) -> None:
     program = export_program(model)
     export_onnx(program, tmp_path / "detector.onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "detector.onnx"), providers=["CPUExecutionProvider"])
-    pictures, originals, inputs = batch((160, 97))
+    single, originals, inputs = batch((160, 97))
     outputs = session.run(None, {name: x.numpy() for name, x in zip(INPUTS, inputs, strict=True)})
-    (wanted,) = expected(model, pictures, originals)
+    (wanted,) = expected(model, single, originals)
     assert int(outputs[3][0]) == len(wanted) > 0
 
 
@@ -261,11 +261,11 @@ def test_a_size_outside_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @new_enough
 @pytest.mark.slow
 def test_command_checks_real_images(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    pictures = sorted((shared_data("coco_mini") / "val2017").glob("*.jpg"))[:3]
+    single = sorted((shared_data("coco_mini") / "val2017").glob("*.jpg"))[:3]
     model = detector()
     save_checkpoint(tmp_path / "detector.pth", model.state_dict(), {"channel_order": "RGB"})
     weights = [*SMALL, "MODEL.WEIGHTS", str(tmp_path / "detector.pth")]
-    checks = [word for path in pictures for word in ("--check", str(path))]
+    checks = [word for path in single for word in ("--check", str(path))]
     arguments = ["--config-file", CONFIG, "--output", str(tmp_path / "out"), "--format", "torch", *checks, *weights]
     main(arguments)
     reported = capsys.readouterr().out
@@ -273,7 +273,7 @@ def test_command_checks_real_images(tmp_path: Path, capsys: pytest.CaptureFixtur
     about = json.loads((tmp_path / "out" / "detector.json").read_text("utf-8"))
     assert about["class_names"] and about["channel_order"] == "RGB"
     outcomes = about["agreement"]["detector.pt2"]
-    assert [Path(o["image"]).name for o in outcomes] == [path.name for path in pictures]
+    assert [Path(o["image"]).name for o in outcomes] == [path.name for path in single]
     assert all(o["detections"] == o["exported"] > 0 and o["box"] < 0.01 for o in outcomes)
 
 

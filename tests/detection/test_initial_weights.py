@@ -121,8 +121,8 @@ def test_preset(tiny_run: TinyRun, tmp_path: Path, capsys) -> None:
     said = line(lambda: call(tiny_run, *evaluate, settings=("MODEL.WEIGHTS", final)), capsys)
     assert mend in said and said.startswith(f"error: {final}: its weights contradict ")
     call(tiny_run, *evaluate, settings=("MODEL.WEIGHTS", final, "INPUT.PRESET", "auto"))
-    picture = str(next(tiny_run.folder.rglob("*.png")))
-    show = ["--config-file", str(tiny_run.file), "--output", str(tmp_path / "out"), "--input", picture]
+    image = str(next(tiny_run.folder.rglob("*.png")))
+    show = ["--config-file", str(tiny_run.file), "--output", str(tmp_path / "out"), "--input", image]
     weights = ["MODEL.WEIGHTS", str(final)]
     assert mend in line(lambda: predict.main([*show, *weights]), capsys)
     predict.main([*show, *weights, "INPUT.PRESET", "auto"])
@@ -189,7 +189,7 @@ def test_frozen_norms_want_weights(tiny_run: TinyRun, tmp_path: Path, capsys) ->
 
 def test_frozen_and_evaluated_norms_agree(tiny_run: TinyRun, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.pth", classifier().state_dict(), {**IMAGENET_RGB, "norm_eps": 1e-3})
-    picture = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64)
     maps = []
     for norm in ("BN", "FrozenBN"):
         settings = ("MODEL.WEIGHTS", tmp_path / "a.pth", "INPUT.PRESET", "auto", "MODEL.RESNETS.NORM", norm)
@@ -197,7 +197,7 @@ def test_frozen_and_evaluated_norms_agree(tiny_run: TinyRun, tmp_path: Path) -> 
         model = build_model(cfg).eval()
         load_initial_weights(cfg, model)
         with torch.no_grad():
-            maps.append(model.roi_heads.res5(model.backbone(picture)["res4"]))
+            maps.append(model.roi_heads.res5(model.backbone(image)["res4"]))
     assert (maps[0] - maps[1]).abs().max() < 1e-5 * maps[0].abs().max()
 
 

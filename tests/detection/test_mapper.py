@@ -71,12 +71,12 @@ def test_resizing_is_otherwise_detectron2s():
     stock = T.ResizeShortestEdge([20, 25, 30], 60, "choice", Image.BICUBIC)
     ours = ResizeShortestEdge.instead_of(stock)
     for width in (10, 55, 200):
-        picture = np.random.default_rng(width).integers(0, 255, (40, width, 3), dtype=np.uint8)
+        pixels = np.random.default_rng(width).integers(0, 255, (40, width, 3), dtype=np.uint8)
         for number in range(3):
             found = []
             for resize in (stock, ours):
                 np.random.seed(number)
-                found.append(resize.get_transform(picture).apply_image(picture))
+                found.append(resize.get_transform(pixels).apply_image(pixels))
             assert np.array_equal(*found)
     flip = T.RandomFlip()
     assert ResizeShortestEdge.instead_of(flip) is flip and ResizeShortestEdge.instead_of(ours) is ours

@@ -346,9 +346,9 @@ def test_an_rpn_with_another_activation_keeps_it():
 def test_int8_where_no_calibration_image_reaches_the_regions_part(caplog):
     model = detector()
     model.proposal_generator.post_nms_topk = {True: 1, False: 1}  # on a map so large the plain order is cheaper
-    picture = [{"image": torch.arange(3 * 640 * 640).view(3, 640, 640) * 37 % 255.0}]
-    optimized = optimize_for_inference(model, "int8", calibration=[picture])
+    batch = [{"image": torch.arange(3 * 640 * 640).view(3, 640, 640) * 37 % 255.0}]
+    optimized = optimize_for_inference(model, "int8", calibration=[batch])
     assert "1 of 3 parts had nothing to compute" in caplog.text
-    assert len(optimized(picture)) == 1
+    assert len(optimized(batch)) == 1
     model.proposal_generator.post_nms_topk = optimized.proposal_generator.post_nms_topk = {True: 80, False: 80}
     assert len(optimized(IMAGES)[0]["instances"]) > 0  # its regions in float

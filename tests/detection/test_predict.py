@@ -21,7 +21,7 @@ from resnext_det.commands import predict as command
 from resnext_det.detection.config import add_resnext_config
 from resnext_det.detection.prediction import detector as module
 from resnext_det.detection.prediction.detector import Predictor
-from resnext_det.detection.prediction.inputs import find_inputs, read_picture
+from resnext_det.detection.prediction.inputs import find_inputs, read_rgb
 from resnext_det.detection.prediction.run import predict
 
 
@@ -48,7 +48,7 @@ class WhiteRectangle(torch.nn.Module):
         return outputs
 
 
-def picture(left: int = 20, top: int = 10, width: int = 160, height: int = 100) -> np.ndarray:
+def scene(left: int = 20, top: int = 10, width: int = 160, height: int = 100) -> np.ndarray:
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     pixels[top : top + 40, left : left + 60] = (255, 255, 204)  # RGB
     return pixels
@@ -70,8 +70,8 @@ def run(detector, folder, inputs, **choices):
 def test_images_are_resized_in_order_and_given_back_in_their_own_pixels(detector, tmp_path):
     (tmp_path / "in" / "sub").mkdir(parents=True)
     for number in range(3):
-        Image.fromarray(picture(left=20 + 10 * number)).save(tmp_path / "in" / f"{number}.png")
-    Image.fromarray(picture()).save(tmp_path / "in" / "sub" / "0.png")
+        Image.fromarray(scene(left=20 + 10 * number)).save(tmp_path / "in" / f"{number}.png")
+    Image.fromarray(scene()).save(tmp_path / "in" / "sub" / "0.png")
     (tmp_path / "in" / "notes.txt").write_text("not an image")
     lines = []
     inputs = find_inputs([str(tmp_path / "in")])
@@ -86,7 +86,7 @@ def test_images_are_resized_in_order_and_given_back_in_their_own_pixels(detector
         assert found["score"] == pytest.approx(204 / 255, abs=0.02), "the first channel is blue"
     drawn = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert drawn == ["0.png", "0_2.png", "1.png", "2.png"]
-    changed = np.asarray(Image.open(tmp_path / "out" / "0.png")) != picture()
+    changed = np.asarray(Image.open(tmp_path / "out" / "0.png")) != scene()
     assert changed[10, 40:70].any() and not changed[70:].any()
 
 
@@ -97,11 +97,11 @@ def test_case_37_a_image_thinner_than_a_pixel_once_resized(detector, size):
 
 
 def test_exif_orientation_is_respected(tmp_path):
-    image = Image.fromarray(picture())
+    image = Image.fromarray(scene())
     exif = image.getexif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    pixels = read_picture(tmp_path / "turned.jpg")
+    pixels = read_rgb(tmp_path / "turned.jpg")
     assert pixels.shape == (160, 100, 3)
     assert pixels[40, 70].min() > 128 and pixels[40, 20].max() < 128
 
@@ -109,18 +109,18 @@ def test_exif_orientation_is_respected(tmp_path):
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_every_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    Image.fromarray(picture()).convert(mode).save(path)
-    assert read_picture(path).shape == (100, 160, 3)
+    Image.fromarray(scene()).convert(mode).save(path)
+    assert read_rgb(path).shape == (100, 160, 3)
 
 
 def test_sixteen_bits_are_read_as_in_training(tmp_path):
     gray = np.linspace(0, 65535, 160 * 100, dtype=np.uint16).reshape(100, 160)
     Image.fromarray(gray).save(tmp_path / "a.png")
-    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), np.repeat((gray >> 8)[:, :, None], 3, axis=2))
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), np.repeat((gray >> 8)[:, :, None], 3, axis=2))
 
 
 def test_broken_images_by_policy(detector, tmp_path):
-    Image.fromarray(picture()).save(tmp_path / "a.png")
+    Image.fromarray(scene()).save(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "b.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "c.mp4").write_bytes(b"not a video")
@@ -134,7 +134,7 @@ def test_broken_images_by_policy(detector, tmp_path):
 
 def test_files_patterns_folders_and_stdin(tmp_path):
     for name in ("a.png", "b.png", "c.jpg"):
-        Image.fromarray(picture()).save(tmp_path / name)
+        Image.fromarray(scene()).save(tmp_path / name)
     names = [path.name for path in find_inputs([str(tmp_path / "*.png"), "-"], [f"{tmp_path}/c.jpg\n", "\n"])]
     assert names == ["a.png", "b.png", "c.jpg"]
     with pytest.raises(UserError, match="no such file"):
@@ -150,7 +150,7 @@ def test_a_video_in_and_out(detector, tmp_path, name, code):
     if not video.isOpened():
         pytest.skip(f"this OpenCV cannot write {code}")
     for number in range(10):
-        video.write(np.ascontiguousarray(picture(left=5 * number)[:, :, ::-1]))
+        video.write(np.ascontiguousarray(scene(left=5 * number)[:, :, ::-1]))
     video.release()
     summary, content = run(detector, tmp_path / "out", find_inputs([str(tmp_path / name)]), batch_size=4)
     assert summary.frames == 10 and [image["frame"] for image in content["images"]] == list(range(10))
@@ -204,12 +204,12 @@ def test_command_line(tmp_path, monkeypatch):
         "categories": [{"id": i, "name": f"n{i}"} for i in (4, 2)],
     }
     (tmp_path / "truth.json").write_text(json.dumps(truth))
-    Image.fromarray(picture()).save(tmp_path / "a.png")
+    Image.fromarray(scene()).save(tmp_path / "a.png")
 
     def load(cfg, trust_pickle, examples):
         assert cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "bf16" and not trust_pickle
         assert cfg.MODEL.WEIGHTS == str(tmp_path / "w.pth")
-        assert [example.shape for example in examples()] == [picture().shape]  # for int8
+        assert [example.shape for example in examples()] == [scene().shape]  # for int8
         detector = Predictor(WhiteRectangle(), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=1000)
         return detector, *module.categories_of(cfg)
 

@@ -46,7 +46,7 @@ def detectors(network: str, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     return stock, ours
 
 
-def picture(height: int = 128, width: int = 160) -> dict:
+def record(height: int = 128, width: int = 160) -> dict:
     targets = Instances((height, width))
     targets.gt_boxes = Boxes(torch.tensor([[20.0, 30, 90, 100], [60, 10, 150, 70]]))
     targets.gt_classes = torch.tensor([0, 2])
@@ -56,7 +56,7 @@ def picture(height: int = 128, width: int = 160) -> dict:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_boxes_scores_and_classes_are_stocks(network: str) -> None:
     stock, ours = detectors(network, torch.float32)
-    inputs = [picture(), picture(96, 128)]
+    inputs = [record(), record(96, 128)]
     with torch.inference_mode():
         for expected, found in zip(stock.eval()(inputs), ours.eval()(inputs), strict=True):
             expected, found = expected["instances"], found["instances"]
@@ -83,7 +83,7 @@ def test_losses_and_gradients_are_stocks(
     nms = proposal_utils.batched_nms
     monkeypatch.setattr(proposal_utils, "batched_nms", lambda boxes, scores, *rest: nms(boxes, scores.float(), *rest))
     stock, ours = detectors(network, dtype)
-    inputs = [picture()]
+    inputs = [record()]
     expected, found = step(stock, inputs), step(ours, inputs)
     assert found.keys() == expected.keys() and len(expected) > 50
     for name, value in expected.items():

@@ -32,8 +32,8 @@ SEED: 1
 def write_set(folder: Path, name: str, images: int, annotations: bool = True) -> tuple[str, str]:
     """Write a COCO-format set of ``images`` images; returns (json file, image folder)."""
     rng = np.random.default_rng(len(name))
-    pictures = folder / name
-    pictures.mkdir(parents=True)
+    image_root = folder / name
+    image_root.mkdir(parents=True)
     content: dict = {
         "images": [],
         "annotations": [],
@@ -51,13 +51,13 @@ def write_set(folder: Path, name: str, images: int, annotations: bool = True) ->
                 {"id": number, "image_id": i + 1, "category_id": (3, 8)[kind], "bbox": box, "area": box[2] * box[3],
                  "iscrowd": 0}
             )  # fmt: skip
-        Image.fromarray(pixels).save(pictures / f"{i}.png")
+        Image.fromarray(pixels).save(image_root / f"{i}.png")
         content["images"].append({"id": i + 1, "file_name": f"{i}.png", "width": 80, "height": 64})
     if not annotations:
         del content["annotations"]
     path = folder / f"{name}.json"
     path.write_text(json.dumps(content), encoding="utf-8")
-    return str(path), str(pictures)
+    return str(path), str(image_root)
 
 
 class TinyRun:

@@ -73,13 +73,13 @@ def test_own_coco_data(tmp_path: Path) -> None:
 def test_pretrain_then_finetune(tmp_path: Path) -> None:
     sets = bccd(tmp_path)
     for part in ("train", "val"):
-        pictures = sorted(Path(sets[2]).iterdir())
-        for label, some in (("one", pictures[:4]), ("two", pictures[4:8])):
+        paths = sorted(Path(sets[2]).iterdir())
+        for label, some in (("one", paths[:4]), ("two", paths[4:8])):
             folder = tmp_path / "images" / part / label
             folder.mkdir(parents=True)
-            for picture in some:
-                shutil.copy(picture, folder)
-    done = example("pretrain_then_finetune.py", tmp_path, "--pictures", "images", *sets, "--classes", "3")
+            for path in some:
+                shutil.copy(path, folder)
+    done = example("pretrain_then_finetune.py", tmp_path, "--images", "images", *sets, "--classes", "3")
     output = tmp_path / "output/pretrain_then_finetune"
     assert "top1_error" in json.loads((output / "classifier/results.json").read_text("utf-8"))
     assert "AP50" in json.loads((output / "detector/results.json").read_text("utf-8"))["bbox"]

@@ -108,15 +108,15 @@ def test_boxes_that_pass_the_check_reach_the_model_finite_and_inside(folder, box
             assert (tensor[:, 2:] - tensor[:, :2] >= 1 - 1e-4).all()
 
 
-def picture(kind: str, mode: str) -> bytes:
+def encoded_image(kind: str, mode: str) -> bytes:
     pixels = np.random.default_rng(0).integers(0, 255, (12, 10, 4), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels, "RGBA").convert(mode).save(buffer, kind)
     return buffer.getvalue()
 
 
-PICTURES = [
-    picture(kind, mode)
+IMAGES = [
+    encoded_image(kind, mode)
     for kind, mode in (
         ("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("PNG", "RGBA"), ("PNG", "P"), ("GIF", "P"), ("BMP", "RGB"),
         ("TIFF", "RGB"), ("WEBP", "RGB"), ("PPM", "RGB"),
@@ -125,7 +125,7 @@ PICTURES = [
 
 
 @fuzz
-@given(data=st.sampled_from(PICTURES).flatmap(damaged), policy=st.sampled_from(POLICIES))
+@given(data=st.sampled_from(IMAGES).flatmap(damaged), policy=st.sampled_from(POLICIES))
 def test_damaged_images(folder, data, policy):
     path = folder / "image"
     path.write_bytes(data)

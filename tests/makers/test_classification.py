@@ -56,9 +56,9 @@ def test_validation_images_find_their_classes(tmp_path: Path, kind) -> None:
     if kind is devkit:
         pytest.importorskip("scipy")
     make_imagenet_val.main([str(validation(tmp_path)), str(kind(tmp_path)), "--out", str(tmp_path / "val")])
-    pictures = ImageFolder(tmp_path / "val")
-    assert pictures.classes == ("n00000001", "n00000002", "n00000003")
-    found = {sample.image.getpixel((0, 0)): pictures.classes[sample.label] for sample in pictures}
+    image_set = ImageFolder(tmp_path / "val")
+    assert image_set.classes == ("n00000001", "n00000002", "n00000003")
+    found = {sample.image.getpixel((0, 0)): image_set.classes[sample.label] for sample in image_set}
     assert found == {number: WORDS[i - 1] for number, i in enumerate(TRUTH, 1)}
 
 
@@ -84,8 +84,8 @@ def test_5k_takes_the_largest_classes(tmp_path: Path) -> None:
             Image.new("L", (2, 2)).save(tmp_path / folder / name / f"{i}.png")
     command = [str(tmp_path / "full"), str(tmp_path / "1k"), "--out", str(tmp_path / "5k"), "--extra", "2"]
     make_imagenet5k.main(command)
-    pictures = ImageFolder(tmp_path / "5k")
-    assert pictures.classes == ("a", "b", "c", "d") and len(pictures) == 3 + 1 + 5 + 2
+    image_set = ImageFolder(tmp_path / "5k")
+    assert image_set.classes == ("a", "b", "c", "d") and len(image_set) == 3 + 1 + 5 + 2
     assert (tmp_path / "5k.txt").read_text().split() == ["a", "b", "c", "d"]
     (tmp_path / "list.txt").write_text("f\nd\n")
     make_imagenet5k.main([*command[:3], str(tmp_path / "two"), "--classes", str(tmp_path / "list.txt")])
@@ -137,8 +137,8 @@ def test_cifar_as_published(tmp_path: Path, version: str, classes: int) -> None:
     files = {f"cifar-{classes}-{version}/{name}": data for name, data in published(version, classes).items()}
     make_cifar.main([str(archive(tmp_path / "c.tar.gz", files)), str(tmp_path / "out")])
     for split, part in (("train", slice(0, 4)), ("test", slice(4, 6))):
-        pictures = ImageFolder(tmp_path / "out" / split, ["ant", "bee", "cow"])
-        found = {(sample.label, np.asarray(sample.image).transpose(2, 0, 1).tobytes()) for sample in pictures}
+        image_set = ImageFolder(tmp_path / "out" / split, ["ant", "bee", "cow"])
+        found = {(sample.label, np.asarray(sample.image).transpose(2, 0, 1).tobytes()) for sample in image_set}
         assert found == {(i, p.tobytes()) for i, p in zip(LABELS[part], PIXELS[part], strict=True)}
 
 

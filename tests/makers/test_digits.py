@@ -59,8 +59,8 @@ def test_same_settings_same_bytes_other_seed_other_images(folder, tmp_path):
 
     digits_maker.make_digits(tmp_path / "other", Settings(train=12, minival=6, seed=4, size=120))
     other = hashes(tmp_path / "other")
-    pictures = [f for f in first if f.endswith(".png")]
-    assert not [f for f in pictures if other.get(f) == first[f]]
+    images = [f for f in first if f.endswith(".png")]
+    assert not [f for f in images if other.get(f) == first[f]]
 
 
 def test_classification_tree_uses_each_digit_once_and_keeps_the_split(folder):
@@ -71,8 +71,8 @@ def test_classification_tree_uses_each_digit_once_and_keeps_the_split(folder):
         seen[split] = {int(f.stem): CLASSES.index(f.parent.name) for f in files}
         assert len(files) == len(digits) and seen[split] == {d.number: d.label for d in digits}
     assert not seen["train"].keys() & seen["val"].keys()
-    picture = Image.open(files[0])
-    assert picture.mode == "RGB" and picture.size == (64, 64)
+    shown = Image.open(files[0])
+    assert shown.mode == "RGB" and shown.size == (64, 64)
 
 
 @pytest.mark.parametrize(("split", "scenes"), [("train", SMALL.train), ("minival", SMALL.minival)])
@@ -87,9 +87,9 @@ def test_detection_json_is_valid_coco(folder, split, scenes):
     coco = COCO(str(file))
     assert len(coco.imgs) == scenes == len(list((detection / split).glob("*.png")))
     for image_id, image in coco.imgs.items():
-        with Image.open(detection / split / image["file_name"]) as picture:
-            assert picture.mode == "RGB" and picture.size == (image["width"], image["height"])
-            assert 0.8 * SMALL.size <= min(picture.size) and max(picture.size) <= SMALL.size
+        with Image.open(detection / split / image["file_name"]) as shown:
+            assert shown.mode == "RGB" and shown.size == (image["width"], image["height"])
+            assert 0.8 * SMALL.size <= min(shown.size) and max(shown.size) <= SMALL.size
         boxes = coco.imgToAnns[image_id]
         assert 1 <= len(boxes) <= digits_maker.MOST_DIGITS
         for a in boxes:
@@ -153,8 +153,8 @@ def test_rendered_digit_touches_its_frame(digit, side):
 
 
 def test_images_are_warmer_than_they_are_blue(folder):
-    pictures = [np.asarray(Image.open(f)).reshape(-1, 3).mean(0) for f in folder.glob("detection/train/*.png")]
-    red, _, blue = np.mean(pictures, axis=0)
+    images = [np.asarray(Image.open(f)).reshape(-1, 3).mean(0) for f in folder.glob("detection/train/*.png")]
+    red, _, blue = np.mean(images, axis=0)
     assert red > blue + 10
 
 

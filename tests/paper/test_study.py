@@ -154,7 +154,7 @@ class TestFile:
             read_study(str(tmp_path / "s.yaml"))
 
 
-def pictures(folder: Path, per_class: int) -> None:
+def write_images(folder: Path, per_class: int) -> None:
     for split in ("train", "test"):
         for number, color in enumerate(("red", "blue")):
             target = folder / split / f"class{number}"
@@ -226,7 +226,7 @@ def test_a_miniature_in_stretches(tmp_path, capfd, monkeypatch):
     """Pretraining stopped by the clock, resumed, its weights fine-tuned, all collected: with real tools, on the CPU."""
     from tiny import CONFIG, write_set
 
-    pictures(tmp_path / "classes", 8)
+    write_images(tmp_path / "classes", 8)
     for name in ("train", "val"):
         file, _ = write_set(tmp_path / "set", name, 3)
         (tmp_path / "set" / "annotations").mkdir(exist_ok=True)

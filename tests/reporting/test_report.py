@@ -44,7 +44,7 @@ def test_the_page_stands_alone_and_shows_the_numbers(truth, tmp_path):
         for r in truth.records()[:5]
     ]
     detections = Detections.from_records(records)
-    page = page_of(truth, detections, tmp_path / "report.html", image_root=tmp_path, title="A & B", pictures=2)
+    page = page_of(truth, detections, tmp_path / "report.html", image_root=tmp_path, title="A & B", shown_images=2)
     assert "A &amp; B" in page and "&lt;dog&gt;" in page and "<dog>" not in page
     for name, value in evaluate(truth, detections).results().items():
         if name in ("AP", "AP50"):

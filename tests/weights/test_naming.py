@@ -46,9 +46,9 @@ def check_same_logits(theirs: nn.Module, name: str, logits: Callable[[Tensor], T
     source = detect(tensors, "test")
     ours = without_values(lambda: create_model(WIDE.get(name, name))).eval()
     load_strictly(ours, in_memory(to_native(tensors, source, "test"), source))
-    picture = torch.rand(1, 3, 64, 64)
+    image = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
-        assert relative_error(ours(picture), logits(picture)) < 1e-5
+        assert relative_error(ours(image), logits(image)) < 1e-5
 
 
 @pytest.mark.parametrize("name", TORCHVISION.split())

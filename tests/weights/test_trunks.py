@@ -16,7 +16,7 @@ from resnext_det import UserError, create_model
 from resnext_det.commands.convert import main
 from resnext_det.weights import load_strictly, read_checkpoint
 
-PICTURE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+IMAGE = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
 
 def network(seed: int = 0) -> ResNet:
@@ -103,12 +103,12 @@ def test_each_layout_gives_torchvisions_features(name, theirs, tmp_path):
     load_strictly(ours, found, allow_missing=() if has_fc else ("fc",))
     with torch.no_grad():
         if has_fc:
-            assert relative_error(ours(PICTURE), theirs(PICTURE)) < 1e-5
+            assert relative_error(ours(IMAGE), theirs(IMAGE)) < 1e-5
         body = torch.nn.Sequential(*list(theirs.children())[:-2])
-        x = ours.stem(PICTURE)
+        x = ours.stem(IMAGE)
         for stage in ("res2", "res3", "res4", "res5"):
             x = getattr(ours, stage)(x)
-        assert relative_error(x, body(PICTURE)) < 1e-5
+        assert relative_error(x, body(IMAGE)) < 1e-5
 
 
 def test_wrong_ones_are_refused_in_one_line(theirs, tmp_path):

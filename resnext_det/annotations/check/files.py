@@ -10,7 +10,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 from tqdm import tqdm
 
-from ... import images as pictures
+from ... import images
 from ...errors import UserError
 from ...images import BrokenImage, ImageHeader
 from .findings import Findings, shorten, some
@@ -33,7 +33,7 @@ def check_files(
 
     Without ``check_images`` only existence is looked at, and the headers of the images without a size.
     """
-    pictures.check_policy(policy)
+    images.check_policy(policy)
     if not root.is_dir():
         findings.add("error", "no-image-folder", "no such folder", "give the images' folder", file=str(root))
         table.keep[:] = False
@@ -43,7 +43,7 @@ def check_files(
     unsized = (table.widths == 0) | (table.heights == 0)
     wanted = np.flatnonzero(present & (check_images | unsized))
     results: list[ImageHeader | UserError] = []
-    with pictures.quiet_pillow():
+    with images.quiet_pillow():
         paths = [root / table.file_names[i] for i in wanted]
         look = _looker(decode and check_images, max_megapixels)
         with ThreadPoolExecutor(workers) as pool:
@@ -55,11 +55,11 @@ def check_files(
 def _looker(decode: bool, max_megapixels: float) -> Callable[[Path], ImageHeader | UserError]:
     def look(path: Path) -> ImageHeader | UserError:
         try:
-            with pictures.open_image(path, max_megapixels) as image:
-                picture = pictures.describe(image)
+            with images.open_image(path, max_megapixels) as image:
+                header = images.describe(image)
             if decode:
-                pictures.decode(path, max_megapixels)
-            return picture
+                images.decode(path, max_megapixels)
+            return header
         except UserError as error:
             return error
 
@@ -118,8 +118,8 @@ def _judge(
 def _salvage(path: Path, error: BrokenImage, max_megapixels: float) -> tuple[ImageHeader | BrokenImage, bool]:
     """What policy "load" makes of a broken file; one at a time, since Pillow's switch for it is global."""
     try:
-        pictures.decode(path, max_megapixels, truncated=True)
-        return pictures.read_header(path, max_megapixels=max_megapixels), True
+        images.decode(path, max_megapixels, truncated=True)
+        return images.read_header(path, max_megapixels=max_megapixels), True
     except UserError:
         return error, False
 

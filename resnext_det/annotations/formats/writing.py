@@ -147,5 +147,5 @@ def _write_voc(sources: Mapping[str, Source], out: Path, categories: list[dict],
 def _size(image: dict, file: Path) -> tuple[int, int]:
     if image.get("width") and image.get("height"):
         return image["width"], image["height"]
-    picture = read_header(file)
-    return picture.width, picture.height
+    header = read_header(file)
+    return header.width, header.height

@@ -172,12 +172,12 @@ def _labels_of(image: Path) -> Path:
 
 
 def _read_image(image: Path, root: Path, collector: Collector, names: Sequence[str]) -> None:
-    picture = read_header(image)
+    header = read_header(image)
     try:
         name = image.resolve().relative_to(root.resolve()).as_posix()
     except ValueError:
         raise UserError(f"{shown(image)}: lies outside the image folder {shown(root)}; name a folder above") from None
-    image_id = collector.image(name, picture.width, picture.height)
+    image_id = collector.image(name, header.width, header.height)
     labels = _labels_of(image)
     if not labels.exists():
         return
@@ -210,16 +210,16 @@ def _read_image(image: Path, root: Path, collector: Collector, names: Sequence[s
             continue
         if len(rest) == 4:
             x, y, w, h = rest
-            box = [(x - w / 2) * picture.width, (y - h / 2) * picture.height, w * picture.width, h * picture.height]
+            box = [(x - w / 2) * header.width, (y - h / 2) * header.height, w * header.width, h * header.height]
             collector.object(labels, place, image_id, names[int(kind)], box)
         elif len(rest) >= 6 and len(rest) % 2 == 0:
-            points = [v * (picture.height if i % 2 else picture.width) for i, v in enumerate(rest)]
+            points = [v * (header.height if i % 2 else header.width) for i, v in enumerate(rest)]
             box, area = polygon_box(points), polygon_area(points)
             collector.object(labels, place, image_id, names[int(kind)], box, segmentation=[points], area=area)
         elif len(rest) > 4 and (len(rest) - 4) % 3 == 0:
             x, y, w, h = rest[:4]
             collector.left_out["objects' keypoints left out, their boxes kept"] += 1
-            box = [(x - w / 2) * picture.width, (y - h / 2) * picture.height, w * picture.width, h * picture.height]
+            box = [(x - w / 2) * header.width, (y - h / 2) * header.height, w * header.width, h * header.height]
             collector.object(labels, place, image_id, names[int(kind)], box)
         else:
             what = f"{len(words)} numbers are neither a box nor a polygon"

@@ -161,13 +161,13 @@ def _check(
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.json_file, metadata.image_root
     document = document_of(name)
-    pictures = len(document["images"]) if isinstance(document.get("images"), list) else 0
+    number = len(document["images"]) if isinstance(document.get("images"), list) else 0
     level = options.level
     if level == "auto":
-        level = "full" if pictures <= DECODED_AT_MOST else "headers"
+        level = "full" if number <= DECODED_AT_MOST else "headers"
     if not for_training and options.broken_images == "skip":  # an evaluation sees every image that its set lists
         options = replace(options, broken_images="error")
-    logger.info("checking %s: %d images, %s", name, pictures, _DOES[level])
+    logger.info("checking %s: %d images, %s", name, number, _DOES[level])
     looked_for = Options(
         model_classes=classes,
         expected_names=None if first is None else first.class_names,

@@ -327,9 +327,9 @@ def calibration_inputs(cfg, number: int = 16, sets: Mapping[str, Dataset] | None
     dicts = train_dicts_from_config(cfg, sets)
     mapper = mapper_from_config(cfg, is_train=False)
     for chosen in dicts[:: max(1, len(dicts) // number)]:
-        picture = mapper(chosen)
-        if picture is not None:
-            yield [picture]
+        record = mapper(chosen)
+        if record is not None:
+            yield [record]
 
 
 def one_by_one(cfg, dicts: list[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:

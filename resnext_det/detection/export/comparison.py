@@ -14,7 +14,7 @@ from torch import nn
 
 from ...errors import UserError
 from ..data.mapper import ResizeShortestEdge
-from ..prediction.inputs import read_picture
+from ..prediction.inputs import read_rgb
 from .graph import INPUTS, OUTPUTS, SIDES
 
 logger = logging.getLogger(__name__)
@@ -72,9 +72,9 @@ def runner(path: Path) -> Run:
             with torch.no_grad():
                 return [output.numpy() for output in program(*map(torch.from_numpy, inputs))]
 
-    def run(picture: np.ndarray, original: tuple[int, int]) -> list[np.ndarray]:
-        sizes = np.array([picture.shape[1:]], dtype=np.int64), np.array([original], dtype=np.int64)
-        boxes, scores, classes, count = call(picture[None], *sizes)
+    def run(image: np.ndarray, original: tuple[int, int]) -> list[np.ndarray]:
+        sizes = np.array([image.shape[1:]], dtype=np.int64), np.array([original], dtype=np.int64)
+        boxes, scores, classes, count = call(image[None], *sizes)
         return [part[0, : int(count[0])] for part in (boxes, scores, classes)]
 
     return run
@@ -101,12 +101,12 @@ def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray], thresho
 
 
 @torch.no_grad()
-def check(cfg, model: nn.Module, run: Run, pictures: Sequence[Path]) -> list[Agreement]:
+def check(cfg, model: nn.Module, run: Run, images: Sequence[Path]) -> list[Agreement]:
     """Run both on every image, resized as in testing."""
     resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
     outcomes = []
-    for path in pictures:
-        pixels = read_picture(path)
+    for path in images:
+        pixels = read_rgb(path)
         ordered = pixels[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
         image = resize.get_transform(ordered).apply_image(ordered).transpose(2, 0, 1)
         image = np.ascontiguousarray(image, dtype=np.float32)
@@ -124,9 +124,7 @@ def check(cfg, model: nn.Module, run: Run, pictures: Sequence[Path]) -> list[Agr
 
 def table(outcomes: Sequence[Agreement]) -> str:
     """One line an image, and the largest differences."""
-    lines = [
-        f"{'picture':30} {'size':>11} {'PyTorch':>8} {'exported':>9} {'box, px':>9} {'score':>9} {'unmatched':>10}"
-    ]
+    lines = [f"{'image':30} {'size':>11} {'PyTorch':>8} {'exported':>9} {'box, px':>9} {'score':>9} {'unmatched':>10}"]
     for o in outcomes:
         size = f"{o.size[0]}x{o.size[1]}"
         lines.append(

@@ -35,7 +35,7 @@ from ..config import add_resnext_config
 from ..data.mapper import ResizeShortestEdge
 from ..initial_weights import apply_preset, load_initial_weights
 from ..optimize import for_inference
-from .inputs import read_picture
+from .inputs import read_rgb
 from .result import Result, result_of
 from .run import check_threshold
 
@@ -69,12 +69,12 @@ class Predictor:
         self.__dict__.update(state)
         self._lock = threading.Lock()
 
-    def __call__(self, pictures: Sequence[np.ndarray]) -> list[Detections]:
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detections in each of the RGB images (H, W, 3) uint8; boxes in pixels of the image as given."""
         with self._lock, torch.no_grad():
-            return [detections_of(output["instances"], 0) for output in self._model(self._inputs(pictures))]
+            return [detections_of(output["instances"], 0) for output in self._model(self._inputs(images))]
 
-    def with_features(self, pictures: Sequence[np.ndarray]) -> list[tuple[Detections, np.ndarray]]:
+    def with_features(self, images: Sequence[np.ndarray]) -> list[tuple[Detections, np.ndarray]]:
         """As a call, each with the feature vectors (N, C) float32 of its boxes: what the classifier sees of a region.
 
         Raises:
@@ -85,25 +85,25 @@ class Predictor:
         if not isinstance(model, GeneralizedRCNN) or type(getattr(heads, "box_head", None)) is nn.ModuleList:
             raise UserError("features: this kind of detector has no feature vector of a region")
         with self._lock, torch.no_grad():
-            inputs = self._inputs(pictures)
-            images = model.preprocess_image(inputs)
+            inputs = self._inputs(images)
+            batch = model.preprocess_image(inputs)
             found = model.inference(inputs, do_postprocess=False)
-            vectors = _region_features(heads, model.backbone(images.tensor), found)
+            vectors = _region_features(heads, model.backbone(batch.tensor), found)
             for instances, features in zip(found, vectors, strict=True):
                 instances.region_features = features  # follows its box when empty ones are dropped
-            outputs = model._postprocess(found, inputs, images.image_sizes)
+            outputs = model._postprocess(found, inputs, batch.image_sizes)
             kept = [output["instances"].to("cpu") for output in outputs]
             return [(detections_of(one, 0), one.region_features.float().numpy()) for one in kept]
 
     def optimize(self, cfg: CfgNode, examples: Callable[[], Iterable[np.ndarray]]) -> None:
         """Make the model fast as MODEL.RESNEXT.INFERENCE_DTYPE says; int8 measures its ranges on RGB ``examples``."""
-        self._model = for_inference(cfg, self._model, lambda: (self._inputs([picture]) for picture in examples()))
+        self._model = for_inference(cfg, self._model, lambda: (self._inputs([image]) for image in examples()))
 
-    def _inputs(self, pictures: Sequence[np.ndarray]) -> list[dict]:
+    def _inputs(self, images: Sequence[np.ndarray]) -> list[dict]:
         inputs = []
-        for picture in pictures:
-            height, width = picture.shape[:2]
-            ordered = picture[:, :, ::-1] if self._channel_order == "BGR" else picture
+        for image in images:
+            height, width = image.shape[:2]
+            ordered = image[:, :, ::-1] if self._channel_order == "BGR" else image
             resized = self._resize.get_transform(ordered).apply_image(ordered)
             image = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)).astype("float32"))
             inputs.append({"image": image, "height": height, "width": width})
@@ -180,7 +180,7 @@ class Detector:
 
     def _pixels(self, image: ImageLike) -> np.ndarray:
         if isinstance(image, str | os.PathLike):
-            return read_picture(image, max_megapixels=self.max_megapixels)
+            return read_rgb(image, max_megapixels=self.max_megapixels)
         if isinstance(image, Image.Image):
             if image.mode.startswith(("I", "F")):
                 raise UserError(f"image: Pillow's mode {image.mode} has no fixed range; convert it to RGB")

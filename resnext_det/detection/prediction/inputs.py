@@ -110,7 +110,7 @@ def _inside(path: Path, folder: str) -> bool:
     return os.path.join(os.path.realpath(path.parent), "").startswith(os.path.join(folder, ""))
 
 
-def read_picture(path: str | os.PathLike, *, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
+def read_rgb(path: str | os.PathLike, *, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
     """RGB (H, W, 3) uint8, by the rules of :mod:`resnext_det.images`, as the detector saw its images in training.
 
     Raises:
@@ -135,7 +135,7 @@ def frames_of(
         UserError: not an image, or a video of which no frame can be read.
     """
     if not is_video(path):
-        yield Frame(path, read_picture(path, max_megapixels=max_megapixels))
+        yield Frame(path, read_rgb(path, max_megapixels=max_megapixels))
         return
     video = cv2.VideoCapture(str(path))
     try:
@@ -203,6 +203,6 @@ def spread(paths: Sequence[Path], number: int, *, max_megapixels: float = MAX_ME
                     if frame.index in wanted:
                         yield frame.pixels
             else:
-                yield read_picture(path, max_megapixels=max_megapixels)
+                yield read_rgb(path, max_megapixels=max_megapixels)
         except UserError:
             continue

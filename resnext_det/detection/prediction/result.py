@@ -13,7 +13,7 @@ from pycocotools import mask as mask_tools
 
 from ...annotations.coco import Detections
 from ...reporting.boxes import class_color, draw_boxes, drawable
-from .inputs import read_picture
+from .inputs import read_rgb
 
 
 @dataclass(eq=False)
@@ -71,7 +71,7 @@ class Result:
     def draw(self, image: np.ndarray | Image.Image | None = None) -> Image.Image:
         """The image, or another of its size, with boxes, names and scores on it."""
         if image is None:
-            image = read_picture(self.source) if isinstance(self.source, str) else self.source
+            image = read_rgb(self.source) if isinstance(self.source, str) else self.source
         rows = zip(self.names, self.category_ids.tolist(), self.scores.tolist(), strict=True)
         texts = [f"{drawable(name, str(category))} {100 * score:.0f}%" for name, category, score in rows]
         return draw_boxes(image, self.detections.boxes, texts, [class_color(c) for c in self.class_ids.tolist()])
