@@ -64,7 +64,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["resnext_det", "resnext_det.*"]),
-    package_data={"resnext_det": ["py.typed"]},
+    package_data={"resnext_det": ["py.typed", "reporting/report.html"]},
     install_requires=[
         "torch>=2.4,<3",
         "torchvision>=0.19,<1",

@@ -65,7 +65,7 @@ def weighted_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
 
 
 def _mean_precision(weight: np.ndarray, seen: np.ndarray, outcome: np.ndarray, objects: np.ndarray) -> np.ndarray:
-    """pycocotools' mean of the precisions at 101 recalls. They are reached at right detections: others are only counted.
+    """pycocotools' mean of the precisions at 101 recalls, which are reached at right detections: others only count.
 
     Args:
         weight, seen: (n, B) of detections by falling score, and their sums so far.
@@ -81,7 +81,9 @@ def _mean_precision(weight: np.ndarray, seen: np.ndarray, outcome: np.ndarray, o
     precision = tp / (counted + np.spacing(1))
     envelope = np.maximum.accumulate(precision[::-1], axis=0)[::-1]
     recall = tp / np.maximum(objects, 1)
-    reached = (recall * 100).astype(np.int32)  # the last of the recalls that is not above; the product may be off by one
+    reached = (recall * 100).astype(
+        np.int32
+    )  # the last of the recalls that is not above; the product may be off by one
     reached -= _RECALLS[reached] > recall
     reached += _RECALLS[np.minimum(reached + 1, 100)] <= recall
     np.minimum(reached, 100, out=reached)
@@ -122,18 +124,18 @@ def compare(
     matched = [match(truth, side, ious=IOUS, limit=limit) for side in (first, second)]
     parts = [np.ascontiguousarray(weights[:, i : i + _SAMPLES]) for i in range(0, samples + 1, _SAMPLES)]
     sides = [np.concatenate([weighted_precision(one, part) for part in parts], axis=2) for one in matched]
-    found = {}
-    for name, overlaps in (("AP", slice(None)), ("AP50", slice(1))):
-        found[name] = _difference(*(_mean(side[:, overlaps], (0, 1)) for side in sides), share)
-    for k, of_class in enumerate(truth.class_names):
-        for name, overlaps in (("AP", slice(None)), ("AP50", slice(1))):
-            found[f"{name}-{of_class}"] = _difference(*(_mean(side[k, overlaps], 0) for side in sides), share)
-    return found
+    by_class = {"": slice(None), **{f"-{name}": slice(k, k + 1) for k, name in enumerate(truth.class_names)}}
+    return {
+        f"{metric}{name}": _difference(_mean(sides[0][part, overlaps]), _mean(sides[1][part, overlaps]), share)
+        for name, part in by_class.items()
+        for metric, overlaps in (("AP", slice(None)), ("AP50", slice(1)))
+    }
 
 
-def _mean(values: np.ndarray, axis: int | tuple[int, int]) -> np.ndarray:
-    number = (~np.isnan(values)).sum(axis=axis)
-    return np.divide(np.nansum(values, axis=axis), number, out=np.full(values.shape[-1], np.nan), where=number > 0)
+def _mean(values: np.ndarray) -> np.ndarray:
+    """(B,) of (classes, overlaps, B), over what is not NaN."""
+    number = (~np.isnan(values)).sum(axis=(0, 1))
+    return np.divide(np.nansum(values, axis=(0, 1)), number, out=np.full(values.shape[2], np.nan), where=number > 0)
 
 
 def _difference(first: np.ndarray, second: np.ndarray, share: float) -> Difference:

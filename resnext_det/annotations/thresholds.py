@@ -233,9 +233,7 @@ def _columns(curve: Curve) -> dict[str, list[float]]:
     return {"objects": curve.objects, **{name: getattr(curve, name).round(6).tolist() for name in names}}
 
 
-def match(
-    truth: Dataset, detections: Detections, *, ious: Sequence[float] = (IOU,), limit: int = 100
-) -> Matches:
+def match(truth: Dataset, detections: Detections, *, ious: Sequence[float] = (IOU,), limit: int = 100) -> Matches:
     """Match boxes as pycocotools does: by falling score each takes the free object of its class that it overlaps most.
 
     Args:
@@ -248,7 +246,10 @@ def match(
         UserError: detections of images or classes that ``truth`` does not have, or with NaN.
     """
     check_detections(truth, detections)
-    image, category = positions(detections.image_ids, truth.image_ids), positions(detections.category_ids, truth.category_ids)
+    image, category = (
+        positions(detections.image_ids, truth.image_ids),
+        positions(detections.category_ids, truth.category_ids),
+    )
     group = category * len(truth.image_ids) + image
     order = np.lexsort((-detections.scores, group))
     order = order[_rank(group[order]) < limit]
@@ -257,9 +258,8 @@ def match(
     taken = _greedy(boxes, group[order], truth, group_of_object, ious)
     within = np.lexsort((-detections.scores[order], category[order]))  # stable: among equals the earlier image first
     order = order[within]
-    return Matches(
-        truth, order, image[order], category[order], detections.scores[order], boxes[within], tuple(ious), taken[:, within]
-    )  # fmt: skip
+    columns = image[order], category[order], detections.scores[order], boxes[within]
+    return Matches(truth, order, *columns, tuple(ious), taken[:, within])
 
 
 def _rank(group: np.ndarray) -> np.ndarray:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from coco_sets import pycocotools, random_set
+
 from resnext_det import UserError
 from resnext_det.annotations.coco import Detections, read_ground_truth
 from resnext_det.annotations.comparison import IOUS, compare, summary, weighted_precision
@@ -34,11 +34,15 @@ def test_ap_of_a_weighted_set_is_ap_of_the_drawn_set():
         record["score"] = (score + 1) / (len(detections) + 1)
     table = read_ground_truth(truth)
     matches = match(table, Detections.from_records(detections), ious=IOUS)
-    weights = np.stack([np.ones(25, dtype=int), *(np.bincount(rng.integers(0, 25, 25), minlength=25) for _ in range(3))])
+    weights = np.stack(
+        [np.ones(25, dtype=int), *(np.bincount(rng.integers(0, 25, 25), minlength=25) for _ in range(3))]
+    )
     ours = weighted_precision(matches, weights.T)
     assert weights.max() > 2
     for sample, times in enumerate(weights):
-        theirs = pycocotools(*drawn(truth, detections, dict(zip(table.image_ids.tolist(), times.tolist(), strict=True))))
+        theirs = pycocotools(
+            *drawn(truth, detections, dict(zip(table.image_ids.tolist(), times.tolist(), strict=True)))
+        )
         expected = theirs.eval["precision"][:, :, :, 0, -1].mean(axis=1).T  # classes, overlaps
         expected[expected < 0] = np.nan
         assert np.allclose(ours[:, :, sample], expected, atol=1e-12, equal_nan=True)
@@ -57,7 +61,7 @@ def test_the_interval_of_a_difference(tmp_path, capsys):
     worse.boxes[:, 2:] = np.abs(worse.boxes[:, 2:])
     found = compare(table, first, worse, samples=60)
     assert found["AP"].low <= found["AP"].value <= found["AP"].high < 0 and found["AP"].better == 0
-    assert found == compare(table, first, worse, samples=60), "the same seed, the same samples"
+    assert repr(found) == repr(compare(table, first, worse, samples=60)), "the same seed, the same samples"
     assert found["AP"].low != compare(table, first, worse, samples=60, seed=1)["AP"].low
     assert np.isnan(found["AP-class 24"].value) and np.isnan(found["AP-class 24"].low)
     assert len(summary(list(found.items()))) == 2 + 2 * 9

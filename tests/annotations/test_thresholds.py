@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from coco_sets import pycocotools, random_set
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import confusion_matrix, precision_recall_curve
 
-from coco_sets import pycocotools, random_set
 from resnext_det.annotations.coco import Detections, read_ground_truth
 from resnext_det.annotations.comparison import IOUS
 from resnext_det.annotations.thresholds import NOT_COUNTED, RIGHT, match
