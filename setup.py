@@ -72,6 +72,7 @@ setup(
         "Pillow>=9.4,<14",
         "pycocotools>=2.0.7,<3",
         "hotcoco>=1.3,<2",
+        "msgspec>=0.18,<1",
         "fvcore>=0.1.5.post20211023,<0.2",
         "iopath>=0.1.9,<0.2",
         "yacs>=0.1.8,<0.2",

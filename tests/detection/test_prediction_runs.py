@@ -323,6 +323,26 @@ def test_three_lines_of_python(trained, tmp_path):
         detector(pixels[:, :, 0])
 
 
+def test_the_thresholds_of_the_weights_count_unless_one_is_named(trained, tmp_path, caplog):
+    tiny, weights = trained
+    path = Path(tiny.sets[1][2]) / "0.png"
+    data = torch.load(weights, weights_only=True)
+    every = load_detector(weights, dtype="fp32", device="cpu", score_threshold=0.0)(path)
+    median = float(np.median(every.scores))
+    data["metadata"] |= {"thresholds": [0.0, median]}
+    torch.save(data, tmp_path / "w.pth")
+    found = load_detector(tmp_path / "w.pth", dtype="fp32", device="cpu")(path)
+    kept = [name == "red" or score >= median for name, score in zip(every.names, every.scores, strict=True)]
+    assert len(found) == sum(kept) < len(every)
+    words = ["--weights", tmp_path / "w.pth", "--dtype", "fp32", "--input", path]
+    with caplog.at_level("INFO"):
+        command.main([str(word) for word in [*words, "--output", tmp_path / "own"]])
+        command.main([str(word) for word in [*words, "--output", tmp_path / "named", "--score-threshold", 0]])
+    assert caplog.text.count(f"best F1 of each class: red 0.000, blue {median:.3f}") == 1
+    numbers = [len(json.loads((tmp_path / n / "detections.json").read_text())["annotations"]) for n in ("own", "named")]
+    assert numbers == [len(found), len(every)]
+
+
 def test_features_belong_to_their_boxes(trained):
     tiny, weights = trained
     detector = load_detector(weights, dtype="off", device="cpu", score_threshold=0.0)
