@@ -287,7 +287,12 @@ def test_boxes_are_read_fast_as_they_are_read_slowly(tmp_path, monkeypatch):
         "[{}],[{}]",
         "[{}{}]",
     )
-    bad = [end.replace("{}", one) for end in ends] + [f"[{one},,{one}]", "[3]", f"[{texts[:-30]},{one}]"]
+    bad = [end.replace("{}", one) for end in ends] + [
+        f"[{one},,{one}]",
+        f"[{one}, {{}}]",
+        "[3]",
+        f"[{texts[:-30]},{one}]",
+    ]
     wrong = {"7": ("null", "99999999999999999999"), "2.5": ("1e999", "null"), "0.1": ("NaNx", "true", "[1]")}
     bad += [f"[{one.replace(old, new)},{one}]" for old, values in wrong.items() for new in values]
     path = tmp_path / "found.json"
