@@ -20,12 +20,12 @@ from hotcoco import COCO, COCOeval, Params
 from hotcoco import mask as mask_tools
 
 from ..errors import UserError, listed
+from . import IOU_TYPES
 from .coco import Detections, read_ground_truth
 from .dataset import Dataset, positions
 
 logger = logging.getLogger(__name__)
 
-IOU_TYPES = ("bbox", "segm", "keypoints")
 MAX_DETECTIONS = (1, 10, 100)
 """COCO's limits per image and category; average precision uses the last."""
 MAX_DETECTIONS_KEYPOINTS = (20,)
@@ -383,8 +383,8 @@ def evaluate_detections(
         iou_type: ``bbox``, ``segm`` or ``keypoints``.
 
     Returns:
-        What :meth:`Evaluation.results` describes, 0 to 100. NaN, with the reason logged, where there is no ground
-        truth; 0 where there is and nothing was detected.
+        What :meth:`Evaluation.results` describes, 0 to 100. Without ground truth it is NaN and the reason is logged.
+        With ground truth and no detections it is 0.
 
     Raises:
         UserError: unusable files, or detections of images or categories that the ground truth does not have.

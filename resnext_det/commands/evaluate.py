@@ -10,11 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ..annotations.coco import Detections, read_ground_truth
-from ..annotations.comparison import compare, summary
-from ..annotations.evaluation import IOU_TYPES, evaluate, log_reasons
-from ..annotations.predicted import read_predictions
-from ..annotations.thresholds import match
+from ..annotations import IOU_TYPES
 from ..errors import UserError
 from ..files import shown, write_json
 from ..images import MAX_MEGAPIXELS
@@ -43,6 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the samples")
     parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, help="larger images are not shown")
     args = parser.parse_args(argv)
+    from ..annotations.coco import Detections, read_ground_truth
+    from ..annotations.comparison import compare, summary
+    from ..annotations.evaluation import evaluate, log_reasons
+    from ..annotations.predicted import read_predictions
+    from ..annotations.thresholds import match
+
     logging.basicConfig(format="%(message)s")
     if args.report and args.iou_type != "bbox":
         raise UserError(f"--report: the page is about boxes; leave out --iou-type {args.iou_type}")

@@ -22,6 +22,7 @@ from torch import nn
 from ..errors import UserError
 from ..files import atomic_write, open_regular, shown
 from ..weights import LoadReport
+from ..weights.loading import COUNTER
 from ..weights.reading import read_torch
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,7 @@ class RunCheckpointer(Checkpointer):
         """Load the newest whole checkpoint of the folder into the model and every checkpointable, in every process.
 
         Args:
-            check: told the metadata of the file and its name; raises UserError where they contradict this run.
+            check: called with the metadata of the file and its name; raises UserError if they contradict this run.
 
         Returns:
             The iteration it was saved after; None where the folder has no checkpoint.
@@ -118,12 +119,12 @@ class RunCheckpointer(Checkpointer):
         return sorted(str(path) for path in Path(self.save_dir).glob("model_*.pth") if path.stem[6:].isdigit())
 
     def remove_parts(self) -> None:
-        """Delete what a run that was killed while it wrote has left."""
+        """Delete the half-written files of a killed run."""
         for part in Path(self.save_dir).glob(".model_*.part"):
             part.unlink(missing_ok=True)
 
     def newest_whole(self) -> tuple[Path, dict] | tuple[None, None]:
-        """The newest checkpoint of the folder that is whole, and what it holds: the same in every process.
+        """The newest whole checkpoint of the folder, and its content: the same in every process.
 
         Raises:
             UserError: there are checkpoints, and none can be read; or processes found different ones.
@@ -174,7 +175,7 @@ class BestCheckpointer(RunCheckpointer):
 
 
 def _iteration(path: Path) -> int:
-    """From the name, or for ``model_final`` and the like from inside; -1 where that cannot be read."""
+    """From the name, or for ``model_final`` and the like from inside; -1 if unreadable."""
     number = re.search(r"(\d+)", path.stem)
     if number:
         return int(number[1])
@@ -250,12 +251,14 @@ def read_run_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _load_exactly(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    own = model.state_dict()
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-    wrong += [key for key in state if key not in own]
+    own = model.state_dict()  # frozen batch norms lack the counter of the others
+    wrong = [
+        key for key in own if not key.endswith(COUNTER) and (key not in state or state[key].shape != own[key].shape)
+    ]
+    wrong += [key for key in state if not key.endswith(COUNTER) and key not in own]
     if wrong:
         raise UserError(
             f"{path}: {len(wrong)} keys do not fit the model of this config, such as {wrong[0]}; "
             "use the config the run began with, or another OUTPUT_DIR"
         )
-    model.load_state_dict(state)
+    model.load_state_dict({**own, **{key: value for key, value in state.items() if key in own}})

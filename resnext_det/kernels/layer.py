@@ -18,13 +18,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..resnext import ConvNorm
+from . import MODES
 from . import grouped_conv as kernels
 from .choice import Way, fastest
 
 logger = logging.getLogger(__name__)
-
-MODES = ("torch", "triton", "auto")
-"""PyTorch's convolution; the kernel wherever it can run; what measures fastest."""
 
 CHANNELS_LAST = torch.channels_last
 
@@ -37,8 +35,8 @@ def use_grouped_conv(model: nn.Module, mode: str) -> int:
         mode: one of :data:`MODES`.
 
     Returns:
-        How many convolutions the kernel may compute now. What it cannot (no Triton, no GPU, groups that fill no tile,
-        dilation) stays with PyTorch, and the log says so.
+        How many convolutions the kernel may compute now. Without Triton or a GPU, with groups that fill no tile, or
+        with dilation, PyTorch computes it and the log says so.
 
     Raises:
         UserError: unknown mode.

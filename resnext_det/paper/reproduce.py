@@ -1,8 +1,8 @@
 """A table of the paper in one command: train what is missing, print the paper's numbers beside those measured here.
 
 Everything runs through the other tools (``pretrain.py``, ``train_net.py``, ``dump_proposals.py``) in processes of their
-own, into ``OUTPUT/imagenet/resnet101/seed0``, ``OUTPUT/table8/R50/seed0/...``. What is finished there is not run again,
-also where another table wants the same training; what was interrupted is resumed.
+own, into ``OUTPUT/imagenet/resnet101/seed0``, ``OUTPUT/table8/R50/seed0/...``. Finished runs there are not run again,
+also when another table wants the same training; what was interrupted is resumed.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
-from ..annotations.coco import read_ground_truth
-from ..config_files import config_folder, config_path
-from ..engine.config import read_config
+from ..config_files import config_folder, config_path, read_config
 from ..errors import UserError
 from ..files import write_json
 from ..reporting.tables import Results, results_table
@@ -28,7 +27,6 @@ from ..variants import Variant, parse_name
 from .tables import TABLES, Row, Table
 
 SETTINGS_FILE = "reproduce.json"
-PROTOCOLS = ("paper", "joint")
 TRAINED = "model_final.pth"
 RESULTS = "results.json"
 
@@ -84,7 +82,7 @@ class Command:
         return [*command_line(self.tool), "--config-file", str(self.config), *self.flags, *self.options]
 
     def settings(self) -> dict:
-        """What decides its result, to be compared with what is finished."""
+        """All that decides its result, to be compared with finished runs."""
         config = shown_config(self.config)
         return {"tool": self.tool, "config": config, "options": list(self.options)}
 
@@ -118,7 +116,7 @@ class Command:
         print(f"$ {shlex.join(self.line())}", flush=True)
         code = subprocess.run(self.line(), cwd=Path.cwd()).returncode
         if code:
-            raise UserError(f"{self.folder}: {self.tool} ended with code {code}, see above; the same command goes on")
+            raise UserError(f"{self.folder}: {self.tool} ended with code {code}, see above; the same command continues")
 
 
 def run_missing(commands: Iterable[Command], *, dry_run: bool) -> None:
@@ -224,6 +222,8 @@ def detection_sets(data: Path) -> tuple[list[str], tuple[tuple[str, ...], tuple[
     Raises:
         UserError: no training or test split.
     """
+    from ..annotations.coco import read_ground_truth  # numpy is not needed to print a plan
+
     splits = {}
     for path in sorted((data / "annotations").glob("instances_*.json")):
         name = path.stem.removeprefix("instances_")
@@ -290,12 +290,9 @@ def _whole(channels: int, width: Fraction) -> int:
     return int(scaled)
 
 
-def read_results(command: Command, detection: bool) -> Results | None:
-    """The numbers a finished run has left; None where it is not finished."""
-    if not command.finished():
-        return None
-    results = json.loads((command.folder / RESULTS).read_text(encoding="utf-8"))
-    return results.get("bbox", {}) if detection else results
+def read_results(command: Command) -> dict[str, Any] | None:
+    """What ``results.json`` of a finished run holds; None where it is not finished."""
+    return json.loads((command.folder / RESULTS).read_text(encoding="utf-8")) if command.finished() else None
 
 
 def table_text(number: int | str, rows: Sequence[str], seeds: Sequence[int], settings: Settings) -> str:
@@ -343,9 +340,9 @@ def _label(table: Table, name: str, settings: Settings) -> str:
 def _measured(number: int | str, name: str, seeds: Sequence[int], settings: Settings) -> dict[int, Results]:
     found = {}
     for seed in seeds:
-        results = read_results(plan(number, name, seed, settings)[-1], TABLES[number].detection)
+        results = read_results(plan(number, name, seed, settings)[-1])
         if results is not None:
-            found[seed] = results
+            found[seed] = results.get("bbox", {}) if TABLES[number].detection else results
     return found
 
 

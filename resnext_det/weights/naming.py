@@ -1,4 +1,4 @@
-"""Names of the same tensors in different libraries, told apart and translated to ours, which are detectron2's."""
+"""Names of the same tensors in different libraries, recognized and translated to detectron2's, which are ours."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-
-TARGETS = ("native", "torchvision", "timm")
 
 _DETECTOR_PARTS = ("backbone.", "roi_heads.", "proposal_generator.", "sem_seg_head.")
 # Constants that detectron2 < 0.5 saved with its detectors; the config holds them now.
@@ -98,7 +96,7 @@ def is_detector(names: Iterable[str]) -> bool:
 
 
 def from_native(tensors: Mapping[str, Tensor], target: str, where: str) -> dict[str, Tensor]:
-    """Translate a classifier's names to those of ``target``, one of :data:`TARGETS`.
+    """Translate a classifier's names to those of ``target``, "native", "torchvision" or "timm".
 
     Raises:
         UserError: a tensor that the target's ResNets and ResNeXts have no name for.

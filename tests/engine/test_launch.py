@@ -13,7 +13,7 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from reported import Told, block, told_by_all
+from reported import Reports, block, reports_of_all
 from toy import ToyRun, equal
 
 from resnext_det.engine import launch as module
@@ -22,7 +22,7 @@ from resnext_det.engine.config import save_config
 from resnext_det.engine.evaluations import Evaluations
 from resnext_det.engine.launch import Place, _place_from_slurm, _place_from_torchrun, launch
 from resnext_det.engine.logs import start_log
-from resnext_det.engine.processes import decided_by_main
+from resnext_det.engine.processes import decided_by_main, enough_open_files
 from resnext_det.engine.signals import Stopped
 from resnext_det.errors import RunFailed, UserError
 from resnext_det.files import write_json
@@ -253,7 +253,7 @@ class Once(HookBase):
 
 def write_in_vain(folder):
     """Everything that only the first process writes, where it cannot be written."""
-    reported = Told()
+    reported = Reports()
     (folder / "file").touch()
     (folder / "aside").touch()
 
@@ -300,7 +300,7 @@ def write_much(folder):
 @pytest.mark.slow
 def test_what_only_the_first_process_writes_ends_both_when_it_cannot_be_written(tmp_path):
     launch(write_in_vain, (tmp_path,), processes=2)
-    said = told_by_all(tmp_path)
+    said = reports_of_all(tmp_path)
     for name, words in (
         ("log", "file/run: not a directory"), ("config", "config.yaml: is a directory"),
         ("metrics", "metrics.json: is a directory"), ("aside", "aside/aside: not a directory"),
@@ -389,3 +389,15 @@ def test_patient_with_those_who_save_and_short_with_a_failure(ends, codes, monke
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(module.connection, "wait", wait)
     assert module._supervise([Slow(clock, *end) for end in ends]) == codes
+
+
+def test_too_few_open_files_for_the_workers(monkeypatch):
+    limits = [256, 1000]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.__setitem__(slice(None), pair))
+    enough_open_files(8, 10)
+    assert limits == [1000, 1000], "as many as the system grants"
+    with pytest.raises(UserError, match="NUM_WORKERS 8: at most 1000 files may be open here, .* set it to 6, or"):
+        enough_open_files(8, 16)
+    enough_open_files(6, 16)
+    enough_open_files(0, 1000)

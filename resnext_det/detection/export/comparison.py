@@ -19,7 +19,6 @@ from .graph import INPUTS, OUTPUTS, SIDES
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {"onnx": "detector.onnx", "torch": "detector.pt2"}
 Run = Callable[[np.ndarray, tuple[int, int]], list[np.ndarray]]
 """Image (3, H, W) float32 as the detector takes it, (height, width) of the original -> boxes, scores, classes."""
 
@@ -34,7 +33,7 @@ class Agreement:
         detections, exported: how many each found.
         box: largest difference of a coordinate, in pixels of the original image.
         score: largest difference of a score.
-        unmatched: detections of either that the other has not, scores within 1e-3 of the threshold aside.
+        unmatched: detections of one without a counterpart in the other, except scores within 1e-3 of the threshold.
     """
 
     image: str
