@@ -311,8 +311,8 @@ def test_boxes_are_read_fast_as_they_are_read_slowly(tmp_path, monkeypatch):
             slow = outcome(lambda: Detections._of_chunks(stream_list(path), str(path)))
             assert outcome(lambda: Detections.from_json(path)) == slow, text
             assert len(slow) == (1 if text in bad else 4), text
-    path.write_text(f"[{one},{nested},{texts}]")
-    assert [len(found) for found in reading.stream_boxes(path)] == [3], "the fast way is taken"
+    path.write_text(f"[{one},{other},{one}]")
+    assert sum(len(found) for found in reading.stream_boxes(path)) == 3, "the fast way is taken"
 
 
 def test_the_benchmark_compares_equal_numbers():
