@@ -276,7 +276,6 @@ class Run:
         self.checkpointer.save("model_final", iteration=done - 1)
 
     def _prepare_folder(self, start: int) -> None:
-        self.checkpointer.remove_parts()
         if start == 0:
             archive(self.folder)
         if self._config:

@@ -20,6 +20,7 @@ from ..config_files import config_path
 from ..errors import UserError
 from ..files import atomic_path, atomic_write, safe_component, shown
 from ..reporting.tables import NO_VALUE, NOT_RUN
+from ..reporting.text import drawn
 from .reproduce import RESULTS, TRAINED, Command, image_folders, read_results
 
 PROTOCOLS = (
@@ -86,6 +87,12 @@ class Settings:
     def columns(self) -> Mapping[str, tuple[str, str]]:
         """The protocol's, as :data:`COLUMNS`."""
         return COLUMNS | (MASK_COLUMNS if self.protocol.startswith("coco") else {})
+
+    @property
+    def published(self) -> Mapping[str, tuple[float, float, float]]:
+        """What others have published for this protocol and network; nothing where the data are others."""
+        other_data = any(key.startswith("DATASETS.") for key in self.options[::2])
+        return {} if other_data else PUBLISHED.get((self.protocol, self.network), {})
 
 
 def labels_of(weights: Sequence[str]) -> dict[str, str]:
@@ -208,7 +215,7 @@ def table_text(
             of_label = (frozen or {}).get(label, {})
             cells += [_mean_and_deviation([of_label[key]] if of_label else []) for key in FROZEN_COLUMNS]
         rows.append([label, f"{len(runs)} of {trials}", *cells])
-    published = PUBLISHED.get((settings.protocol, settings.network), {})
+    published = settings.published
     for name, values in published.items():
         cells = [f"{v:.1f}" for v in values]
         rows.append([f"published: {name}", "5", *cells, *[NO_VALUE] * (len(columns) - len(cells))])
@@ -268,7 +275,7 @@ def write_png(
     values_of = {key: [[run[key] for run in runs.values()] for runs in found.values()] for key in settings.columns}
     if settings.classification:
         values_of |= {key: [[frozen[n][key]] if n in frozen else [] for n in found] for key in FROZEN_COLUMNS}
-    published = PUBLISHED.get((settings.protocol, settings.network), {})
+    published = settings.published
     width = min(3, len(values_of)) if len(values_of) != 5 else 5
     height = -(-len(values_of) // width)
     figure = Figure(figsize=(3 * width, 3.5 * height), layout="constrained")
@@ -282,7 +289,7 @@ def write_png(
             for numbers in published.values():
                 axis.axhline(numbers[column], linestyle="--", linewidth=0.7, color="gray")
         axis.set_title(key)
-        axis.set_xticks(range(len(found)), [shown(label, 20) for label in found], rotation=20)
+        axis.set_xticks(range(len(found)), [drawn(shown(label, 20)) for label in found], rotation=20)
         axis.set_xlim(-0.5, len(found) - 0.5)
     figure.suptitle(f"Transfer {settings.protocol}, {settings.network} C4")
     with atomic_path(path) as part:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -18,6 +21,7 @@ from PIL import Image
 from resnext_det.annotations.coco import Detections, read_ground_truth
 from resnext_det.annotations.evaluation import evaluate
 from resnext_det.annotations.thresholds import match
+from resnext_det.files import shown
 from resnext_det.reporting.report import STEPS, Model, write_report
 
 
@@ -141,3 +145,58 @@ def test_reporting_needs_no_detectron2():
         "assert not [name for name in sys.modules if name.startswith('detectron2.') or name == 'matplotlib']"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["$1_$", "$\\frac{", "a_{", "你好", "क", "\x1b[31mx", "x\ny", "<script>", "%s", "a" * 200]
+)
+def test_names_of_classes_and_files_are_plain_text(tmp_path, name):
+    truth = read_ground_truth(
+        {
+            "images": [{"id": 1, "file_name": f"{name}.png", "width": 60, "height": 50}],
+            "categories": [{"id": 1, "name": name}, {"id": 2, "name": "other"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 30, 30]}],
+        }
+    )
+    found = Detections.from_records([{"image_id": 1, "category_id": 1, "bbox": [5, 5, 30, 28], "score": 0.9}])
+    page = write_report(tmp_path / "report.html", truth, found, evaluate(truth, found), title=name).read_text()
+    assert page.count("<script") == page.count("</script>") == 4 and "\x1b" not in page
+    facts = part(page, "meta")
+    assert facts["classes"] == [shown(name), "other"] and facts["title"] == shown(name)
+
+
+def pixels_of_one(tmp_path, root=None, width=60, height=50, **more) -> np.ndarray | None:
+    """The image inside the page of a set of one, if there is one."""
+    truth = read_ground_truth(
+        {
+            "images": [{"id": 1, "file_name": "a.png", "width": width, "height": height}],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}],
+        }
+    )
+    nothing = Detections.empty()
+    path = write_report(tmp_path / "r.html", truth, nothing, evaluate(truth, nothing), image_root=root, **more)
+    inside = part(path.read_text(), "images")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(inside["0"].split(",")[1])))) if inside else None
+
+
+def test_an_image_of_16_bits_is_shown_as_it_is_trained_on(tmp_path):
+    Image.fromarray(np.full((50, 60), 0x4000, dtype=np.uint16)).save(tmp_path / "a.png")
+    assert (pixels_of_one(tmp_path, tmp_path) == 0x40).all()
+
+
+def test_a_huge_entry_takes_no_memory_for_its_canvas(tmp_path):
+    tracemalloc.start()
+    assert pixels_of_one(tmp_path, tmp_path, width=10**6, height=10**6) is None
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 100 << 20
+
+
+def test_the_limit_on_pixels_and_the_folder_hold_for_the_page(tmp_path):
+    Image.new("RGB", (60, 50), (250, 0, 0)).save(tmp_path / "a.png")
+    assert abs(pixels_of_one(tmp_path, tmp_path).astype(int) - (250, 0, 0)).max() < 5
+    assert pixels_of_one(tmp_path, tmp_path, max_megapixels=0.001) is None
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").symlink_to(tmp_path / "a.png")
+    assert pixels_of_one(tmp_path, tmp_path / "in") is None
