@@ -29,7 +29,7 @@ class Browser:
         program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
         if program is None:
             pytest.skip("no Chromium: apt-get install chromium, or name one by the variable CHROMIUM")
-        self._folder = tempfile.TemporaryDirectory(prefix="chromium-")
+        self._folder = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
         reading, given = os.pipe()
         taken, writing = os.pipe()
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (reading, writing)]  # 3 and 4 are Chromium's

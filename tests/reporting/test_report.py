@@ -115,7 +115,7 @@ def test_slider_filters_and_images_by_keyboard(browser, truth, tmp_path):
     assert browser.run("document.getElementById('at0').getAttribute('aria-valuetext')") == "1.000"
     browser.press("Home", 36)
     assert "0.000" in browser.run(text)
-    choose = "(() => {{ const s = document.getElementById('{}'); s.value = {}; s.onchange(); return {}; }})()"
+    choose = "(() => {{ const s = document.getElementById('{}'); s.value = {}; s.onchange(); finish(); return {}; }})()"
     missed = browser.run(choose.format("kind", 7, "state.list.length"))
     assert missed == len({int(i) for i in truth.image[5:]})
     assert browser.run(choose.format("class", 2, "state.list.length")) == 0
