@@ -120,8 +120,10 @@ def _area(text: str) -> tuple[str, tuple[float, float]]:
 
 
 def _short(files: Sequence[str]) -> list[str]:
-    """The ends of the paths that tell them apart."""
+    """The parts of the paths that tell them apart: their ends, without what all of them end in."""
     parts = [os.path.normpath(file).split(os.sep) for file in files]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({part[-1] for part in parts}) == 1:
+        parts = [part[:-1] for part in parts]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-length:]) for part in parts]
         if len(set(names)) == len(names):

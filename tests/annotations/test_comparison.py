@@ -10,7 +10,7 @@ from resnext_det import UserError
 from resnext_det.annotations.coco import Detections, read_ground_truth
 from resnext_det.annotations.comparison import IOUS, compare, summary, weighted_precision
 from resnext_det.annotations.thresholds import match
-from resnext_det.commands.evaluate import main
+from resnext_det.commands.evaluate import _short, main
 from resnext_det.files import write_json
 
 
@@ -74,3 +74,10 @@ def test_the_interval_of_a_difference(tmp_path, capsys):
     assert f"{found['AP50'].value:+8.2f}  [{found['AP50'].low:+.2f}, {found['AP50'].high:+.2f}]" in printed
     with pytest.raises(UserError, match="compares boxes"):
         main([*files, "--iou-type", "segm"])
+
+
+def test_models_are_named_by_what_tells_their_files_apart():
+    assert _short(["a/one/inference/r.json", "a/two/inference/r.json"]) == ["one", "two"]
+    assert _short(["a/one.json"]) == ["one.json"] and _short(["x/a.json", "x/b.json"]) == ["a.json", "b.json"]
+    assert _short(["r.json", "a/r.json"]) == ["r.json", "a/r.json"]
+    assert _short(["r.json", "./r.json"]) == ["1: r.json", "2: ./r.json"]
