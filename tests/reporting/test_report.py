@@ -134,7 +134,7 @@ def test_slider_filters_and_images_by_keyboard(browser, truth, tmp_path):
 
 def test_without_images_and_without_detections(browser, truth, tmp_path):
     browser.open(write_report(tmp_path / "r.html", truth, Detections.empty(), evaluate(truth, Detections.empty())))
-    assert browser.run("numbers(0, 0)")["missed"] == 8 and browser.run("state.list.length") == 4
+    assert browser.run("numbers(0, 0)")["missed"] == 8 and browser.run("finish(), state.list.length") == 4
     assert not browser.messages
 
 
