@@ -110,7 +110,8 @@ def test_slider_filters_and_images_by_keyboard(browser, truth, tmp_path):
     browser.open(write_report(tmp_path / "r.html", truth, found, evaluate(truth, found), image_root=tmp_path))
     browser.run("document.getElementById('at0').focus()")
     browser.press("End", 35)
-    text = "new Promise(done => setTimeout(() => done(document.querySelector('#numbers tbody').textContent), 100))"
+    shown_now = "() => done(document.querySelector('#numbers tbody').textContent)"
+    text = f"new Promise(done => {{ const look = () => waiting ? setTimeout(look, 5) : ({shown_now})(); look(); }})"
     assert "1.000" in browser.run(text)
     assert browser.run("document.getElementById('at0').getAttribute('aria-valuetext')") == "1.000"
     browser.press("Home", 36)
