@@ -24,7 +24,7 @@ pick = awk '/^[a-z]/ { take = $$1 $(1) /^($(2))==/ } take' $(LOCK)
 # detectron2's wheel is named after the Python that builds it, though all of it is Python: it has a step of its own.
 CARRY ?= build/site
 CARRY_PYTHON ?= 3.12
-CARRIED := antlr4-python3-runtime|cloudpickle|fvcore|hotcoco|hydra-core|iopath|omegaconf|portalocker|pycocotools|tabulate|termcolor|yacs
+CARRIED := antlr4-python3-runtime|cloudpickle|fvcore|hotcoco|hydra-core|iopath|msgspec|omegaconf|portalocker|pycocotools|tabulate|termcolor|yacs
 
 .PHONY: help setup oldest quickstart test lint docs lock carry clean
 
@@ -85,6 +85,8 @@ docs: setup
 	@echo build/docs/README.html
 
 test: lint
+	@command -v $${CHROMIUM:-chromium} chromium-browser google-chrome google-chrome-stable >/dev/null || \
+		echo "no Chromium: the tests of the report's page will be skipped (apt-get install chromium, or set CHROMIUM)"
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 lock: setup

@@ -64,7 +64,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=find_packages(include=["resnext_det", "resnext_det.*"]),
-    package_data={"resnext_det": ["py.typed"]},
+    package_data={"resnext_det": ["py.typed", "reporting/report.html"]},
     install_requires=[
         "torch>=2.4,<3",
         "torchvision>=0.19,<1",
@@ -72,6 +72,7 @@ setup(
         "Pillow>=9.4,<14",
         "pycocotools>=2.0.7,<3",
         "hotcoco>=1.3,<2",
+        "msgspec>=0.18,<1",
         "fvcore>=0.1.5.post20211023,<0.2",
         "iopath>=0.1.9,<0.2",
         "yacs>=0.1.8,<0.2",

@@ -1,4 +1,4 @@
-"""Annotations: records, readers, the check, COCO's evaluation, kinds of error. numpy only, no torch, no detectron2."""
+"""Annotations: records, readers, the check, COCO's evaluation, thresholds, kinds of error. No torch, no detectron2."""
 
 IOU_TYPES = ("bbox", "segm", "keypoints")
 """What COCO's evaluation compares."""

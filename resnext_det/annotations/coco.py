@@ -9,9 +9,12 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
+from itertools import chain
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..errors import UserError, listed
@@ -21,7 +24,7 @@ from .check.columns import MISSING, boxes, get, integers
 from .check.findings import shorten
 from .check.inspection import Options, inspect_document, read_document
 from .dataset import Dataset
-from .reading import CHUNK, stream_list
+from .reading import CHUNK, Found, stream_boxes, stream_list
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +164,22 @@ class Detections:
         Raises:
             UserError: as :func:`from_records`; not JSON, or no list of detections.
         """
+        with suppress(msgspec.MsgspecError, UserError, OSError, OverflowError):
+            parts = [cls._of_boxes(found, str(path)) for found in stream_boxes(path)]
+            return cls.concatenate(parts) if any(map(len, parts)) else cls.empty()
         return cls._of_chunks(stream_list(path), str(path))
+
+    @classmethod
+    def _of_boxes(cls, found: list[Found], source: str) -> Detections:
+        number = len(found)
+        boxes = np.fromiter(chain.from_iterable([one.bbox for one in found]), np.float64, 4 * number)
+        return cls(
+            np.fromiter([one.image_id for one in found], np.int64, number),
+            np.fromiter([one.category_id for one in found], np.int64, number),
+            boxes.reshape(number, 4),
+            np.fromiter([one.score for one in found], np.float64, number),
+            source=source,
+        )
 
     @classmethod
     def _of_chunks(cls, chunks: Iterable[list], source: str) -> Detections:

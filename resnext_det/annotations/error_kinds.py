@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from .coco import Detections
 from .dataset import Dataset
+from .thresholds import NOT_COUNTED, RIGHT, Matches, match, overlapping
 
 KINDS = ("correct", "localisation", "confusion", "both", "duplicate", "background", "ignored")
 """Of a detection; see :func:`error_kinds`."""
@@ -49,72 +49,40 @@ def error_kinds(truth: Dataset, detections: Detections, foreground: float = 0.5,
 
     Objects that no detection took are **missed**, unless a localisation or confusion error already points at them.
     """
-    boxes, labels, crowd = truth.boxes, truth.category_ids[truth.category], truth.iscrowd == 1
-    kinds = np.full(len(detections), KINDS.index("background"))
-    taken, pointed = np.zeros(len(truth), dtype=bool), np.zeros(len(truth), dtype=bool)
-    objects_of = _positions(truth.image_ids[truth.image])
-    for image, found in _positions(detections.image_ids).items():
-        found = found[np.argsort(-detections.scores[found], kind="stable")]
-        here = objects_of.get(image, np.zeros(0, dtype=int))
-        overlap, inside = _overlaps(detections.boxes[found].astype(float), boxes[here])
-        overlap[:, crowd[here]] = 0
-        own_class = detections.category_ids[found][:, None] == labels[here][None]
-        for row, i in enumerate(found):
-            kind, at = _kind(
-                overlap[row], inside[row], own_class[row], taken[here], crowd[here], foreground, background
-            )
-            kinds[i] = KINDS.index(kind)
-            if kind == "correct":
-                taken[here[at]] = True
-            elif kind in ("localisation", "confusion"):
-                pointed[here[at]] = True
-    return ErrorKinds(kinds, ~(taken | pointed | crowd), ~crowd)
+    matches = match(truth, detections, ious=(foreground,), limit=max(len(detections), 1))
+    of_match, pointed = kinds_of(matches, background)
+    kinds = np.zeros(len(detections), dtype=np.uint8)
+    kinds[matches.index] = of_match
+    crowd = truth.iscrowd == 1
+    pointed[matches.taken[0][matches.outcomes[0] == RIGHT]] = True
+    return ErrorKinds(kinds, ~(pointed | crowd), ~crowd)
 
 
-def _positions(ids: np.ndarray) -> Mapping[int, np.ndarray]:
-    """Id -> where it stands in the column."""
-    order = np.argsort(ids, kind="stable")
-    unique, starts = np.unique(ids[order], return_index=True)
-    return dict(zip(unique.tolist(), np.split(order, starts[1:]), strict=True)) if len(unique) else {}
-
-
-def _overlaps(found: np.ndarray, real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """IoU, and the part of each detection that lies in each object: (N, G) each."""
-    low = np.maximum(found[:, None, :2], real[None, :, :2])
-    high = np.minimum(found[:, None, :2] + found[:, None, 2:], real[None, :, :2] + real[None, :, 2:])
-    shared = np.clip(high - low, 0, None).prod(axis=2)
-    area, real_area = found[:, 2:].prod(axis=1)[:, None], real[:, 2:].prod(axis=1)[None]
-    return shared / np.maximum(area + real_area - shared, 1e-12), shared / np.maximum(area, 1e-12)
-
-
-def _kind(
-    overlap: np.ndarray,
-    inside: np.ndarray,
-    own_class: np.ndarray,
-    taken: np.ndarray,
-    crowd: np.ndarray,
-    foreground: float,
-    background: float,
-) -> tuple[str, int]:
-    """The kind of one detection, and the object it is about (-1: none)."""
-
-    def best(where: np.ndarray) -> tuple[float, int]:
-        if not where.any():
-            return 0.0, -1
-        values = np.where(where, overlap, -1.0)
-        return float(values.max()), int(values.argmax())
-
-    free, at = best(own_class & ~taken & ~crowd)
-    if free >= foreground:
-        return "correct", at
-    if (inside[own_class & crowd] >= 0.5).any():
-        return "ignored", -1
-    own, own_at = best(own_class & ~crowd)
-    other, other_at = best(~own_class & ~crowd)
-    if own >= foreground:
-        return "duplicate", own_at
-    if other >= foreground:
-        return "confusion", other_at
-    if own >= background:
-        return "localisation", own_at
-    return ("both", other_at) if other >= background else ("background", -1)
+def kinds_of(matches: Matches, background: float = 0.1) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) uint8 kinds of matched detections, and (A,) bool the objects that a localisation or confusion points at."""
+    truth, foreground = matches.truth, matches.ious[0]
+    found, which, overlap = overlapping(matches.box, matches.image, truth, truth.image, background)
+    counted = truth.iscrowd[which] == 0
+    found, which, overlap = found[counted], which[counted], overlap[counted]
+    same = matches.category[found] == truth.category[which]
+    best = np.zeros((2, len(matches.score)))
+    for row, chosen in enumerate((same, ~same)):
+        rows = found[chosen]
+        starts = np.flatnonzero(np.append(True, rows[1:] != rows[:-1])[: len(rows)])
+        if len(starts):
+            best[row, rows[starts]] = np.maximum.reduceat(overlap[chosen], starts)
+    own, other = best
+    outcome = matches.outcomes[0]
+    conditions = {
+        "correct": outcome == RIGHT, "ignored": outcome == NOT_COUNTED, "duplicate": own >= foreground,
+        "confusion": other >= foreground, "localisation": own >= background, "both": other >= background,
+    }  # fmt: skip
+    numbers = [KINDS.index(kind) for kind in conditions]
+    kinds = np.select(list(conditions.values()), numbers, KINDS.index("background")).astype(np.uint8)
+    kind = kinds[found]
+    points = (same & (kind == KINDS.index("localisation")) & (overlap == own[found])) | (
+        ~same & (kind == KINDS.index("confusion")) & (overlap == other[found])
+    )
+    pointed = np.zeros(len(truth), dtype=bool)
+    pointed[which[points]] = True
+    return kinds, pointed

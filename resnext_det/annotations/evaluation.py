@@ -80,11 +80,11 @@ class Evaluation:
         values = {"AP": self.average_precision(), "AP50": self.average_precision(0.5)}
         values["AP75"] = self.average_precision(0.75)
         for area in self.areas[1:]:
-            values["AP" + AREA_LETTERS[area]] = self.average_precision(area=area)
+            values["AP" + AREA_LETTERS.get(area, area)] = self.average_precision(area=area)
         for limit in self.max_detections:
             values[f"AR{limit}"] = self.average_recall(limit)
         for area in self.areas[1:]:
-            values["AR" + AREA_LETTERS[area]] = self.average_recall(area=area)
+            values["AR" + AREA_LETTERS.get(area, area)] = self.average_recall(area=area)
         for k, name in enumerate(self.class_names):
             values[f"AP-{name}"] = self.average_precision(category=k)
         for k, name in enumerate(self.class_names):
@@ -98,7 +98,8 @@ class Evaluation:
         for position, area in enumerate(self.areas):
             if not seen[:, position].any():
                 size = "" if area == "all" else f"{area} "
-                names = f"AP{AREA_LETTERS.get(area, '')} and AR{AREA_LETTERS.get(area, '')}"
+                letter = "" if area == "all" else AREA_LETTERS.get(area, area)
+                names = f"AP{letter} and AR{letter}"
                 sentences.append(f"{names} are NaN: the ground truth holds no {size}object that counts.")
         absent = [name for name, present in zip(self.class_names, seen[:, 0], strict=True) if not present]
         if absent and len(absent) < len(self.class_names):
@@ -121,6 +122,7 @@ def evaluate(
     iou_type: str = "bbox",
     *,
     max_detections: Sequence[int] | None = None,
+    areas: Mapping[str, tuple[float, float]] | None = None,
     image_ids: Iterable[int] | None = None,
     kpt_oks_sigmas: Sequence[float] = (),
 ) -> Evaluation:
@@ -133,6 +135,7 @@ def evaluate(
         detections: in any order; among equal scores of one image the earlier counts as the better.
         iou_type: ``bbox``, ``segm`` or ``keypoints``.
         max_detections: rising limits per image and category (default 1, 10, 100; 20 for keypoints).
+        areas: {name: from, to} in square pixels, in place of COCO's small, medium and large.
         image_ids: evaluate these images only.
         kpt_oks_sigmas: for keypoints, one per keypoint; COCO's seventeen by default.
 
@@ -145,7 +148,7 @@ def evaluate(
     if not truth.annotated:
         raise UserError(f"{truth.source}: no annotations, so there is nothing to compare with")
     if _pool_owner not in (None, os.getpid()):
-        return _in_a_new_process(truth, detections, iou_type, max_detections, image_ids, kpt_oks_sigmas)
+        return _in_a_new_process(truth, detections, iou_type, max_detections, areas, image_ids, kpt_oks_sigmas)
     limits = list(max_detections or (MAX_DETECTIONS_KEYPOINTS if iou_type == "keypoints" else MAX_DETECTIONS))
     check_detections(truth, detections, iou_type)
     chosen = np.arange(len(truth.image_ids))
@@ -159,6 +162,9 @@ def evaluate(
     evaluation = COCOeval(*tables, iou_type)
     params = evaluation.params
     params.max_dets = limits
+    if areas:
+        params.area_rng = [list(params.area_rng[0]), *map(list, areas.values())]
+        params.area_rng_lbl = [params.area_rng_lbl[0], *areas]
     if iou_type == "keypoints":
         params.kpt_oks_sigmas = sigmas
     _pool_owner = os.getpid()
@@ -182,7 +188,7 @@ _pool_owner: int | None = None  # the process whose threads hotcoco has started:
 
 def _in_a_new_process(truth: Dataset, detections: Detections, iou_type: str, *keywords: Any) -> Evaluation:
     """:func:`evaluate` for a fork of a process that has evaluated already."""
-    names = ("max_detections", "image_ids", "kpt_oks_sigmas")
+    names = ("max_detections", "areas", "image_ids", "kpt_oks_sigmas")
     call = (truth, detections, iou_type), dict(zip(names, keywords, strict=True))
     code = (
         "import pickle, sys; from resnext_det.annotations.evaluation import _answer; "

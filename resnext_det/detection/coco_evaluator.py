@@ -9,6 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from pycocotools.coco import COCO
 from ..annotations.coco import Detections, read_ground_truth
 from ..annotations.dataset import Dataset
 from ..annotations.evaluation import SCORE_THRESHOLD, Evaluation, evaluate, log_reasons
+from ..annotations.thresholds import match
 from ..engine.processes import decided_by_main
 from ..errors import UserError, listed
 from ..images import MAX_MEGAPIXELS
@@ -59,7 +61,11 @@ class FastCOCOEvaluator(DatasetEvaluator):
 
     Results: ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", …, "AP-<class>", "AP50-<class>"}}``, 0 to
     100, likewise ``segm`` and ``keypoints`` when the model gives them, and ``{"box_proposals": {"AR@100", …}}`` for
-    proposals. NaN, with the reason logged, means no ground truth; no detections at all is AP 0.
+    proposals. NaN, with the reason logged, means no ground truth; no detections at all is AP 0. Boxes also have what
+    :meth:`~resnext_det.annotations.thresholds.Matches.results` adds.
+
+    Attributes:
+        tables: of the last evaluation of boxes, :meth:`~resnext_det.annotations.thresholds.Matches.tables`.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
         tasks: Sequence[str] | None = None,
         distributed: bool = True,
         max_dets_per_image: int = 100,
+        areas: Mapping[str, tuple[float, float]] | None = None,
         kpt_oks_sigmas: Sequence[float] = (),
         score_threshold: float | None = None,
         report: bool = False,
@@ -89,6 +96,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
             tasks: of ``bbox``, ``segm``, ``keypoints``; by default what the model gives.
             distributed: gather from all processes. False evaluates this one's detections.
             max_dets_per_image: COCO's limit per image and category for AP; keypoints keep COCO's 20.
+            areas: {name: from, to} in square pixels, in place of COCO's sizes.
             kpt_oks_sigmas: as ``TEST.KEYPOINT_OKS_SIGMAS``; COCO's by default.
             score_threshold: ``MODEL.ROI_HEADS.SCORE_THRESH_TEST`` of the model, to warn when it costs AP.
             report: write ``report.html`` about the boxes into ``output_dir``.
@@ -114,11 +122,13 @@ class FastCOCOEvaluator(DatasetEvaluator):
         self._tasks = None if tasks is None else tuple(tasks)
         self._distributed = distributed
         self._limits = tuple(sorted({1, 10, max_dets_per_image}))
+        self._areas = areas
         self._kpt_oks_sigmas = tuple(kpt_oks_sigmas)
         self._score_threshold = score_threshold
         self._report = report
         self._max_megapixels = max_megapixels
         self._truth: Dataset | None = truth
+        self.tables: dict[str, Any] = {}
         self._dataset_ids = None if truth is None else truth.category_ids
 
         def read() -> None:
@@ -224,6 +234,10 @@ class FastCOCOEvaluator(DatasetEvaluator):
                 logger.error("no AP of %s: %s", task, error)  # the other numbers of a long evaluation stand
                 continue
             results[task] = evaluation.results()
+            if task == "bbox" and img_ids is None:
+                matches = match(self._truth, detections, limit=self._limits[-1])
+                results[task] |= matches.results()
+                self.tables = matches.tables()
             total = {name: value for name, value in results[task].items() if "-" not in name}
             logger.info("Evaluation of %s:\n%s", task, create_small_table(total))
             log_reasons(evaluation, len(detections))
@@ -239,6 +253,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
             detections,
             task,
             max_detections=None if task == "keypoints" else self._limits,
+            areas=self._areas,
             image_ids=img_ids,
             kpt_oks_sigmas=self._kpt_oks_sigmas,
         )

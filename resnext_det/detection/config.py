@@ -53,6 +53,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("VALIDATION_LOSS", False)
     # AP counts so many detections of a class in an image; COCO's is 100.
     cfg.TEST.setdefault("MAX_DETECTIONS", 100)
+    # Sizes in place of COCO's small, medium and large: [name, from, to] each, square pixels.
+    cfg.TEST.setdefault("AREAS", [])
     # VOC's evaluation rounds scores to three decimals and boxes to one, as detectron2's does.
     cfg.TEST.setdefault("VOC_ROUNDING", True)
     # Write an HTML page about every evaluation of boxes.

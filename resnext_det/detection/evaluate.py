@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -63,14 +65,15 @@ def evaluate_model(
     class_names = class_names if class_count_from_config(cfg) is not None else ()
     sets = in_order_of_model(sets or {}, class_names)
     evaluated = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
-    results = {}
+    results, tables = {}, {}
     for name in cfg.DATASETS.TEST:
         evaluator = _evaluator(cfg, name, sets.get(name))
         loader = test_loader_from_config(cfg, name, sets)
         if name not in sets:
             _check_order(name, class_names)
         results[name] = inference_on_dataset(evaluated, loader, evaluator)
-    results = decided_by_main(lambda: _save(cfg, results))
+        tables[name] = getattr(evaluator, "tables", {})
+    results = decided_by_main(lambda: _save(cfg, results, tables))
     return results if comm.is_main_process() else {}
 
 
@@ -129,6 +132,7 @@ def _evaluator(cfg: CfgNode, name: str, truth: Dataset | None) -> FastCOCOEvalua
         "report": cfg.TEST.REPORT,
         "truth": truth,
         "max_dets_per_image": cfg.TEST.MAX_DETECTIONS,
+        "areas": areas_from_config(cfg),
         "max_megapixels": cfg.DATASETS.MAX_MEGAPIXELS,
     }
     if MetadataCatalog.get(name).get("evaluator_type") == "pascal_voc":
@@ -136,15 +140,45 @@ def _evaluator(cfg: CfgNode, name: str, truth: Dataset | None) -> FastCOCOEvalua
     return FastCOCOEvaluator(name, **options)
 
 
-def _save(cfg: CfgNode, results: dict[str, dict]) -> dict[str, dict]:
-    """Log the sets' numbers and write RESULTS_FILE; returns what stands in it."""
+def areas_from_config(cfg: CfgNode) -> dict[str, tuple[float, float]] | None:
+    """TEST.AREAS as :func:`~resnext_det.annotations.evaluation.evaluate` takes them; None for COCO's.
+
+    Raises:
+        UserError: an entry that is not a name and two rising numbers.
+    """
+    found = {}
+    for entry in cfg.TEST.AREAS:
+        if not isinstance(entry, list | tuple) or len(entry) != 3 or not isinstance(entry[0], str):
+            raise UserError(f"TEST.AREAS: {entry!r}: give [name, from, to] in square pixels, such as [tiny, 0, 256]")
+        name, *bounds = entry
+        if not all(isinstance(b, int | float) for b in bounds) or not 0 <= bounds[0] < bounds[1]:
+            raise UserError(f"TEST.AREAS: {name} from {bounds[0]!r} to {bounds[1]!r}: give two rising numbers")
+        found[name] = (float(bounds[0]), float(bounds[1]))
+    return found or None
+
+
+def thresholds_of(results: Mapping[str, Any], class_names: Sequence[str]) -> dict[str, Any]:
+    """What a checkpoint's metadata say of the scores from which to keep detections, by the first set's best F1."""
+    found = results if "bbox" in results else next((r for r in results.values() if isinstance(r, Mapping)), {})
+    boxes = found.get("coco", found.get("bbox", {}))  # of a set in VOC's form, "bbox" holds VOC's numbers
+    if not math.isfinite(boxes.get("threshold", math.nan)):
+        return {}
+    best = [boxes.get(f"threshold-{name}", math.nan) for name in class_names]
+    return {"thresholds": [boxes["threshold"] if math.isnan(value) else value for value in best]}
+
+
+def _save(cfg: CfgNode, results: dict[str, dict], tables: dict[str, dict]) -> dict[str, dict]:
+    """Log the sets' numbers and write RESULTS_FILE, the tables by threshold too; returns the numbers."""
     for name, found in results.items():
         for task in sorted(found):
             log_paper_view(name, task, found[task])
+    written = {
+        name: {**found, **({"thresholds": tables[name]} if tables[name] else {})} for name, found in results.items()
+    }
     if len(results) == 1:
-        (results,) = results.values()
+        ((results,), (written,)) = results.values(), written.values()
     path = os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE)
-    write_json(path, results)
+    write_json(path, written)
     logger.info("all numbers are in %s", path)
     return results
 

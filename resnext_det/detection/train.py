@@ -33,7 +33,7 @@ from .class_count import class_count_from_config
 from .config_check import check_config
 from .data.checked_sets import check_sets_from_config
 from .data.loaders import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
-from .evaluate import check_metric, evaluate_model, in_order_of_model, validation_loss
+from .evaluate import check_metric, evaluate_model, in_order_of_model, thresholds_of, validation_loss
 from .initial_weights import (
     apply_preset,
     architecture,
@@ -196,8 +196,13 @@ def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[
         loss = validation_loss(cfg, model, sets=sets) if cfg.TEST.VALIDATION_LOSS else {}
         return {**evaluate_model(cfg, model, sets=sets), **({"validation_loss": loss} if loss else {})}
 
+    def describe(results: Mapping[str, Any]) -> dict[str, Any]:
+        return thresholds_of(results, architecture(cfg)["class_names"])
+
     if cfg.DATASETS.TEST:
-        run.evaluate_with(evaluate, cfg.TEST.EVAL_PERIOD, metric=cfg.TEST.BEST_METRIC, patience=cfg.TEST.PATIENCE)
+        run.evaluate_with(
+            evaluate, cfg.TEST.EVAL_PERIOD, metric=cfg.TEST.BEST_METRIC, patience=cfg.TEST.PATIENCE, describe=describe
+        )
     start = run.begin(
         resume=options.resume,
         check=partial(check_against_config, cfg, class_names=names),

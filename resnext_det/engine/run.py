@@ -122,6 +122,7 @@ class Run:
             first.append(WeightAverage(average, model))
         self.checkpointer = RunCheckpointer(model, folder, metadata, **self._saved)
         self.writers, self.results = Writers(folder), dict[str, Any]()
+        self._described: dict[str, Any] = {}
         self.trainer.register_hooks(
             [
                 *first,
@@ -148,17 +149,18 @@ class Run:
         Args:
             evaluate: given :attr:`evaluated` and the iterations done, returns results on the first process.
             period, metric, mode, patience: of :class:`.evaluations.Evaluations`.
-            describe: what the metadata of the best checkpoint says of its results.
+            describe: what the metadata of the best checkpoint, and of the last, say of their results.
         """
         best = BestCheckpointer(self.model, self.folder, dict(self.checkpointer.metadata), **self._saved)
 
         def evaluation(done: int) -> dict[str, Any]:
             self.results = dict(evaluate(self.evaluated, done))
+            self._described = dict(describe(self.results)) if self.results else {}
             self.trainer.model.train()
             return self.results
 
         def save_best(done: int) -> None:
-            best.metadata |= describe(self.results)
+            best.metadata |= self._described
             best.save("model_best", iteration=done - 1)
 
         more = {
@@ -241,9 +243,11 @@ class Run:
         logger.info("training from iteration %d to %d, seed %d", start, self.iterations, self.trainer.seed)
         try:
             self.trainer.train(start, self.iterations)
+            if decided_by_main(lambda: bool(self._described)):
+                decided_by_main(lambda: self._save_last(max(start, self.iterations)))
         except EarlyStop as stop:
             done = stop.done
-            decided_by_main(lambda: self.checkpointer.save("model_final", iteration=done - 1))
+            decided_by_main(lambda: self._save_last(done))
         except BadStep as bad:
             error = UserError(self._dump(bad))
             logger.error("%s", error)
@@ -265,6 +269,11 @@ class Run:
                 self.writers.close(self.trainer.storage)
             self.trainer.release()
         return self.results
+
+    def _save_last(self, done: int) -> None:
+        """Write the last checkpoint, with what its evaluation has found."""
+        self.checkpointer.metadata |= self._described
+        self.checkpointer.save("model_final", iteration=done - 1)
 
     def _prepare_folder(self, start: int) -> None:
         if start == 0:

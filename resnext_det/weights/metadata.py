@@ -23,6 +23,7 @@ source             where the weights come from: a library, or a file's name (str
 source_sha256      of the file they were converted from (str)
 recipe             name of the training recipe (str)
 top1_error         percent on the validation set of the pretraining, single crop (float)
+thresholds         scores from which a detector's classes are kept, in their order: best F1 (list of float)
 config             a detector's whole configuration, YAML of detectron2's keys and ours (str)
 =================  ====================================================================================
 """
@@ -62,6 +63,7 @@ KEYS: dict[str, type] = {
     "source_sha256": str,
     "recipe": str,
     "top1_error": float,
+    "thresholds": list,
     "config": str,
 }
 
@@ -170,6 +172,8 @@ def check_types(metadata: Mapping[str, Any], where: str) -> None:
         )
         if key in ("pixel_mean", "pixel_std"):
             good = good and len(value) == 3 and all(isinstance(number, int | float) for number in value)
+        if key == "thresholds":
+            good = good and all(isinstance(number, int | float) and 0 <= number <= 1 for number in value)
         if key == "pixel_std":
             good = good and all(number > 0 for number in value)
         if key == "channel_order":

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
 import math
 import multiprocessing
@@ -14,72 +12,19 @@ import sys
 
 import numpy as np
 import pytest
+from coco_sets import pycocotools, random_set
 from common import ROOT, shared_data
+from pycocotools import cocoeval
 from pycocotools import mask as mask_tools
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools.cocoeval import COCOeval, Params
 
 from resnext_det import UserError
+from resnext_det.annotations import reading
 from resnext_det.annotations.coco import Detections, read_ground_truth
 from resnext_det.annotations.evaluation import evaluate, evaluate_detections
+from resnext_det.annotations.reading import stream_list
 
 TWELVE = "AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl".split()
-
-
-def random_set(seed: int, first_id: int = 0, images: int = 60) -> tuple[dict, list[dict]]:
-    """Some 4,000 detections: crowds, id 0, gaps in the ids, equal scores, more than 100 of a class, empty classes."""
-    rng = np.random.default_rng(seed)
-    image_ids = rng.choice(np.arange(0, 10**6, 7), images, replace=False).tolist()
-    categories = (np.arange(9) * 3 + first_id).tolist()
-    annotations, detections = [], []
-
-    def box() -> list[float]:
-        size, shape = np.exp(rng.uniform(np.log(4), np.log(300))), np.exp(rng.normal(0, 0.4))
-        return [float(v) for v in (rng.uniform(0, 400), rng.uniform(0, 300), size * shape, size / shape)]
-
-    def detection(image: int, category: int, found: list[float], digits: int = 2) -> dict:
-        score = float(np.round(rng.random(), digits))
-        return {"image_id": image, "category_id": category, "bbox": found, "score": score}
-
-    for image in image_ids:
-        for _ in range(int(rng.integers(0, 12))):
-            real, category = box(), int(rng.choice(categories[:-1]))
-            area, crowd = real[2] * real[3] * float(rng.uniform(0.4, 1)), int(rng.random() < 0.1)
-            record = {"image_id": image, "category_id": category, "bbox": real, "area": area, "iscrowd": crowd}
-            annotations.append({"id": len(annotations) + first_id, **record})
-            for _ in range(int(rng.integers(0, 6))):
-                near = np.abs(np.array(real) + rng.normal(0, 0.08, 4) * np.array(real[2:] * 2)).tolist()
-                detections.append(detection(image, category if rng.random() < 0.9 else categories[-1], near))
-        for _ in range(int(rng.integers(0, 60))):
-            detections.append(detection(image, int(rng.choice(categories[::2])), box()))
-        if rng.random() < 0.1:
-            detections += [detection(image, categories[0], box(), digits=1) for _ in range(250)]
-    truth = {
-        "images": [{"id": i, "width": 800, "height": 700} for i in image_ids],
-        "categories": [{"id": c, "name": f"class {c}"} for c in categories],
-        "annotations": annotations,
-    }
-    return truth, [detections[i] for i in rng.permutation(len(detections))]
-
-
-def pycocotools(
-    truth: dict, detections: list[dict], iou_type: str = "bbox", limits: list[int] | None = None
-) -> COCOeval:
-    """The oracle. Annotations are numbered from 1: pycocotools takes a match with annotation 0 for none."""
-    truth = copy.deepcopy(truth)
-    for number, record in enumerate(truth["annotations"], start=1):
-        record["id"] = number
-    with contextlib.redirect_stdout(io.StringIO()):
-        table = COCO()
-        table.dataset = truth
-        table.createIndex()
-        evaluation = COCOeval(table, table.loadRes(copy.deepcopy(detections)), iou_type)
-        evaluation.params.maxDets = limits or evaluation.params.maxDets
-        evaluation.evaluate()
-        evaluation.accumulate()
-        if limits is None:
-            evaluation.summarize()
-    return evaluation
 
 
 def same(ours, theirs: COCOeval) -> None:
@@ -169,6 +114,22 @@ def test_odd_sets_equal_pycocotools_in_every_digit():
         np.testing.assert_array_equal(ours.recall, theirs.eval["recall"], f"seed {seed}, {kind}")
         compared.add(kind)
     assert compared == {"bbox", "segm", "keypoints"}
+
+
+def test_other_areas_equal_pycocotools_in_every_digit(monkeypatch):
+    truth, detections = random_set(9)
+    areas = {"tiny": (0.0, 300.0), "rest": (300.0, 1e10)}
+    ours = evaluate(read_ground_truth(truth), Detections.from_records(detections), areas=areas)
+
+    class Other(Params):
+        def setDetParams(self) -> None:
+            super().setDetParams()
+            self.areaRng, self.areaRngLbl = [[0, 1e10], [0, 300], [300, 1e10]], ["all", "tiny", "rest"]
+
+    monkeypatch.setattr(cocoeval, "Params", Other)
+    theirs = pycocotools(truth, detections, limits=[1, 10, 100])
+    np.testing.assert_array_equal(ours.precision, theirs.eval["precision"])
+    assert {"APtiny", "APrest", "ARtiny"} <= ours.results().keys() and "APs" not in ours.results()
 
 
 def test_masks_equal_pycocotools_in_every_digit():
@@ -303,6 +264,64 @@ def test_json_file_and_records_and_arrays_are_the_same(tmp_path):
     assert str(evaluate_detections(truth, tmp_path / "detections.json")) == str(evaluate_detections(truth, detections))
 
 
+def test_boxes_are_read_fast_as_they_are_read_slowly(tmp_path, monkeypatch):
+    one = '{"image_id": 7, "category_id": 2, "bbox": [1, 2.5, 3e1, 4], "score": 0.1}'
+    other = one.replace("7", "9007199254740993").replace("0.1", "0.30000000000000004")
+    nested = one[:-1] + ', "parent": {"bbox": [9, 9, 9, 9], "parts": [{"score": 5}, {"score": 6}]}}'
+    texts = one[:-1] + ', "note": "a },{ b", "segmentation": null}'
+    good = ["[]", " [ ] ", *(f"[{sep.join(many)}]" for sep in (",", ", \n", " ,") for many in (
+        [one], [one, other, one], [nested, one, nested], [texts, texts, one],
+        [one.replace("7", '"7"'), one], [one.replace("7", "7.0"), other], [one.replace("0.1", "1"), one],
+    ))]  # fmt: skip
+    ends = (
+        "[{}",
+        "[{},]",
+        "[{}, ]",
+        "[{},",
+        "[{}]]",
+        "{{}},{}",
+        "{}",
+        "[{}, {{}}]",
+        "[[{}],[{}]]",
+        "[{}],[{}]",
+        "[{}{}]",
+    )
+    bad = [end.replace("{}", one) for end in ends] + [
+        f"[{one},,{one}]",
+        f"[{one}, {{}}]",
+        "[3]",
+        f"[{texts[:-30]},{one}]",
+    ]
+    for twice in (
+        '"score": 0.2',
+        '"sc\\u006fre": 0.2',
+        '"image_id": 7',
+        '"note": 1, "note": 1',
+        '"a": {"b": 1, "b": 1}',
+    ):
+        bad += [f"[{one[:-1]}, {twice}}},{one}]", f"[{one},{one[:-1]}, {twice}}}]"]
+    wrong = {"7": ("null", "99999999999999999999"), "2.5": ("1e999", "null"), "0.1": ("NaNx", "true", "[1]")}
+    bad += [f"[{one.replace(old, new)},{one}]" for old, values in wrong.items() for new in values]
+    path = tmp_path / "found.json"
+
+    def outcome(read) -> tuple:
+        try:
+            found = read()
+        except UserError as error:
+            return (str(error),)
+        return found.image_ids.tolist(), found.category_ids.tolist(), found.boxes.tolist(), found.scores.tolist()
+
+    for block in (16, 97, 1 << 18):
+        monkeypatch.setattr(reading, "_BLOCK", block)
+        for text in good + bad:
+            path.write_text(text)
+            slow = outcome(lambda: Detections._of_chunks(stream_list(path), str(path)))
+            assert outcome(lambda: Detections.from_json(path)) == slow, text
+            assert len(slow) == (1 if text in bad else 4), text
+    path.write_text(f"[{one},{other},{one}]")
+    assert sum(len(found) for found in reading.stream_boxes(path)) == 3, "the fast way is taken"
+
+
 def test_the_benchmark_compares_equal_numbers():
     from resnext_det.benchmarks.evaluate import coco_evaluation
     from resnext_det.benchmarks.measure import Setting
@@ -323,7 +342,15 @@ def test_the_command_writes_numbers_and_a_page(tmp_path, capsys):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     files = ["--gt", str(tmp_path / "gt.json"), "--dt", str(tmp_path / "dt.json"), "--report", str(tmp_path / "r.html")]
     main([*files, "--out", str(tmp_path / "out.json")])
-    assert json.loads((tmp_path / "out.json").read_text())["bbox"]["AP50"] == pytest.approx(100)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["bbox"]["AP50"] == pytest.approx(100) and written["bbox"]["threshold-cat"] == 0.9
+    assert written["thresholds"]["confusion"]["counts"] == [[1, 0], [0, 0]]
+    main([*files, "--areas", "tiny=0-99", "wide=99-1e9"])
+    assert "APwide" in capsys.readouterr().out
+    for wrong in ("tiny", "tiny=9-3", "=0-3", "tiny=a-b"):
+        with pytest.raises(UserError, match="--areas .*NAME=LOW-HIGH"):
+            main([*files, "--areas", wrong])
+    main(files)
     assert "AP50" in capsys.readouterr().out and "cat" in (tmp_path / "r.html").read_text()
     with pytest.raises(UserError, match="--report"):
         main([*files, "--iou-type", "segm"])

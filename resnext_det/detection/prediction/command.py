@@ -9,6 +9,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
@@ -54,8 +55,12 @@ def run(cfg: CfgNode, args: Namespace) -> None:
         truth = read_ground_truth(args.ids_from)
         image_ids = match_files(map(str, paths), truth.image_records(), f"--ids-from {args.ids_from}")
         category_ids = _ids_of_classes(truth, class_names)
+    threshold = predictor.thresholds if args.score_threshold is None else args.score_threshold
+    if args.score_threshold is None and isinstance(threshold, list):
+        pairs = [f"{name} {value:.3f}" for name, value in zip(class_names, threshold, strict=True)]
+        logger.info("thresholds of the weights, best F1 of each class: %s (--score-threshold)", listed(pairs, 10))
     key, own = own_threshold(cfg)
-    if args.score_threshold < own:
+    if args.score_threshold is not None and args.score_threshold < own:
         logger.warning(
             "--score-threshold %g: the model itself leaves out what is below %s %g; set %s %g to see it",
             args.score_threshold, key, own, key, args.score_threshold,
@@ -64,12 +69,12 @@ def run(cfg: CfgNode, args: Namespace) -> None:
         predictor, paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)],
         image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
-        batch_size=args.batch_size, score_threshold=args.score_threshold, broken=args.broken,
+        batch_size=args.batch_size, score_threshold=threshold, broken=args.broken,
         draw=not args.no_drawings, resume=args.resume, max_megapixels=limit, progress=logger.info if first else None,
     )  # fmt: skip
     if summary is not None:
         logging.getLogger().setLevel(logging.INFO)  # the last process tells, whichever it is
-        _tell(summary, folder, args.score_threshold, cfg.MODEL.DEVICE)
+        _tell(summary, folder, float(np.min(threshold)), cfg.MODEL.DEVICE)
 
 
 def _tell(summary: Summary, folder: Path, threshold: float, device: str) -> None:

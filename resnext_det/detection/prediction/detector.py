@@ -38,7 +38,7 @@ from ..initial_weights import apply_preset, load_initial_weights
 from ..optimize import for_inference
 from .inputs import read_rgb
 from .result import Result, result_of
-from .run import check_threshold
+from .run import DEFAULT_THRESHOLD, above, check_threshold
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,11 @@ ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
 class Predictor:
-    """A detector that takes arrays: resized as in its test configuration, several at a time, one call after another."""
+    """A detector that takes arrays: resized as in its test configuration, several at a time, one call after another.
+
+    Attributes:
+        thresholds: the scores from which its weights say that detections are kept, one for each class, or one for all.
+    """
 
     def __init__(self, model: nn.Module, *, min_size: int, max_size: int, channel_order: str = "BGR"):
         """
@@ -61,6 +65,7 @@ class Predictor:
         self._model = model.eval()
         self._resize = ResizeShortestEdge([min_size, min_size], max_size)
         self._channel_order = channel_order
+        self.thresholds: float | list[float] = DEFAULT_THRESHOLD
         self._lock = threading.Lock()  # copies by OpenVINO and compiled ones serve one call at a time
 
     def __getstate__(self) -> dict[str, Any]:
@@ -128,7 +133,7 @@ class Detector:
     Attributes:
         class_names: of the model's classes, in their order.
         category_ids: of the same in the data set it was trained on.
-        score_threshold: detections below it are left out.
+        score_threshold: detections below it are left out; of several, below that of their class.
     """
 
     def __init__(
@@ -137,7 +142,7 @@ class Detector:
         class_names: Sequence[str],
         category_ids: Sequence[int],
         *,
-        score_threshold: float = 0.5,
+        score_threshold: float | Sequence[float] = DEFAULT_THRESHOLD,
         max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         check_threshold(score_threshold)
@@ -174,10 +179,10 @@ class Detector:
             ((found, vectors),) = self.predictor.with_features([pixels])
         else:
             (found,) = self.predictor([pixels])
-        above = found.scores >= threshold
+        kept = above(found, threshold)
         source = image if isinstance(image, str | os.PathLike) else pixels
-        vectors = None if vectors is None else vectors[above]
-        return result_of(found.take(above), self.class_names, self.category_ids, pixels.shape[:2], source, vectors)
+        vectors = None if vectors is None else vectors[kept]
+        return result_of(found.take(kept), self.class_names, self.category_ids, pixels.shape[:2], source, vectors)
 
     def _pixels(self, image: ImageLike) -> np.ndarray:
         if isinstance(image, str | os.PathLike):
@@ -197,7 +202,7 @@ def load_detector(
     dtype: str = "auto",
     device: str = "auto",
     config: str | os.PathLike = "",
-    score_threshold: float = 0.5,
+    score_threshold: float | None = None,
     examples: Iterable[ImageLike] = (),
     trust_pickle: bool = False,
 ) -> Detector:
@@ -209,7 +214,8 @@ def load_detector(
             layers of training as they are.
         device: "cpu", "cuda", ...; "auto" is a GPU where there is one.
         config: YAML file, for weights that do not hold theirs.
-        score_threshold: detections below it are left out.
+        score_threshold: detections below it are left out; by default the best of each class, as the evaluation in
+            training has found it, or 0.5 where the weights do not say.
         examples: images like those to come, on which "int8" measures its ranges; needed by it only.
         trust_pickle: also open weights that may run code.
 
@@ -235,7 +241,8 @@ def load_detector(
     predictor, ids, names = load_predictor(
         cfg, trust_pickle=trust_pickle, examples=lambda: (reader._pixels(image) for image in given)
     )
-    return Detector(predictor, names, ids, score_threshold=score_threshold, max_megapixels=limit)
+    threshold = predictor.thresholds if score_threshold is None else score_threshold
+    return Detector(predictor, names, ids, score_threshold=threshold, max_megapixels=limit)
 
 
 def weights_in(file_or_folder: str | os.PathLike) -> tuple[str, str]:
@@ -335,7 +342,11 @@ def load_predictor(
     sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
     predictor = Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT)
     predictor.optimize(cfg, examples)
-    return predictor, *categories_of(cfg, found.get("class_names", ()))
+    ids, names = categories_of(cfg, found.get("class_names", ()))
+    own = found.get("thresholds") or []
+    if len(own) == len(names):
+        predictor.thresholds = list(own)
+    return predictor, ids, names
 
 
 def categories_of(cfg: CfgNode, class_names: Sequence[str] = ()) -> tuple[list[int], list[str]]:
