@@ -14,9 +14,9 @@ from ..detection.export.comparison import FORMATS, check, runner, table
 from ..detection.export.graph import BATCH, INPUTS, OUTPUTS, SIDES, export_onnx, export_program, save_program
 from ..detection.initial_weights import apply_preset, load_initial_weights
 from ..detection.prediction.detector import categories_of, config_of_arguments
-from ..detection.prediction.inputs import find_inputs
 from ..errors import UserError
 from ..files import write_json
+from ..prediction.inputs import find_inputs
 from .arguments import TRUST_PICKLE, at_least
 
 logger = logging.getLogger(__name__)

@@ -19,14 +19,14 @@ from ..annotations.dataset import Dataset
 from ..annotations.predicted import match_files
 from ..detection.config import add_resnext_config
 from ..detection.prediction.detector import config_of_arguments, load_predictor
-from ..detection.prediction.inputs import find_inputs, spread
-from ..detection.prediction.parts import DETECTIONS_FILE
-from ..detection.prediction.run import Summary, check_threshold, predict
 from ..engine.launch import launch
 from ..engine.processes import decided_by_main
 from ..errors import UserError, listed
 from ..files import shown
 from ..inference.precision import CHOICES
+from ..prediction.inputs import find_inputs, spread
+from ..prediction.parts import DETECTIONS_FILE
+from ..prediction.run import Summary, check_threshold, predict
 from ..weights.reading import sha256
 from ..weights.sources import locate
 from .arguments import TRUST_PICKLE, at_least
@@ -103,6 +103,7 @@ def _run(cfg: CfgNode, args: Namespace) -> None:
         image_ids=image_ids, settings={"config": _settled(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
         batch_size=args.batch_size, score_threshold=args.score_threshold, broken=args.broken,
         draw=not args.no_drawings, resume=args.resume, max_megapixels=limit, progress=logger.info if first else None,
+        rank=comm.get_rank(), processes=comm.get_world_size(), decide=decided_by_main,
     )  # fmt: skip
     if summary is not None:
         logging.getLogger().setLevel(logging.INFO)  # the last process tells, whichever it is

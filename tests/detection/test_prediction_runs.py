@@ -35,10 +35,10 @@ from resnext_det.annotations.predicted import match_files, read_predictions
 from resnext_det.commands import evaluate as evaluate_command
 from resnext_det.commands import predict as command
 from resnext_det.detection.initial_weights import architecture
-from resnext_det.detection.prediction import parts
-from resnext_det.detection.prediction.drawings import targets
-from resnext_det.detection.prediction.inputs import find_inputs, frames_of, spread
-from resnext_det.detection.prediction.run import predict
+from resnext_det.prediction import parts
+from resnext_det.prediction.drawings import targets
+from resnext_det.prediction.inputs import find_inputs, frames_of, spread
+from resnext_det.prediction.run import predict
 from resnext_det.reporting import boxes
 from resnext_det.reporting.boxes import drawable
 from resnext_det.weights import save_checkpoint

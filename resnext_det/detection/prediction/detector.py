@@ -19,15 +19,14 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
 from detectron2.structures import Instances
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ...annotations.classes import match_classes
 from ...annotations.coco import Detections, read_ground_truth
 from ...engine.config import load_config
 from ...errors import UserError
-from ...images import MAX_MEGAPIXELS
 from ...inference.precision import CHOICES
+from ...prediction.detector import Detector, ImageLike, pixels_of
 from ...weights import read_checkpoint
 from ..class_count import class_count_from_config
 from ..coco_evaluator import detections_of
@@ -35,13 +34,8 @@ from ..config import add_resnext_config
 from ..data.mapper import ResizeShortestEdge
 from ..initial_weights import apply_preset, load_initial_weights
 from ..optimize import for_inference
-from .inputs import read_rgb
-from .result import Result, result_of
-from .run import check_threshold
 
 logger = logging.getLogger(__name__)
-
-ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
 class Predictor:
@@ -121,75 +115,6 @@ def _region_features(heads: nn.Module, maps: dict[str, Tensor], found: Sequence[
     return vectors.split([len(one) for one in boxes])
 
 
-class Detector:
-    """A trained detector: ``detector(image)``. It may be shared by threads, and pickled.
-
-    Attributes:
-        class_names: of the model's classes, in their order.
-        category_ids: of the same in the data set it was trained on.
-        score_threshold: detections below it are left out.
-    """
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        class_names: Sequence[str],
-        category_ids: Sequence[int],
-        *,
-        score_threshold: float = 0.5,
-        max_megapixels: float = MAX_MEGAPIXELS,
-    ) -> None:
-        check_threshold(score_threshold)
-        self.predictor = predictor
-        self.class_names, self.category_ids = list(class_names), list(category_ids)
-        self.score_threshold, self.max_megapixels = score_threshold, max_megapixels
-
-    def __call__(
-        self, images: ImageLike | Iterable[ImageLike], *, score_threshold: float | None = None, features: bool = False
-    ) -> Result | list[Result]:
-        """Detect in one image, or in each of several.
-
-        Args:
-            images: a file, a Pillow image, an array (H, W, 3) uint8 in RGB, or several of these.
-            score_threshold: in place of the detector's own.
-            features: also give each box's feature vector.
-
-        Returns:
-            A result for one image, a list for several.
-
-        Raises:
-            UserError: an image that cannot be read, or an array of another shape or type.
-        """
-        if isinstance(images, ImageLike):
-            return self._one(images, score_threshold, features)
-        return [self._one(image, score_threshold, features) for image in images]
-
-    def _one(self, image: ImageLike, score_threshold: float | None, features: bool) -> Result:
-        threshold = self.score_threshold if score_threshold is None else score_threshold
-        check_threshold(threshold)
-        pixels = self._pixels(image)
-        vectors = None
-        if features:
-            ((found, vectors),) = self.predictor.with_features([pixels])
-        else:
-            (found,) = self.predictor([pixels])
-        above = found.scores >= threshold
-        source = image if isinstance(image, str | os.PathLike) else pixels
-        vectors = None if vectors is None else vectors[above]
-        return result_of(found.take(above), self.class_names, self.category_ids, pixels.shape[:2], source, vectors)
-
-    def _pixels(self, image: ImageLike) -> np.ndarray:
-        if isinstance(image, str | os.PathLike):
-            return read_rgb(image, max_megapixels=self.max_megapixels)
-        if isinstance(image, Image.Image):
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"image: Pillow's mode {image.mode} has no fixed range; convert it to RGB")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise UserError(f"image: an array {image.shape} of {image.dtype}; give (H, W, 3) uint8 in RGB")
-        return image
-
-
 def load_detector(
     file_or_folder: str | os.PathLike,
     *,
@@ -229,10 +154,8 @@ def load_detector(
     if dtype == "int8" and not given:
         raise UserError("dtype 'int8' measures its ranges on images: give some dozen as examples=[...]")
     limit = cfg.DATASETS.MAX_MEGAPIXELS
-    reader = Detector.__new__(Detector)
-    reader.max_megapixels = limit
     predictor, ids, names = load_predictor(
-        cfg, trust_pickle=trust_pickle, examples=lambda: (reader._pixels(image) for image in given)
+        cfg, trust_pickle=trust_pickle, examples=lambda: (pixels_of(image, limit) for image in given)
     )
     return Detector(predictor, names, ids, score_threshold=score_threshold, max_megapixels=limit)
 
