@@ -12,16 +12,16 @@ from .errors import UserError
 from .variants import list_models
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "config_path", "create_model", "list_models"]
+__all__ = ["UserError", "config_path", "create_model", "list_models", "load_detector"]
 
 _HOME = {
     "create_model": "resnext_det.resnext",
     "add_resnext_config": "resnext_det.detection",
-    "load_detector": "resnext_det.detection.prediction.detector",
+    "load_detector": "resnext_det.loading",
 }
 
 if compat.register():
-    __all__ += ["add_resnext_config", "load_detector"]
+    __all__ += ["add_resnext_config"]
 
 
 def __getattr__(name: str):

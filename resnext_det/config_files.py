@@ -12,12 +12,15 @@ from typing import Any
 import yaml
 
 from .errors import UserError, nearest
-from .files import CONFIG_BYTES, read_regular, shown
+from .files import CONFIG_BYTES, expanded, read_regular, shown
 
 YAML_NODES = 100_000
 """Most values of a YAML file, each reference to an anchor counted with all that it stands for."""
 YAML_DEPTH = 50
 """Most lists and sections within each other."""
+BASE_KEY = "_BASE_"
+"""detectron2's key for the file, or files, that a configuration changes."""
+_MOST_BASES = 20  # that follow each other
 
 _PACKAGE = Path(__file__).parent
 _INSTALLED, _CLONE = _PACKAGE / "configs", _PACKAGE.parent / "configs"
@@ -89,6 +92,66 @@ def read_yaml(path: str | os.PathLike, what: str = "config file") -> Any:
         raise UserError(f"{name}: not YAML: line {line}: {shown(error.problem)}") from None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{name}: not YAML: {shown(error)}") from None
+
+
+def read_config(config_file: str, seen: tuple[str, ...] = ()) -> dict:
+    """The keys and values of a YAML file over those of its ``_BASE_`` files.
+
+    Raises:
+        UserError: as :func:`read_yaml`; no keys and values; a base that is no file, or that
+            leads back to itself.
+    """
+    if not os.path.lexists(config_file):
+        raise UserError(f"config file {shown(config_file)}: no such file{_similar_file(config_file)}")
+    loaded = read_yaml(config_file)
+    if not isinstance(loaded, dict):
+        raise UserError(f"config file {shown(config_file)}: it or its {BASE_KEY} holds no keys and values")
+    bases = loaded.pop(BASE_KEY, [])
+    merged: dict = {}
+    for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [bases]:
+        path = _base(base, config_file)
+        real = os.path.realpath(path)
+        if real in seen or real == os.path.realpath(config_file) or len(seen) >= _MOST_BASES:
+            raise UserError(f"config file {shown(config_file)}: its {BASE_KEY} {shown(base)} leads back to itself")
+        try:
+            _lay_over(read_config(path, (*seen, os.path.realpath(config_file))), merged, config_file)
+        except UserError as error:
+            raise (
+                error
+                if str(error).startswith(f"config file {config_file}")
+                else UserError(f"config file {shown(config_file)}: its {BASE_KEY}: {error}")
+            ) from None
+    _lay_over(loaded, merged, config_file)
+    return merged
+
+
+def _base(base: object, config_file: str) -> str:
+    if not isinstance(base, str):
+        raise UserError(f"config file {config_file}: its {BASE_KEY} is {shown(repr(base))}, not the name of a file")
+    if "://" in base:
+        raise UserError(f"config file {config_file}: its {BASE_KEY} {shown(base)} is an address; give a file")
+    return os.path.join(os.path.dirname(config_file), expanded(base))
+
+
+def _lay_over(new: dict, old: dict, config_file: str) -> None:
+    """Merge the sections of ``new`` into ``old``, as fvcore does."""
+    for key, value in new.items():
+        if isinstance(value, dict) and key in old:
+            if not isinstance(old[key], dict):
+                raise UserError(f"config file {config_file}: {shown(key)} is a section, in its {BASE_KEY} a value")
+            _lay_over(value, old[key], config_file)
+        else:
+            old[key] = value
+
+
+def _similar_file(path: str) -> str:
+    folder, name = os.path.split(path)
+    try:
+        here = nearest(name, os.listdir(folder or "."))
+    except OSError:
+        here = ""
+    packaged = nearest(path.removeprefix("configs/"), list_configs())
+    return here or packaged or ("" if os.path.isdir(folder or ".") else f" (nor a folder {folder})")
 
 
 class _Refused(yaml.YAMLError):

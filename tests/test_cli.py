@@ -31,6 +31,23 @@ def test_each_command_tells_its_flags(name: str, capsys: pytest.CaptureFixture, 
     assert capsys.readouterr().out.startswith(f"usage: resnext-det {name} ")
 
 
+def test_help_of_no_command_imports_a_heavy_library() -> None:
+    code = f"""
+import sys
+from resnext_det import cli
+for name in {list(cli.COMMANDS)}:
+    try:
+        cli.call(name, ["--help"])
+    except SystemExit:
+        pass
+heavy = {{"torch", "torchvision", "detectron2", "matplotlib", "cv2"}} & sys.modules.keys()
+sys.exit(f"imported: {{heavy}}" if heavy else 0)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count("usage: ") == len(cli.COMMANDS)
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_each_command_is_a_main_of_the_arguments(name: str) -> None:
     parameters = inspect.signature(import_module(f"resnext_det.commands.{name.replace('-', '_')}").main).parameters

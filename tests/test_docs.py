@@ -22,7 +22,7 @@ from markdown_it.token import Token
 
 from resnext_det import UserError, add_resnext_config, cli
 from resnext_det.classification.config import get_config
-from resnext_det.commands.predict import _settings
+from resnext_det.detection.prediction.command import split_settings
 from resnext_det.detection.solver import resolve_schedule
 from resnext_det.engine.config import load_config
 from resnext_det.makers.synthetic import draw_detection_set
@@ -185,7 +185,7 @@ def check_program(program: str, words: list[str], monkeypatch: pytest.MonkeyPatc
     flags = parse(command, words, monkeypatch)
     pairs = list(getattr(flags, "opts", None) or ())
     if command == "predict":
-        pairs = _settings(flags.input, pairs)[1]
+        pairs = split_settings(flags.input, pairs)[1]
     if hasattr(flags, "opts"):
         check_settings(command, getattr(flags, "config_file", None), pairs, monkeypatch)
 

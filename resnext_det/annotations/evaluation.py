@@ -20,12 +20,12 @@ from hotcoco import COCO, COCOeval, Params
 from hotcoco import mask as mask_tools
 
 from ..errors import UserError, listed
+from . import IOU_TYPES
 from .coco import Detections, read_ground_truth
 from .dataset import Dataset, positions
 
 logger = logging.getLogger(__name__)
 
-IOU_TYPES = ("bbox", "segm", "keypoints")
 MAX_DETECTIONS = (1, 10, 100)
 """COCO's limits per image and category; average precision uses the last."""
 MAX_DETECTIONS_KEYPOINTS = (20,)

@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -30,7 +29,10 @@ class ArtifactPredictor:
     Attributes:
         about: what the files say of themselves.
         path: the folder, or an ONNX file.
+        runtime: what runs it, in words.
     """
+
+    runtime = "onnxruntime"
 
     def __init__(self, path: str | os.PathLike, *, threads: int = 0) -> None:
         """
@@ -55,6 +57,7 @@ class ArtifactPredictor:
         if self.about.graph == ONNX:
             self._run = _by_onnxruntime(_onnx_session(graph, threads))
         else:
+            self.runtime = "OpenVINO"
             self._run = by_openvino(_read_openvino(graph), self.about, threads)
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
@@ -158,8 +161,3 @@ def _first_line(error: Exception) -> str:
 def text_of(about: About) -> str:
     """What an ONNX file carries under :data:`~.about.METADATA`."""
     return json.dumps(about.to_json())
-
-
-def folder_of(path: str) -> Path:
-    """Where the files lie."""
-    return Path(path).parent if path.endswith(".onnx") else Path(path)

@@ -11,8 +11,8 @@ from detectron2.config import CfgNode as CN
 
 from ..engine.trainer import PRECISIONS
 from ..errors import UserError
-from ..inference.precision import BACKENDS, CHOICES
-from ..kernels.layer import MODES
+from ..inference import BACKENDS, CHOICES
+from ..kernels import MODES
 from .augmentation import ASPECTS, INTERPOLATIONS, POLICIES
 
 SCHEDULES = ("step", "cosine")

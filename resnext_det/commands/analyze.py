@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Sequence
 
 from ..errors import UserError
-from ..paper.analysis import figure_4, table_1, table_2
 from .arguments import at_least
 
 
@@ -19,6 +18,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-classes", type=at_least(1), default=1000)
     parser.add_argument("--size", type=at_least(1), help="side of the image: 224, or 32 for CIFAR networks")
     args = parser.parse_args(argv)
+    from ..paper.analysis import figure_4, table_1, table_2
+
     if args.figure:
         print(figure_4())
     elif args.table == 2:

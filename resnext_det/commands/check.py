@@ -6,10 +6,6 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..annotations.check import ClassCount, Options, inspect_coco, inspect_document, report, write_fixed
-from ..annotations.formats import read
-from ..annotations.formats.source import is_image
-from ..annotations.splitting import shared_images
 from ..files import shown
 from ..images import MAX_MEGAPIXELS, POLICIES
 from .arguments import at_least
@@ -39,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--list", type=at_least(0), default=20, help="findings of a kind to list")
     parser.add_argument("--shares-with", metavar="FOLDER", help="images of another split: name those that both have")
     args = parser.parse_args(argv)
+    from ..annotations.check import ClassCount, Options, inspect_coco, inspect_document, report, write_fixed
+    from ..annotations.formats import read
+
     options = Options(
         policy=args.policy,
         strict=args.strict,
@@ -61,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         checked = inspect_document(read(args.json, args.images).document, args.json, args.images, options)
     print(report(checked))
     if args.shares_with:
+        from ..annotations.formats.source import is_image
+        from ..annotations.splitting import shared_images
+
         ours = [] if checked.images is None else [Path(args.images, name) for name in checked.images.file_names]
         ours = [path for path in ours if path.is_file()]
         theirs = sorted(path for path in Path(args.shares_with).rglob("*") if is_image(path.name))
@@ -74,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _classes(json_file: str) -> list[str]:
+    from ..annotations.check import inspect_coco
+
     like = inspect_coco(json_file, None)
     if like.categories is None:
         like.raise_errors()

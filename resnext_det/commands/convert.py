@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..weights.conversion import convert, summary
-from ..weights.naming import TARGETS
 from .arguments import TRUST_PICKLE
+
+TARGETS = ("native", "torchvision", "timm", "detectron2")
 
 DESCRIPTION = """Convert a file of weights.
 
@@ -22,12 +22,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN")
     parser.add_argument("target", metavar="OUT")
-    parser.add_argument(
-        "--to", choices=(*TARGETS, "detectron2"), default="native", help="whose names OUT has (default: native)"
-    )
+    parser.add_argument("--to", choices=TARGETS, default="native", help="whose names OUT has (default: native)")
     parser.add_argument("--branch", metavar="NAME", default="", help="which network, where IN holds several: encoder_q")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     args = parser.parse_args(argv)
+    from ..weights.conversion import convert, summary
+
     checkpoint, dropped = convert(args.source, args.target, args.to, trust_pickle=args.trust_pickle, branch=args.branch)
     print(summary(checkpoint))
     if dropped:

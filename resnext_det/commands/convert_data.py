@@ -6,11 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..annotations.check import inspect_document
-from ..annotations.formats import read, recognize, write
-from ..annotations.formats.reading import splits_of
-from ..annotations.formats.source import Source
-from ..annotations.formats.writing import TARGETS
+from ..annotations import LABEL_FORMATS
 from ..files import shown
 from ..makers.folders import new_folder
 
@@ -20,11 +16,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Write labels of COCO, YOLO, VOC, CVAT or LabelMe in another form.")
     parser.add_argument("input", metavar="IN", help="file or folder; data.yaml:val for one split of YOLO's")
     parser.add_argument("output", metavar="OUT", type=Path, help="new folder")
-    parser.add_argument("--to", choices=TARGETS, required=True, help="format to write")
+    parser.add_argument("--to", choices=LABEL_FORMATS, required=True, help="format to write")
     parser.add_argument("--images", metavar="FOLDER", help="images, where they are not beside the labels")
     args = parser.parse_args(argv)
+    from ..annotations.formats import read_checked, recognize, splits_of, write
+
     print(f"{shown(args.input)}: {recognize(args.input)}")
-    sources = {split: checked(path, args.images) for split, path in splits_of(args.input).items()}
+    sources = {split: read_checked(path, args.images) for split, path in splits_of(args.input).items()}
     with new_folder(args.output) as part:
         lost = write(sources, part, args.to)
     for split, source in sources.items():
@@ -34,15 +32,3 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"  {note}")
     for sentence in lost:
         print(f"  {sentence}: {args.to} cannot hold them")
-
-
-def checked(path: str | Path, image_root: str | Path | None) -> Source:
-    """:func:`read`, and the check that training makes of every set; the records are as fixed there.
-
-    Raises:
-        UserError: the first error.
-    """
-    source = read(path, image_root)
-    found = inspect_document(source.document, path, source.image_root, decode=False)
-    found.raise_errors()
-    return Source(source.format, found.mended(), source.image_root, source.notes)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..reporting.curves import curves_figure, read_runs, read_sizes, save_figure, size_figure
-
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``tools/plot_curves.py``."""
@@ -15,6 +13,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", default="curves.png", metavar="FILE", help="PNG to write (%(default)s)")
     parser.add_argument("--size", action="store_true", help="instead: final top-1 error against size, as in Figure 7")
     args = parser.parse_args(argv)
+    from ..reporting.curves import curves_figure, read_runs, read_sizes, save_figure, size_figure
+
     figure = size_figure(read_sizes(args.runs)) if args.size else curves_figure(read_runs(args.runs))
     save_figure(figure, args.out)
     print(args.out)

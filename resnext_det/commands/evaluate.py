@@ -8,9 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 
-from ..annotations.coco import Detections, read_ground_truth
-from ..annotations.evaluation import IOU_TYPES, evaluate, log_reasons
-from ..annotations.predicted import read_predictions
+from ..annotations import IOU_TYPES
 from ..errors import UserError
 from ..files import shown, write_json
 from ..images import MAX_MEGAPIXELS
@@ -31,6 +29,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, help="larger images are not shown")
     args = parser.parse_args(argv)
+    from ..annotations.coco import Detections, read_ground_truth
+    from ..annotations.evaluation import evaluate, log_reasons
+    from ..annotations.predicted import read_predictions
+
     logging.basicConfig(format="%(message)s")
     if args.report and args.iou_type != "bbox":
         raise UserError(f"--report: the page is about boxes; leave out --iou-type {args.iou_type}")

@@ -8,18 +8,13 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from detectron2.modeling import build_model
-
-from ..detection.export.comparison import FORMATS, check, runner, table
-from ..detection.export.graph import BATCH, INPUTS, OUTPUTS, SIDES, export_onnx, export_program, save_program
-from ..detection.initial_weights import apply_preset, load_initial_weights
-from ..detection.prediction.detector import categories_of, config_of_arguments
 from ..errors import UserError
 from ..files import write_json
-from ..prediction.inputs import find_inputs
 from .arguments import TRUST_PICKLE, at_least
 
 logger = logging.getLogger(__name__)
+
+FORMATS = {"onnx": "detector.onnx", "torch": "detector.pt2"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,6 +29,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)
+    from detectron2.modeling import build_model
+
+    from ..detection.export.comparison import check, runner, table
+    from ..detection.export.graph import BATCH, INPUTS, OUTPUTS, SIDES, export_onnx, export_program, save_program
+    from ..detection.initial_weights import apply_preset, load_initial_weights
+    from ..detection.prediction.detector import categories_of, config_of_arguments
+    from ..prediction.inputs import find_inputs
+
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # onnxscript tells of each of its steps
     logger.setLevel(logging.INFO)
     cfg = config_of_arguments(args)

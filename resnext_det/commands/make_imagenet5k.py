@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from ..makers.imagenet5k import largest_classes, link_classes
-from ..makers.shards import read_class_list
 from .arguments import at_least
 
 
@@ -23,6 +21,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--classes", metavar="FILE", help="all class names, one a line, instead of the largest")
     args = parser.parse_args(argv)
+    from ..makers.folders import read_class_list
+    from ..makers.imagenet5k import largest_classes, link_classes
+
     for folder in (args.full, args.imagenet):
         if not os.path.isdir(folder):
             raise UserError(f"{folder}: no such folder")

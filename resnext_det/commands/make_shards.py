@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from ..classification.data import ImageFolder
-from ..classification.shards import index_shards
 from ..errors import UserError
-from ..makers.shards import read_class_list, write_shards
 from .arguments import at_least
 
 
@@ -21,6 +18,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--index", metavar="FOLDER", help="only write the index of the shards in FOLDER")
     parser.add_argument("--classes", metavar="FILE", help="with --index: class names, one a line, by class number")
     args = parser.parse_args(argv)
+    from ..classification.data import ImageFolder
+    from ..classification.shards import index_shards
+    from ..makers.folders import read_class_list
+    from ..makers.shards import write_shards
+
     if args.index:
         if args.folder:
             raise UserError("--index FOLDER stands alone: the shards are there already")

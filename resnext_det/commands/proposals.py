@@ -3,20 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-
-from ..detection.config import setup
-from ..detection.data.checked_sets import check_sets_from_config
-from ..detection.data.loaders import known_sets, register_sets
-from ..detection.dump_proposals import dump_proposals
-from ..detection.initial_weights import apply_preset
-from ..detection.train import load_to_evaluate
-from ..engine.launch import launch
-from ..engine.logs import start_log
 from .arguments import TRUST_PICKLE, at_least
 
 
@@ -37,25 +25,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="settings over those of the file; MODEL.WEIGHTS defaults to the newest checkpoint in OUTPUT_DIR",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    from ..detection.config import setup
+    from ..detection.dump_proposals import run
+    from ..engine.launch import launch
+
     cfg = setup(args.config_file, args.opts)
     given = "MODEL.WEIGHTS" in args.opts[::2]
     launch(
-        _run,
+        run,
         (cfg, args.dataset, args.output, given, args.trust_pickle),
         processes=args.num_gpus,
         device=cfg.MODEL.DEVICE,
     )
-
-
-def _run(
-    cfg: CfgNode, names: Sequence[str] | None, folder: str | None, weights_given: bool, trust_pickle: bool
-) -> None:
-    register_sets(cfg.DATASETS.REGISTER)
-    names = names or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
-    known_sets(names, "TRAIN and TEST")
-    start_log(cfg.OUTPUT_DIR)
-    sets = check_sets_from_config(cfg, training=True)
-    cfg = apply_preset(cfg, trust_pickle=trust_pickle)
-    model = build_model(cfg)
-    load_to_evaluate(cfg, model, newest=not weights_given, trust_pickle=trust_pickle)
-    dump_proposals(cfg, model, names, folder or os.path.join(cfg.OUTPUT_DIR, "proposals"), sets=sets)

@@ -11,11 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..annotations.coco import Detections, read_ground_truth
 from ..errors import UserError
 from ..files import atomic_write
-from ..reporting.curves import curves_figure, read_runs, save_figure
-from ..reporting.sheet import detections_sheet
 
 OUTPUT = Path("output/quickstart")
 PRETRAIN, DETECTOR = OUTPUT / "pretrain", OUTPUT / "detector"
@@ -57,6 +54,10 @@ def summary() -> str:
 
 def draw() -> str:
     """Write the sheet of detections and the curves of both runs; returns where they are."""
+    from ..annotations.coco import Detections, read_ground_truth
+    from ..reporting.curves import curves_figure, read_runs, save_figure
+    from ..reporting.sheet import detections_sheet
+
     truth = read_ground_truth(MINIVAL)
     detections = Detections.from_json(DETECTOR / "inference/digits_minival/coco_instances_results.json")
     sheet = detections_sheet(truth, detections, DIGITS / "minival", truth.image_ids[:SHOWN].tolist())

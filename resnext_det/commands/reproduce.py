@@ -8,8 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ..errors import UserError, nearest
-from ..paper.reproduce import PROTOCOLS, Settings, options_of_file, plan, run_missing, table_text
-from ..paper.tables import TABLES
+from ..paper.tables import PROTOCOLS, TABLES
 from .arguments import at_least
 
 
@@ -37,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                         help="Table 8: RPN and Fast R-CNN apart, as in the paper, or joint training")  # fmt: skip
     parser.add_argument("--num-gpus", type=at_least(0), default=1, help="processes of each run")
     args = parser.parse_args(argv)
+    from ..paper.reproduce import Settings, options_of_file, plan, run_missing, table_text
+
     if not args.width > 0:
         raise UserError(f"--width {args.width}: must be above 0")
     settings = Settings(

@@ -6,13 +6,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..annotations.formats import recognize
-from ..annotations.splitting import split_document
 from ..errors import UserError
 from ..files import shown, write_json
 from ..makers.folders import new_folder
 from .arguments import at_least
-from .convert_data import checked
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,13 +25,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folds", type=at_least(2), help="so many folds, in place of --val and --test")
     parser.add_argument("--seed", type=at_least(0), default=0, help="another seed is another split (%(default)s)")
     args = parser.parse_args(argv)
+    from ..annotations.formats import read_checked, recognize
+    from ..annotations.splitting import split_document
+
     if not (0 < args.val < 1 and 0 <= args.test < 1 and args.val + args.test < 1):
         raise UserError(f"--val {args.val:g}, --test {args.test:g}: give shares above 0 whose sum is below 1")
     shares = {"train": 1 - args.val - args.test, "val": args.val, **({"test": args.test} if args.test else {})}
     if args.folds:
         shares = {f"fold{k}": 1 / args.folds for k in range(args.folds)}
     print(f"{shown(args.input)}: {recognize(args.input)}")
-    source = checked(args.input, args.images)
+    source = read_checked(args.input, args.images)
     splits = split_document(source.document, source.image_root, shares, args.seed)
     if args.folds:
         splits = {name: part for k in range(args.folds) for name, part in _fold(splits, f"fold{k}").items()}

@@ -8,11 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from ..engine.signals import Stopped, on_stopping_signals
 from ..errors import UserError, nearest
-from ..paper.study import Chain, Runner, chains_of, collect, drop_known, read_runs, read_study, run_benchmark
 from .arguments import at_least
 
 
@@ -30,9 +26,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then, at a checkpoint; 1 more to save")
     parser.add_argument("--jobs", type=at_least(1), default=1, help="trainings side by side on this machine")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="of the benchmarks")
+    parser.add_argument("--device", default="auto", help="of the benchmarks")
     parser.add_argument("--quick", action="store_true", help="the benchmarks on small problems, which measure nothing")
     args = parser.parse_args(argv)
+    from ..engine.config import resolve_device
+    from ..engine.signals import Stopped, on_stopping_signals
+    from ..paper.study import Chain, Runner, chains_of, collect, drop_known, read_runs, read_study, run_benchmark
+
+    device = resolve_device(args.device)
     ends = time.monotonic() + 60 * args.minutes
     steps = read_study(args.study)
     for name in args.only or ():
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for step in (step for step in chosen if step.benchmark):
                 left = (ends - time.monotonic()) / 60
                 try:
-                    done &= left > 0 and run_benchmark(step, results, args.device, args.quick, left)
+                    done &= left > 0 and run_benchmark(step, results, device, args.quick, left)
                 except UserError as error:
                     failed.append(str(error))
                     print(error, flush=True)

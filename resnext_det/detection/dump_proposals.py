@@ -9,15 +9,19 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset
-from detectron2.modeling import ProposalNetwork
+from detectron2.modeling import ProposalNetwork, build_model
 from detectron2.utils import comm
 from torch import nn
 
 from ..annotations.dataset import Dataset
+from ..engine.logs import start_log
 from ..engine.processes import decided_by_main
 from ..errors import UserError
-from .data.loaders import test_loader_from_config
+from .data.checked_sets import check_sets_from_config
+from .data.loaders import known_sets, register_sets, test_loader_from_config
 from .data.proposals import Proposals, write_proposals
+from .initial_weights import apply_preset
+from .train import load_to_evaluate
 
 logger = logging.getLogger(__name__)
 
@@ -85,3 +89,20 @@ def _save(path: Path, ids: Sequence, boxes: Sequence, logits: Sequence) -> None:
     write_proposals(path, ids, boxes, logits)
     number = sum(len(part) for part in boxes) / max(len(ids), 1)
     logger.info("%s: %.0f proposals for each of %d images", path, number, len(ids))
+
+
+def run(cfg: CfgNode, names: Sequence[str] | None, folder: str | None, weights_given: bool, trust_pickle: bool) -> None:
+    """One process of ``resnext-det proposals``: ``names`` is DATASETS.TRAIN and TEST by default.
+
+    Raises:
+        UserError: a set, or weights, that cannot be used.
+    """
+    register_sets(cfg.DATASETS.REGISTER)
+    names = names or [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST]
+    known_sets(names, "TRAIN and TEST")
+    start_log(cfg.OUTPUT_DIR)
+    sets = check_sets_from_config(cfg, training=True)
+    cfg = apply_preset(cfg, trust_pickle=trust_pickle)
+    model = build_model(cfg)
+    load_to_evaluate(cfg, model, newest=not weights_given, trust_pickle=trust_pickle)
+    dump_proposals(cfg, model, names, folder or os.path.join(cfg.OUTPUT_DIR, "proposals"), sets=sets)

@@ -13,10 +13,11 @@ from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..inference import BACKENDS, CHOICES
 from ..inference.folding import fold_norm, folds, has_hooks
 from ..inference.fused import FusedConv, fuse_stage, without_autocast
 from ..inference.openvino import Recorder, compile_parts
-from ..inference.precision import BACKENDS, CHOICES, Precision
+from ..inference.precision import Precision
 from ..inference.trunks import device_of, optimize_trunks, prepared
 from .c4_head import ResNeXtC4ROIHeads, work
 from .roi_align import SparseBins, pool

@@ -15,15 +15,13 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from fvcore.common.config import BASE_KEY
 
-from ..config_files import find_config, list_configs, read_yaml
-from ..errors import UserError, nearest
+from ..config_files import find_config, read_config
+from ..errors import UserError
 from ..files import atomic_write, expanded, shown
 from .processes import decided_by_main
 
 CONFIG_FILE = "config.yaml"
-_MOST_BASES = 20  # files that follow each other by _BASE_
 _PATHS = re.compile(r"OUTPUT_DIR|.*\bWEIGHTS|DATASETS\..*")  # keys whose texts may be paths
 
 
@@ -99,66 +97,6 @@ def resolve_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"MODEL.DEVICE {name}: not on this machine; set MODEL.DEVICE to auto or cpu") from error
     return name
-
-
-def read_config(config_file: str, seen: tuple[str, ...] = ()) -> dict:
-    """The keys and values of a YAML file over those of its ``_BASE_`` files.
-
-    Raises:
-        UserError: as :func:`~resnext_det.config_files.read_yaml`; no keys and values; a base that is no file, or that
-            leads back to itself.
-    """
-    if not os.path.lexists(config_file):
-        raise UserError(f"config file {shown(config_file)}: no such file{_similar_file(config_file)}")
-    loaded = read_yaml(config_file)
-    if not isinstance(loaded, dict):
-        raise UserError(f"config file {shown(config_file)}: it or its {BASE_KEY} holds no keys and values")
-    bases = loaded.pop(BASE_KEY, [])
-    merged: dict = {}
-    for base in [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else [bases]:
-        path = _base(base, config_file)
-        real = os.path.realpath(path)
-        if real in seen or real == os.path.realpath(config_file) or len(seen) >= _MOST_BASES:
-            raise UserError(f"config file {shown(config_file)}: its {BASE_KEY} {shown(base)} leads back to itself")
-        try:
-            _lay_over(read_config(path, (*seen, os.path.realpath(config_file))), merged, config_file)
-        except UserError as error:
-            raise (
-                error
-                if str(error).startswith(f"config file {config_file}")
-                else UserError(f"config file {shown(config_file)}: its {BASE_KEY}: {error}")
-            ) from None
-    _lay_over(loaded, merged, config_file)
-    return merged
-
-
-def _base(base: object, config_file: str) -> str:
-    if not isinstance(base, str):
-        raise UserError(f"config file {config_file}: its {BASE_KEY} is {shown(repr(base))}, not the name of a file")
-    if "://" in base:
-        raise UserError(f"config file {config_file}: its {BASE_KEY} {shown(base)} is an address; give a file")
-    return os.path.join(os.path.dirname(config_file), expanded(base))
-
-
-def _lay_over(new: dict, old: dict, config_file: str) -> None:
-    """Merge the sections of ``new`` into ``old``, as fvcore does."""
-    for key, value in new.items():
-        if isinstance(value, dict) and key in old:
-            if not isinstance(old[key], dict):
-                raise UserError(f"config file {config_file}: {shown(key)} is a section, in its {BASE_KEY} a value")
-            _lay_over(value, old[key], config_file)
-        else:
-            old[key] = value
-
-
-def _similar_file(path: str) -> str:
-    folder, name = os.path.split(path)
-    try:
-        here = nearest(name, os.listdir(folder or "."))
-    except OSError:
-        here = ""
-    packaged = nearest(path.removeprefix("configs/"), list_configs())
-    return here or packaged or ("" if os.path.isdir(folder or ".") else f" (nor a folder {folder})")
 
 
 def _flatten(node: dict, prefix: str = "") -> Iterator[str]:

@@ -10,14 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import UserError
+from . import BACKENDS, CHOICES
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "int8": torch.int8}
-BACKENDS = ("auto", "torch", "openvino")
-"""Values of the backend keys."""
-CHOICES = ("auto", *DTYPES, "off")
-"""Values of the dtype keys; off leaves the layers of training as they are."""
+DTYPES = dict(zip(CHOICES[1:-1], (torch.float32, torch.bfloat16, torch.float16, torch.int8), strict=True))
 
 
 @dataclass(frozen=True)

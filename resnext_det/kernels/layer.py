@@ -18,13 +18,11 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..resnext import ConvNorm
+from . import MODES
 from . import grouped_conv as kernels
 from .choice import Way, fastest
 
 logger = logging.getLogger(__name__)
-
-MODES = ("torch", "triton", "auto")
-"""PyTorch's convolution; the kernel wherever it can run; what measures fastest."""
 
 CHANNELS_LAST = torch.channels_last
 

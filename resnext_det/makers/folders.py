@@ -1,7 +1,8 @@
-"""A folder that appears only when it is complete."""
+"""What makers read and write: a folder that appears only when it is complete, a list of class names."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,3 +31,20 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         part.rename(path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def read_class_list(path: str | os.PathLike) -> list[str]:
+    """Class names from a text file, one a line; blank lines are skipped.
+
+    Raises:
+        UserError: no such file, no names, or a name twice.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file; it holds one class name a line")
+    try:
+        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not UTF-8 text; it holds one class name a line") from error
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"{path}: {'names a class twice' if names else 'holds no class names'}")
+    return names

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
@@ -38,20 +37,3 @@ def write_shards(image_set: ImageFolder, out: str | Path, per_shard: int = 5000,
                 writer.write({"__key__": key, path.suffix[1:].lower(): path.read_bytes(), "cls": label})
         index_shards(str(folder), image_set.classes)
         return len(list(folder.glob("*.tar")))
-
-
-def read_class_list(path: str | os.PathLike) -> list[str]:
-    """Class names from a text file, one a line; blank lines are skipped.
-
-    Raises:
-        UserError: no such file, no names, or a name twice.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; it holds one class name a line")
-    try:
-        names = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not UTF-8 text; it holds one class name a line") from error
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"{path}: {'names a class twice' if names else 'holds no class names'}")
-    return names

@@ -18,9 +18,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
-from ..annotations.coco import read_ground_truth
-from ..config_files import config_folder, config_path
-from ..engine.config import read_config
+from ..config_files import config_folder, config_path, read_config
 from ..errors import UserError
 from ..files import write_json
 from ..reporting.tables import Results, results_table
@@ -28,7 +26,6 @@ from ..variants import Variant, parse_name
 from .tables import TABLES, Row, Table
 
 SETTINGS_FILE = "reproduce.json"
-PROTOCOLS = ("paper", "joint")
 TRAINED = "model_final.pth"
 RESULTS = "results.json"
 
@@ -224,6 +221,8 @@ def detection_sets(data: Path) -> tuple[list[str], tuple[tuple[str, ...], tuple[
     Raises:
         UserError: no training or test split.
     """
+    from ..annotations.coco import read_ground_truth  # numpy is not needed to print a plan
+
     splits = {}
     for path in sorted((data / "annotations").glob("instances_*.json")):
         name = path.stem.removeprefix("instances_")

@@ -31,8 +31,8 @@ from ..engine.exits import EXIT_STOPPED
 from ..engine.signals import on_stopping_signals
 from ..errors import UserError, nearest
 from ..files import atomic_write, write_json
-from .reproduce import PROTOCOLS, RESULTS, SETTINGS_FILE, Command, Settings, command_line, options_of_file, plan
-from .tables import TABLES
+from .reproduce import RESULTS, SETTINGS_FILE, Command, Settings, command_line, options_of_file, plan
+from .tables import PROTOCOLS, TABLES
 
 GRACE = 60.0
 """Seconds in which a training that was asked to stop finishes its step and saves."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from ..reporting.tables import ERROR_COLUMNS
 
+PROTOCOLS = ("paper", "joint")
+"""Of Table 8: RPN and Fast R-CNN as two networks, or one training."""
+
 
 @dataclass(frozen=True)
 class Row:

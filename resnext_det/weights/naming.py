@@ -10,8 +10,6 @@ from torch import Tensor
 
 from ..errors import UserError
 
-TARGETS = ("native", "torchvision", "timm")
-
 _DETECTOR_PARTS = ("backbone.", "roi_heads.", "proposal_generator.", "sem_seg_head.")
 # Constants that detectron2 < 0.5 saved with its detectors; the config holds them now.
 _DETECTOR_CONSTANTS = re.compile(r"pixel_(mean|std)|.*\banchor_generator\.cell_anchors\..*")
@@ -98,7 +96,7 @@ def is_detector(names: Iterable[str]) -> bool:
 
 
 def from_native(tensors: Mapping[str, Tensor], target: str, where: str) -> dict[str, Tensor]:
-    """Translate a classifier's names to those of ``target``, one of :data:`TARGETS`.
+    """Translate a classifier's names to those of ``target``, "native", "torchvision" or "timm".
 
     Raises:
         UserError: a tensor that the target's ResNets and ResNeXts have no name for.

@@ -32,8 +32,6 @@ def files(tmp_path_factory):
     "arguments",
     [
         "--help",
-        "check --help",
-        "evaluate --help",
         "check --json gt.json --images .",
         "evaluate --gt gt.json --dt dt.json",
     ],

@@ -20,6 +20,7 @@ from resnext_det import UserError
 from resnext_det.commands import predict as command
 from resnext_det.detection.config import add_resnext_config
 from resnext_det.detection.prediction import detector as module
+from resnext_det.detection.prediction.command import split_settings
 from resnext_det.detection.prediction.detector import Predictor
 from resnext_det.prediction.inputs import find_inputs, read_rgb
 from resnext_det.prediction.run import predict
@@ -164,11 +165,11 @@ def test_a_video_in_and_out(detector, tmp_path, name, code):
 
 
 def test_settings_are_told_from_inputs():
-    assert command._settings(["a.jpg", "MODEL.WEIGHTS", "w.pth"], ["SEED", "1"]) == (
+    assert split_settings(["a.jpg", "MODEL.WEIGHTS", "w.pth"], ["SEED", "1"]) == (
         ["a.jpg"],
         ["MODEL.WEIGHTS", "w.pth", "SEED", "1"],
     )
-    assert command._settings(["a.jpg", "b.MODEL"], []) == (["a.jpg", "b.MODEL"], [])
+    assert split_settings(["a.jpg", "b.MODEL"], []) == (["a.jpg", "b.MODEL"], [])
 
 
 def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path, caplog):

@@ -19,8 +19,8 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
 
-from resnext_det.commands.proposals import _run as dump
 from resnext_det.detection.data.loaders import train_loader_from_config
+from resnext_det.detection.dump_proposals import run as dump
 from resnext_det.detection.train import run
 from resnext_det.engine import run as run_module
 from resnext_det.engine.checkpoint import read_run_checkpoint

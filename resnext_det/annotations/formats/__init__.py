@@ -1,6 +1,6 @@
 """Labeled folders as they are: COCO, YOLO, Pascal VOC, CVAT for images and LabelMe, each read into COCO's form."""
 
-from .reading import FORMATS, Source, read, recognize
+from .reading import FORMATS, Source, read, read_checked, recognize, splits_of
 from .writing import write
 
-__all__ = ["FORMATS", "Source", "read", "recognize", "write"]
+__all__ = ["FORMATS", "Source", "read", "read_checked", "recognize", "splits_of", "write"]

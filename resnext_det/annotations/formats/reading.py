@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...errors import UserError
 from ...files import read_regular, shown
-from ..check import read_document
+from ..check import inspect_document, read_document
 from . import cvat, labelme, voc, yolo
 from .source import Source, is_image, read_xml, sub_files
 
@@ -121,6 +121,18 @@ def read(path: str | Path, image_root: str | Path | None = None, names: Sequence
         UserError: one line for the first mistake, and how many more there are.
     """
     return _cached(str(path), str(image_root) if image_root else None, tuple(names) if names else None)
+
+
+def read_checked(path: str | Path, image_root: str | Path | None = None) -> Source:
+    """:func:`read`, and the check that training makes of every set; the records are as fixed there.
+
+    Raises:
+        UserError: the first error.
+    """
+    source = read(path, image_root)
+    found = inspect_document(source.document, path, source.image_root, decode=False)
+    found.raise_errors()
+    return Source(source.format, found.mended(), source.image_root, source.notes)
 
 
 def splits_of(path: str | Path) -> dict[str, str]:

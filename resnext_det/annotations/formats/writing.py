@@ -15,9 +15,8 @@ import yaml
 from ...errors import UserError
 from ...files import shown
 from ...images import read_header
+from .. import LABEL_FORMATS
 from .source import Source
-
-TARGETS = ("coco", "yolo", "voc")
 
 
 def write(sources: Mapping[str, Source], out: Path, to: str) -> list[str]:
@@ -29,8 +28,8 @@ def write(sources: Mapping[str, Source], out: Path, to: str) -> list[str]:
     Raises:
         UserError: splits whose classes differ, two images of one name, an image that is missing.
     """
-    if to not in TARGETS:
-        raise UserError(f"--to {shown(to, 40)}: choose from {', '.join(TARGETS)}")
+    if to not in LABEL_FORMATS:
+        raise UserError(f"--to {shown(to, 40)}: choose from {', '.join(LABEL_FORMATS)}")
     first = next(iter(sources.values())).document["categories"]
     for split, source in sources.items():
         if source.document["categories"] != first:

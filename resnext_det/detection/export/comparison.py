@@ -19,7 +19,6 @@ from .graph import INPUTS, OUTPUTS, SIDES
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {"onnx": "detector.onnx", "torch": "detector.pt2"}
 Run = Callable[[np.ndarray, tuple[int, int]], list[np.ndarray]]
 """Image (3, H, W) float32 as the detector takes it, (height, width) of the original -> boxes, scores, classes."""
 

@@ -25,7 +25,7 @@ from ...annotations.classes import match_classes
 from ...annotations.coco import Detections, read_ground_truth
 from ...engine.config import load_config
 from ...errors import UserError
-from ...inference.precision import CHOICES
+from ...inference import CHOICES
 from ...prediction.detector import Detector, ImageLike, pixels_of
 from ...weights import read_checkpoint
 from ..class_count import class_count_from_config
@@ -115,47 +115,27 @@ def _region_features(heads: nn.Module, maps: dict[str, Tensor], found: Sequence[
     return vectors.split([len(one) for one in boxes])
 
 
-def load_detector(
+def load_trained(
     file_or_folder: str | os.PathLike,
     *,
-    dtype: str = "auto",
-    device: str = "auto",
-    config: str | os.PathLike = "",
-    score_threshold: float = 0.5,
-    examples: Iterable[ImageLike] = (),
-    trust_pickle: bool = False,
+    dtype: str,
+    device: str,
+    config: str | os.PathLike,
+    score_threshold: float,
+    examples: Sequence[ImageLike],
+    trust_pickle: bool,
 ) -> Detector:
-    """A trained detector from its weights, which hold its configuration and class names.
-
-    Args:
-        file_or_folder: a checkpoint of a training, or its OUTPUT_DIR, of which the newest is taken.
-        dtype: how it computes: "fp32", "bf16", "fp16", "int8", "auto" for what the hardware is good at, "off" for the
-            layers of training as they are.
-        device: "cpu", "cuda", ...; "auto" is a GPU where there is one.
-        config: YAML file, for weights that do not hold theirs.
-        score_threshold: detections below it are left out.
-        examples: images like those to come, on which "int8" measures its ranges; needed by it only.
-        trust_pickle: also open weights that may run code.
-
-    Raises:
-        UserError: no weights there, none that are a detector's, or no configuration in them.
-
-    Example:
-        >>> detector = resnext_det.load_detector("output/model_final.pth")
-        >>> result = detector("photo.jpg")
-        >>> result.names, result.boxes
-    """
+    """A detector from the weights of a training; arguments and errors are :func:`resnext_det.load_detector`'s."""
     if dtype not in CHOICES:
         raise UserError(f"dtype {dtype!r}: choose from {', '.join(CHOICES)}")
     weights, beside = weights_in(file_or_folder)
     opts = ["MODEL.DEVICE", device, "MODEL.RESNEXT.INFERENCE_DTYPE", dtype]
     cfg = config_of(weights, os.fspath(config), opts, beside=beside, trust_pickle=trust_pickle)
-    given = list(examples)
-    if dtype == "int8" and not given:
+    if dtype == "int8" and not examples:
         raise UserError("dtype 'int8' measures its ranges on images: give some dozen as examples=[...]")
     limit = cfg.DATASETS.MAX_MEGAPIXELS
     predictor, ids, names = load_predictor(
-        cfg, trust_pickle=trust_pickle, examples=lambda: (pixels_of(image, limit) for image in given)
+        cfg, trust_pickle=trust_pickle, examples=lambda: (pixels_of(image, limit) for image in examples)
     )
     return Detector(predictor, names, ids, score_threshold=score_threshold, max_megapixels=limit)
 

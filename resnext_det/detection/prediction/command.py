@@ -1,0 +1,93 @@
+"""A prediction as the command asks for it, in every process: the config and the flags become arguments here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.utils import comm
+
+from ...annotations.coco import read_ground_truth
+from ...annotations.predicted import match_files
+from ...engine.processes import decided_by_main
+from ...errors import UserError
+from ...prediction.command import ids_of_classes, tell
+from ...prediction.inputs import find_inputs, spread
+from ...prediction.run import predict
+from ...weights.reading import sha256
+from ...weights.sources import locate
+from ..config import add_resnext_config
+from .detector import load_predictor
+
+logger = logging.getLogger(__name__)
+
+INT8_EXAMPLES = 16
+
+
+def run(cfg: CfgNode, args: Namespace) -> None:
+    """One process of the run."""
+    first = comm.is_main_process()
+    logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
+    if comm.get_local_size() > 1 and cfg.MODEL.DEVICE == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
+    if "-" in args.input and args.listed is None and comm.get_world_size() > 1:
+        raise UserError("--input -: processes of torchrun and Slurm share one standard input; give folders or patterns")
+    folder = Path(args.output)
+    stdin = sys.stdin if args.listed is None else args.listed
+    paths = decided_by_main(lambda: find_inputs(args.input, stdin, output=folder))
+    limit = cfg.DATASETS.MAX_MEGAPIXELS
+    if cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "int8":
+        logger.info("int8: ranges are measured on up to %d images, spread over all inputs", INT8_EXAMPLES)
+    predictor, category_ids, class_names = load_predictor(
+        cfg, trust_pickle=args.trust_pickle, examples=lambda: spread(paths, INT8_EXAMPLES, max_megapixels=limit)
+    )
+    image_ids = None
+    if args.ids_from:
+        truth = read_ground_truth(args.ids_from)
+        image_ids = match_files(map(str, paths), truth.image_records(), f"--ids-from {args.ids_from}")
+        category_ids = ids_of_classes(truth, class_names)
+    key, own = own_threshold(cfg)
+    if args.score_threshold < own:
+        logger.warning(
+            "--score-threshold %g: the model itself leaves out what is below %s %g; set %s %g to see it",
+            args.score_threshold, key, own, key, args.score_threshold,
+        )  # fmt: skip
+    summary = predict(
+        predictor, paths, folder,
+        categories=[{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)],
+        image_ids=image_ids, settings={"config": _settled(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
+        batch_size=args.batch_size, score_threshold=args.score_threshold, broken=args.broken,
+        draw=not args.no_drawings, resume=args.resume, max_megapixels=limit, progress=logger.info if first else None,
+        rank=comm.get_rank(), processes=comm.get_world_size(), decide=decided_by_main,
+    )  # fmt: skip
+    if summary is not None:
+        logging.getLogger().setLevel(logging.INFO)  # the last process tells, whichever it is
+        tell(summary, folder, args.score_threshold, cfg.MODEL.DEVICE)
+
+
+def own_threshold(cfg: CfgNode) -> tuple[str, float]:
+    """The key by which the model itself leaves out detections, and its value."""
+    section = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
+    return f"MODEL.{section}.SCORE_THRESH_TEST", cfg.MODEL[section].SCORE_THRESH_TEST
+
+
+def _settled(cfg: CfgNode) -> dict:
+    """What of the config decides a prediction: the model, the sizes of images, the limit."""
+    model = {key: value for key, value in cfg.MODEL.items() if key not in ("WEIGHTS", "DEVICE")}
+    sizes = {key: cfg.INPUT[key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")}
+    return {"MODEL": model, "INPUT": sizes, "MAX_MEGAPIXELS": cfg.DATASETS.MAX_MEGAPIXELS}
+
+
+def split_settings(inputs: list[str], opts: list[str]) -> tuple[list[str], list[str]]:
+    """Cut ``KEY VALUE`` pairs off the end of the inputs: keys are names such as MODEL.WEIGHTS, never files."""
+    sections = get_cfg()
+    add_resnext_config(sections)
+    for position, word in enumerate(inputs):
+        if "." in word and word.split(".")[0] in sections and not os.path.exists(word):
+            return inputs[:position], inputs[position:] + opts
+    return inputs, opts
