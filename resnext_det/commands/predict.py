@@ -17,9 +17,8 @@ from .arguments import TRUST_PICKLE, at_least
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``tools/predict.py``."""
-    parser = argparse.ArgumentParser(
-        description="Detect objects in images and videos. `predict DETECTOR PATH ...` is short for --weights and --input."
-    )
+    about = "Detect objects in images and videos. `predict DETECTOR PATH ...` is short for --weights and --input."
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--config-file", metavar="FILE", help="YAML; by default the one that the weights hold")
     parser.add_argument("--weights", metavar="FILE", help="of a trained detector, its OUTPUT_DIR, or an export")
     parser.add_argument("--input", nargs="+", metavar="PATH", help="files, folders, patterns; - for stdin")
@@ -74,7 +73,7 @@ def _predict_by_artifact(args: argparse.Namespace, weights: str) -> None:
     if args.config_file or args.dtype or settings:
         what = settings[0] if settings else "--config-file" if args.config_file else "--dtype"
         raise UserError(
-            f"{what}: {weights} was exported with its settings; leave it out, or give the training's weights"
+            f"{what}: {weights} was exported with its settings; leave it out, or give the weights themselves"
         )
     if args.workers > 1:
         raise UserError("--workers: an exported detector uses all threads in one process; leave it out")

@@ -39,7 +39,7 @@ def run_artifact(args: Namespace) -> None:
             args.score_threshold, about.model_threshold,
         )  # fmt: skip
     single = args.weights.endswith(".onnx")
-    identity = {"detector": sha256(args.weights)} if single else {"files": about.files}
+    identity: dict[str, object] = {"detector": sha256(args.weights)} if single else {"files": about.files}
     summary = predict(
         predictor, paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, about.class_names, strict=True)],
