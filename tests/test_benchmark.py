@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -39,6 +40,29 @@ def test_training_with_an_extra_norm_agrees(norm, tolerance, monkeypatch):
     agreement = run_benchmark("c4-train", Setting(quick=True, norm=norm, extra_norm=True))["agreement"]
     assert agreement["ours fp32 loss, relative"] < 1e-5 and agreement["two runs have equal bits"] == 1
     assert all(value < tolerance for key, value in agreement.items() if key.endswith("gradient, relative"))
+
+
+def test_memory_is_measured_in_processes_of_their_own(tmp_path, monkeypatch):
+    """What the command hands to them can travel; the measuring itself takes seconds of importing torch in each."""
+
+    class Inline:
+        def Pool(self, processes):  # noqa: N802 (multiprocessing's name)
+            return self
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            return None
+
+        def apply(self, function, arguments):
+            (setting, threads, side, recompute, bf16) = pickle.loads(pickle.dumps(arguments))
+            assert (setting.norm, setting.extra_norm, threads > 0) == ("BN", True, True)
+            return 2.0 - side
+
+    monkeypatch.setattr(torch.multiprocessing, "get_context", lambda kind: Inline())
+    main(["c4-memory", "--quick", "--norm", "BN", "--extra-norm", "--json", str(tmp_path / "out.json")])
+    assert json.loads((tmp_path / "out.json").read_text())["ratios"]["ours fp32 / stock fp32"] == 0.5
 
 
 def test_tool_writes_json(tmp_path):

@@ -100,7 +100,7 @@ def test_every_key_of_pretraining_is_read_in_a_run(tmp_path: Path) -> None:
     }  # fmt: skip
     (tmp_path / "empty.yaml").write_text("VERSION: 2\n")
     words = ["--config-file", str(tmp_path / "empty.yaml"), *(str(v) for pair in values.items() for v in pair)]
-    evaluation = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "TEST.DTYPE", "fp32"]
+    evaluation = ["MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth"), "TEST.DTYPE", "fp32", "TEST.KNN", "1"]
     with recorded_reads() as read:
         pretrain.main(words)
         pretrain.main(["--eval-only", *words, *evaluation])

@@ -6,11 +6,12 @@ import resource
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from .measure import Result, Setting, not_run, optimized_copies, relative_error, result, timed
+from .measure import Result, Setting, keep_nothing, not_run, optimized_copies, relative_error, result, timed
 
 
 def detectors(
@@ -199,6 +200,7 @@ def c4_memory(setting: Setting) -> Result:
     }
     if setting.bf16:
         variants["ours bf16 autocast recompute"] = (1, True, True)
+    setting = replace(setting, keep=keep_nothing)
     context = torch.multiprocessing.get_context("spawn")
     gigabytes = {}
     for name, arguments in variants.items():

@@ -25,6 +25,10 @@ Result = dict[str, dict]
 Row = dict[str, "float | str"]
 
 
+def keep_nothing(rows: dict[str, Row]) -> None:
+    """For :attr:`Setting.keep`: a function that travels to another process."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """How to measure.
@@ -51,7 +55,7 @@ class Setting:
     batch: int = 0
     ends: float = math.inf
     known: Mapping[str, Row] = field(default_factory=dict)
-    keep: Callable[[dict[str, Row]], None] = lambda rows: None
+    keep: Callable[[dict[str, Row]], None] = keep_nothing
     norm: str = "FrozenBN"
     extra_norm: bool = False
 

@@ -33,6 +33,7 @@ def get_config() -> CN:
     cfg.MODEL.WEIGHTS = ""  # start from, or evaluate: a file, torchvision://NAME or timm://NAME
     cfg.MODEL.ALLOW_MISSING = ()  # parts of the network, or prefixes of names, that MODEL.WEIGHTS may lack, such as fc
     cfg.MODEL.WEIGHTS_BRANCH = ""  # which network of MODEL.WEIGHTS, where the file holds several, such as encoder_q
+    cfg.MODEL.FREEZE_TRUNK = False  # fc alone is trained, anew, on what the trunk of MODEL.WEIGHTS sees
     cfg.MODEL.DEVICE = "auto"  # cuda where there is a GPU, else cpu
     cfg.MODEL.FORM = "c"  # a, b or c of Fig. 3
     cfg.MODEL.GROUPED_CONV = "torch"  # torch; triton: our kernel (GPU); auto: what measures fastest, see docs/speed.md
@@ -81,6 +82,8 @@ def get_config() -> CN:
     cfg.TEST.AMONG = "train"
     cfg.TEST.BATCH_SIZE = 100  # per process
     cfg.TEST.EVAL_PERIOD = 1.0  # epochs
+    cfg.TEST.KNN = 0  # neighbors of a k-NN on the trunk's features, rated once at the end; 0: none
+    cfg.TEST.KNN_TEMPERATURE = 0.07  # a neighbor's vote is exp(cosine / this)
     cfg.TEST.PATIENCE = 0  # evaluations in a row without a lower top-1 error that end the training; 0: none do
     # off: the layers of training in SOLVER.PRECISION. auto, fp32, bf16, fp16 or int8: an optimized copy, faster; int8
     # needs a CPU and OpenVINO, and measures its ranges on some images of training
@@ -138,6 +141,7 @@ def check_config(cfg: CN) -> None:
         "INPUT.CROP_SIZE": 1, "TEST.SHORT_SIDE": 1, "TEST.BATCH_SIZE": 1, "TEST.CROP_SIZE": 0,
         "MODEL.STEM_OUT_CHANNELS": 1, "MODEL.RES2_OUT_CHANNELS": 1, "SOLVER.WARMUP_EPOCHS": 0, "INPUT.LIGHTING": 0,
         "MODEL.NORM_IMAGES": 0, "MODEL.FC_STD": 0, "INPUT.MIXUP": 0, "INPUT.CUTMIX": 0, "TEST.PATIENCE": 0,
+        "TEST.KNN": 0,
         "SOLVER.CLIP_NORM": 0,
         "DATALOADER.NUM_WORKERS": 0, "DATALOADER.SHUFFLE_WINDOW": 0, "SOLVER.MOMENTUM": 0, "SOLVER.WEIGHT_DECAY": 0,
     }  # fmt: skip
@@ -156,6 +160,8 @@ def check_config(cfg: CN) -> None:
         raise UserError(f"TEST.DENSE_SIZES {list(cfg.TEST.DENSE_SIZES)}: must be above 0")
     if not 0 <= cfg.INPUT.COLOR_JITTER < 1:
         raise UserError(f"INPUT.COLOR_JITTER {cfg.INPUT.COLOR_JITTER}: must be in [0, 1)")
+    if not cfg.TEST.KNN_TEMPERATURE > 0:
+        raise UserError(f"TEST.KNN_TEMPERATURE {cfg.TEST.KNN_TEMPERATURE}: must be above 0")
     if not cfg.TEST.EVAL_PERIOD > 0:
         raise UserError(f"TEST.EVAL_PERIOD {cfg.TEST.EVAL_PERIOD}: must be above 0")
     if cfg.MODEL.COMPILE and cfg.MODEL.RECOMPUTE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -12,6 +13,7 @@ from ..errors import UserError
 from ..resnext import Classifier
 from ..variants import Variant, parse_name
 from ..weights import Checkpoint, Metadata, check_metadata, load_strictly
+from ..weights.loading import part_of
 from ..weights.metadata import on_255
 
 logger = logging.getLogger(__name__)
@@ -69,14 +71,19 @@ def load_initial_weights(
     """Load a checkpoint into ``model``, strictly, and log what went where.
 
     Args:
-        allow_new_head: an ``fc`` for other classes may start anew; False to evaluate.
+        allow_new_head: an ``fc`` for other classes may start anew, and with MODEL.FREEZE_TRUNK it does; False to
+            evaluate.
 
     Raises:
         UserError: the checkpoint does not fit, or contradicts the config.
     """
     where = str(checkpoint)
     check_against_config(cfg, model, checkpoint.metadata, where)
-    report = load_strictly(model, checkpoint, allow_missing=cfg.MODEL.ALLOW_MISSING)
+    allowed = tuple(cfg.MODEL.ALLOW_MISSING)
+    if cfg.MODEL.FREEZE_TRUNK and allow_new_head:  # also where the classes are the same: it is what the probe trains
+        allowed = (*allowed, "fc")
+        checkpoint = replace(checkpoint, tensors={n: t for n, t in checkpoint.tensors.items() if part_of(n) != "fc"})
+    report = load_strictly(model, checkpoint, allow_missing=allowed)
     if "fc" in report.new and not allow_new_head:
         theirs = checkpoint.tensors.get("fc.bias", ())
         raise UserError(

@@ -41,6 +41,7 @@ from .augmentation import CenterCrop, CifarTraining, ImageNetTraining, Normalize
 from .data import ImageSet, TrainingLoader, evaluation_loader
 from .evaluate import evaluate
 from .initial_weights import check_against_config, load_initial_weights, metadata
+from .knn import knn_error
 from .shards import open_images
 from .solver import build_optimizer
 
@@ -50,7 +51,10 @@ WARMUP_FACTOR = 0.001
 
 
 class TrainingModel(nn.Module):
-    """Classifier with its normalization and loss: a training batch in, {"loss": scalar} out."""
+    """Classifier with its normalization and loss: a training batch in, {"loss": scalar} out.
+
+    Where the trunk has no gradients the classifier stays in evaluation: the statistics of its norms are frozen too.
+    """
 
     def __init__(
         self,
@@ -62,6 +66,12 @@ class TrainingModel(nn.Module):
         super().__init__()
         self.classifier, self.normalize, self.label_smoothing = classifier, normalize, label_smoothing
         self.mix = mix
+
+    def train(self, mode: bool = True) -> TrainingModel:
+        super().train(mode)
+        if not any(p.requires_grad for p in self.classifier.stem.parameters()):
+            self.classifier.eval()
+        return self
 
     def forward(self, batch: Sequence[Tensor]) -> dict[str, Tensor]:
         images, labels, colors = (part.to(self.normalize.mean.device, non_blocking=True) for part in batch)
@@ -103,6 +113,9 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
 def build_training_model(cfg: CfgNode, num_classes: int) -> TrainingModel:
     """:func:`build_classifier`, compiled where MODEL.COMPILE says so, with the normalization and loss of training."""
     model = build_classifier(cfg, num_classes)
+    if cfg.MODEL.FREEZE_TRUNK:
+        model.requires_grad_(False)
+        model.fc.requires_grad_(True)
     if cfg.MODEL.COMPILE:
         model.compile()
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
@@ -167,8 +180,7 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: Plan) 
 
 def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
     """Evaluate on DATASETS.TEST as TEST says, over all processes."""
-    image_set = open_images(cfg.DATASETS.TEST, classes)
-    place = {"workers": cfg.DATALOADER.NUM_WORKERS, "rank": comm.get_rank(), "world_size": comm.get_world_size()}
+    image_set, place = open_images(cfg.DATASETS.TEST, classes), _place(cfg)
     if cfg.TEST.DENSE_SIZES:  # whole images differ in shape: one at a time
         whole = [CenterCrop(size, 0, cfg.INPUT.INTERPOLATION) for size in cfg.TEST.DENSE_SIZES]
         loaders = [evaluation_loader(image_set, transform, 1, **place) for transform in whole]
@@ -189,6 +201,24 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
         also_among=of_test if cfg.TEST.AMONG == "both" else None,
         autocast_dtype=autocast_dtype,
     )
+
+
+def _place(cfg: CfgNode) -> dict[str, int]:
+    """What :func:`evaluation_loader` needs to give every process its share."""
+    return {"workers": cfg.DATALOADER.NUM_WORKERS, "rank": comm.get_rank(), "world_size": comm.get_world_size()}
+
+
+def run_knn(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
+    """{"knn_top1_error"} of DATASETS.TEST by the features of DATASETS.TRAIN, {} without TEST.KNN."""
+    if not cfg.TEST.KNN:
+        return {}
+    transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE, cfg.INPUT.INTERPOLATION)
+    known, test = (
+        evaluation_loader(open_images(folder, classes), transform, cfg.TEST.BATCH_SIZE, **_place(cfg))
+        for folder in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
+    )
+    how = {"neighbors": cfg.TEST.KNN, "temperature": cfg.TEST.KNN_TEMPERATURE}
+    return {"knn_top1_error": knn_error(model, normalize, known, test, **how)}
 
 
 def _judged(cfg: CfgNode, model: nn.Module, normalize: Normalize) -> tuple[nn.Module, torch.dtype | None]:
@@ -236,7 +266,8 @@ def evaluate_only(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
     model = build_classifier(cfg, len(classes))
     load_initial_weights(cfg, model, checkpoint, allow_new_head=False)
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
-    return _report(cfg, model, run_evaluation(cfg, model, normalize, classes))
+    results = run_evaluation(cfg, model, normalize, classes)
+    return _report(cfg, model, results | run_knn(cfg, model, normalize, classes))
 
 
 def train(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
@@ -311,7 +342,7 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
     start = run.begin(resume=options.resume, check=partial(check_against_config, cfg, model), load_initial_weights=load)
     place = {"rank": comm.get_rank(), "world_size": processes}
     data = training_loader(cfg, image_set, plan.batch_size, run.trainer.seed, start, **place)
-    results = run.train(data, start)
+    results = run.train(data, start) | run_knn(cfg, run.evaluated, normalize, image_set.classes)
     return _report(cfg, model, {key: value for key, value in results.items() if key != "epoch"})
 
 

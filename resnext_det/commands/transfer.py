@@ -11,9 +11,9 @@ from ..paper.transfer import (
     NETWORKS,
     PROTOCOLS,
     Settings,
-    command_of,
-    labels_of,
+    commands_of,
     measured,
+    measured_frozen,
     table_text,
     write_csv,
     write_png,
@@ -38,17 +38,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", metavar="FILE", help="YAML with settings for every run")
     parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="options",
                         help="a setting for every run, may be repeated")  # fmt: skip
+    parser.add_argument("--classification", type=Path, metavar="FOLDER",
+                        help="classify on frozen features too; class folders under train and val")  # fmt: skip
+    parser.add_argument("--classification-settings", metavar="FILE", help="YAML with settings for that")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that are missing, run nothing")
     args = parser.parse_args(argv)
     options = (*options_of_file(args.settings), *(part for pair in args.options for part in pair))
-    settings = Settings(args.output, args.protocol, args.network, args.num_gpus, args.batch, options)
-    labels = labels_of(args.weights)
-    trials = ((label, file, trial) for trial in range(args.trials) for label, file in labels.items())
-    run_missing((command_of(*one, settings) for one in trials), dry_run=args.dry_run)
-    found = measured(args.weights, args.trials, settings)
-    print(table_text(found, args.trials, settings))
+    of_classification = tuple(options_of_file(args.classification_settings))
+    run = (args.output, args.protocol, args.network, args.num_gpus, args.batch, options)
+    settings = Settings(*run, args.classification, of_classification)
+    run_missing(commands_of(args.weights, args.trials, settings), dry_run=args.dry_run)
+    found, frozen = measured(args.weights, args.trials, settings), measured_frozen(args.weights, settings)
+    print(table_text(found, args.trials, settings, frozen))
     if not args.dry_run:
         place = args.output / f"{args.protocol}_{args.network}"
-        write_csv(place.with_suffix(".csv"), found)
-        write_png(place.with_suffix(".png"), found, settings)
+        write_csv(place.with_suffix(".csv"), found, settings, frozen)
+        write_png(place.with_suffix(".png"), found, settings, frozen)
         print(f"\n{place}.csv and .png written")

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from ..config_files import config_folder, config_path, read_config
 from ..errors import UserError
@@ -289,12 +290,9 @@ def _whole(channels: int, width: Fraction) -> int:
     return int(scaled)
 
 
-def read_results(command: Command, detection: bool) -> Results | None:
-    """The numbers a finished run has left; None where it is not finished."""
-    if not command.finished():
-        return None
-    results = json.loads((command.folder / RESULTS).read_text(encoding="utf-8"))
-    return results.get("bbox", {}) if detection else results
+def read_results(command: Command) -> dict[str, Any] | None:
+    """What ``results.json`` of a finished run holds; None where it is not finished."""
+    return json.loads((command.folder / RESULTS).read_text(encoding="utf-8")) if command.finished() else None
 
 
 def table_text(number: int | str, rows: Sequence[str], seeds: Sequence[int], settings: Settings) -> str:
@@ -342,9 +340,9 @@ def _label(table: Table, name: str, settings: Settings) -> str:
 def _measured(number: int | str, name: str, seeds: Sequence[int], settings: Settings) -> dict[int, Results]:
     found = {}
     for seed in seeds:
-        results = read_results(plan(number, name, seed, settings)[-1], TABLES[number].detection)
+        results = read_results(plan(number, name, seed, settings)[-1])
         if results is not None:
-            found[seed] = results
+            found[seed] = results.get("bbox", {}) if TABLES[number].detection else results
     return found
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAPER = [path for name in ("imagenet", "imagenet5k", "cifar") for path in sorted((ROOT / "configs" / name).glob("*"))]
 RUNS = [path for path in PAPER if not path.stem.startswith("Base")]
 OTHERS = sorted((ROOT / "configs" / "tinyimagenet").glob("res*")) + [ROOT / "configs/quickstart/pretrain.yaml"]
+OTHERS += sorted((ROOT / "configs/linear").glob("*_*"))
 IMAGES = {"imagenet": 1_281_167, "imagenet5k": 6_800_000, "cifar": 50_000}
 
 

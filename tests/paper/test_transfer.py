@@ -12,13 +12,26 @@ from resnext_det import cli
 from resnext_det.errors import UserError
 from resnext_det.paper import transfer
 from resnext_det.paper.reproduce import Command
-from resnext_det.paper.transfer import Settings, command_of, labels_of, paired_difference, table_text
+from resnext_det.paper.transfer import (
+    Settings,
+    command_of,
+    labels_of,
+    measured,
+    paired_difference,
+    table_text,
+    write_png,
+)
 
 
 def finish(command: Command, ap: float) -> None:
+    boxes = {"AP50": ap + 20, "AP": ap, "AP75": ap + 5}
+    write(command, {"bbox": boxes, "segm": {key: value - 10 for key, value in boxes.items()}})
+
+
+def write(command: Command, results: dict) -> None:
     command.folder.mkdir(parents=True, exist_ok=True)
     command.made[0].touch()
-    command.made[1].write_text(json.dumps({"bbox": {"AP50": ap + 20, "AP": ap, "AP75": ap + 5}}))
+    command.made[1].write_text(json.dumps(results))
     os.utime(command.made[0], (1, 1))
 
 
@@ -52,7 +65,7 @@ def test_nothing_ran_says_so_and_a_dry_run_writes_nothing(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     cli.call("transfer", ["--protocol", "coco_2x", "--weights", "a.pth", "b.pth", "--trials", "2", "--dry-run"])
     text = capsys.readouterr().out
-    assert text.count("--config-file") == 4 and text.count("not run") == 9 and not list(tmp_path.iterdir())
+    assert text.count("--config-file") == 4 and text.count("not run") == 18 and not list(tmp_path.iterdir())
 
 
 def test_the_batch_follows_the_processes_and_every_protocol_has_its_config() -> None:
@@ -72,7 +85,7 @@ def test_paired_difference_is_students() -> None:
 
 
 def test_names_of_files_become_lines() -> None:
-    assert labels_of(["x/m.pth", "y/m.pth", "n.pth"]) == {"x_m": "x/m.pth", "y_m": "y/m.pth", "n": "n.pth"}
+    assert labels_of(["x/m.pth", "y/m.pth", "n.pth.tar"]) == {"x_m": "x/m.pth", "y_m": "y/m.pth", "n": "n.pth.tar"}
     with pytest.raises(UserError, match="given twice"):
         labels_of(["a.pth", "a.pth"])
 
@@ -85,3 +98,47 @@ def test_none_is_a_random_backbone() -> None:
 def test_a_changed_protocol_is_labeled() -> None:
     text = table_text({"a": {}}, 2, Settings(Path("o"), options=("SOLVER.MAX_ITER", "9")))
     assert "1 settings are not the protocol's" in text and "not run" in text
+
+
+def test_protocols_with_masks_have_their_columns(tmp_path: Path) -> None:
+    settings = Settings(tmp_path, "coco_1x")
+    finish(command_of("a", "a.pth", 0, settings), 40)
+    found = measured(["a.pth"], 1, settings)
+    assert found["a"][0]["mask AP"] == 30 and "mask AP75" in table_text(found, 1, settings)
+    assert "mask AP" not in table_text({"a": {}}, 1, Settings(tmp_path))
+    write_png(tmp_path / "masks.png", found, settings, {})
+    assert (tmp_path / "masks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_frozen_features_are_columns_and_run_once_for_each_backbone(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "val"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "c.yaml").write_text("SOLVER: {EPOCHS: 3}")
+    ran = []
+
+    def run(command: Command) -> None:
+        ran.append((command.tool, command.folder.relative_to("output/transfer").as_posix(), command.options))
+        if command.tool == "pretrain":
+            better = 10 * (command.folder.name == "b")
+            write(command, {"top1_error": 60.0 - better, "knn_top1_error": 70.0 - better})
+        else:
+            finish(command, 50)
+
+    monkeypatch.setattr(Command, "run", run)
+    line = ["--protocol", "voc0712", "--weights", "none", "x/b.pth", "--trials", "2", "--classification", "data"]
+    cli.call("transfer", [*line, "--classification-settings", "c.yaml"])
+    assert [name for tool, name, _ in ran if tool == "pretrain"] == ["linear/R_50/none", "linear/R_50/b"]
+    keys = [dict(zip(options[::2], options[1::2], strict=True)) for tool, _, options in ran if tool == "pretrain"]
+    assert [k["MODEL.WEIGHTS"] for k in keys] == ["", "x/b.pth"] and keys[0]["SOLVER.EPOCHS"] == "3"
+    text = capsys.readouterr().out
+    assert "| none " in text and "| 40.00" in text and "| 50.00" in text and "accuracy on data" in text
+    (head, first, _, third, _) = Path("output/transfer/voc0712_R_50.csv").read_text().splitlines()
+    assert head.endswith("AP75,linear,k-NN") and first.endswith(",40.0,30.0") and third.endswith(",50.0,40.0")
+
+
+def test_every_backbone_is_compared_with_the_first() -> None:
+    aps = {"a": 1, "b": 3, "c": 9}
+    runs = {name: {t: dict.fromkeys(("AP50", "AP", "AP75"), ap + t) for t in (0, 1)} for name, ap in aps.items()}
+    text = table_text(runs, 2, Settings(Path("o")))
+    assert "AP, b - a: +2.00" in text and "AP, c - a: +8.00" in text and "c - b" not in text

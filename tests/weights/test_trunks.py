@@ -5,14 +5,12 @@ The layouts are those of the projects' own code; the tensors are random.
 
 from __future__ import annotations
 
-import pickle
-
 import pytest
 import torch
 from helpers import randomise_norms, relative_error
 from torchvision.models.resnet import Bottleneck, ResNet
 
-from resnext_det import UserError, create_model
+from resnext_det import UserError, compat, create_model
 from resnext_det.commands.convert import main
 from resnext_det.weights import load_strictly, read_checkpoint
 
@@ -136,17 +134,31 @@ def test_wrong_ones_are_refused_in_one_line(theirs, tmp_path):
         assert not (tmp_path / "out.pth").exists()
 
 
-def test_detectron2s_own_form(theirs, tmp_path, capsys):
-    """Its checkpointer finds every tensor of the trunk, with the same features."""
+@pytest.mark.skipif(compat.detectron2_folder() is None, reason="no detectron2")
+def test_detectron2s_own_checkpointer_reads_the_pickle(theirs, tmp_path, capsys):
+    """Its DetectionCheckpointer fills a stock C4 detector's trunk, res5 in the head: torchvision's features."""
+    from detectron2.checkpoint import DetectionCheckpointer
+    from detectron2.modeling.backbone import BasicStem, BottleneckBlock
+    from detectron2.modeling.backbone import ResNet as StockResNet
 
-    torch.save(under("module.encoder_q.", theirs), tmp_path / "w.pth")
+    torch.save(under("module.encoder_q.", theirs) | mlp("module.encoder_q.fc."), tmp_path / "w.pth")
     main([str(tmp_path / "w.pth"), str(tmp_path / "out.pkl"), "--to", "detectron2"])
     assert "branch: encoder_q" in capsys.readouterr().out
-    with open(tmp_path / "out.pkl", "rb") as file:
-        assert pickle.load(file)["matching_heuristics"] is True
-    assert (
-        len(read_checkpoint(tmp_path / "out.pkl").tensors)
-        == len([n for n in theirs.state_dict() if "num_" not in n]) - 2
-    )
+    stages = [
+        StockResNet.make_stage(
+            BottleneckBlock, 1, stride_per_block=[1 if i == 0 else 2], in_channels=[64, 256, 512, 1024][i],
+            out_channels=256 * 2**i, bottleneck_channels=64 * 2**i, norm="BN", stride_in_1x1=False,
+        )
+        for i in range(4)
+    ]  # fmt: skip
+    detector = torch.nn.Module()
+    detector.backbone = StockResNet(BasicStem(norm="BN"), stages[:3], out_features=["res4"])
+    detector.roi_heads = torch.nn.Module()
+    detector.roi_heads.res5 = torch.nn.Sequential(*stages[3])
+    DetectionCheckpointer(detector).load(str(tmp_path / "out.pkl"))
+    body = torch.nn.Sequential(*list(theirs.children())[:-2])
+    with torch.no_grad():
+        found = detector.eval().roi_heads.res5(detector.backbone(IMAGE)["res4"])
+        assert relative_error(found, body(IMAGE)) < 1e-5
     with pytest.raises(UserError, match="detectron2's form is a .pkl file"):
         main([str(tmp_path / "w.pth"), str(tmp_path / "out.pth"), "--to", "detectron2"])
