@@ -35,7 +35,7 @@ class About:
         category_ids: of the same in the data set of the training.
         channel_order: of the graph's input, "RGB" or "BGR"; an ONNX file takes RGB whatever stands here.
         min_size, max_size: to which images are resized, INPUT.MIN_SIZE_TEST and MAX_SIZE_TEST; min_size 0 keeps them.
-        thresholds: {class name: score}, below which a detection of the class is left out; of all of them or of none.
+        thresholds: scores from which the classes are kept, in their order, as the checkpoint holds them; or empty.
         model_threshold: score below which the graph itself leaves out detections.
         files: {name: SHA-256} of what lies beside detector.json.
         weights_sha256: of the checkpoint it was made from.
@@ -54,7 +54,7 @@ class About:
     min_size: int
     max_size: int
     model_threshold: float
-    thresholds: dict[str, float] = field(default_factory=dict)
+    thresholds: list[float] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     weights_sha256: str = ""
     calibration: dict[str, str] = field(default_factory=dict)
@@ -145,8 +145,10 @@ def _check_together(about: About, where: str) -> None:
         )
     if about.min_size > about.max_size:
         raise UserError(f"{where}: min_size {about.min_size} is above max_size {about.max_size}; export it again")
-    if strange := sorted(set(about.thresholds) - set(about.class_names)):
-        raise UserError(f"{where}: thresholds of classes that class_names lacks: {listed(map(shown, strange), 3)}")
+    if about.thresholds and len(about.thresholds) != len(about.class_names):
+        raise UserError(
+            f"{where}: {len(about.thresholds)} thresholds for {len(about.class_names)} class_names; export it again"
+        )
 
 
 def _whole(value: Any) -> bool:
@@ -178,7 +180,7 @@ _SCHEMA: Mapping[str, tuple[Any, str]] = {
     "min_size": (lambda v: _whole(v) and v >= 0, "a whole number of pixels"),
     "max_size": (lambda v: _whole(v) and v >= 1, "a whole number of pixels"),
     "model_threshold": (_unit, "a score between 0 and 1"),
-    "thresholds": (lambda v: isinstance(v, dict) and all(map(_unit, v.values())), "scores between 0 and 1 by class"),
+    "thresholds": (lambda v: isinstance(v, list) and all(map(_unit, v)), "a list of scores between 0 and 1"),
     "files": (_hashed, "SHA-256 by name of a file beside it"),
     "weights_sha256": (lambda v: isinstance(v, str), "text"),
     "calibration": (_text_to_text, "SHA-256 by image"),

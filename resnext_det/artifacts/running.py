@@ -45,6 +45,14 @@ class ArtifactPredictor:
         self.path, self._threads = os.fspath(path), threads
         self._open()
 
+    @classmethod
+    def of_model(cls, model: Any, about: About, *, threads: int = 0) -> ArtifactPredictor:
+        """Of OpenVINO's model in memory; this one cannot be pickled."""
+        predictor = cls.__new__(cls)
+        predictor.path, predictor._threads, predictor.about, predictor.runtime = "", threads, about, "OpenVINO"
+        predictor._run = by_openvino(model, about, threads or _threads_of_environment())
+        return predictor
+
     def _open(self) -> None:
         threads = self._threads or _threads_of_environment()
         if self.path.endswith(".onnx"):
@@ -62,7 +70,11 @@ class ArtifactPredictor:
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detections in each of the RGB images (H, W, 3) uint8; boxes in pixels of the image as given."""
-        return [_detections(*self._run(np.ascontiguousarray(image))) for image in images]
+        return [_detections(*self.arrays(image)) for image in images]
+
+    def arrays(self, image: np.ndarray, _: object = None) -> Arrays:
+        """Boxes ``x1, y1, x2, y2`` (N, 4), scores (N,) and classes (N,) in one image, best first."""
+        return self._run(np.ascontiguousarray(image))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_threads": self._threads}
@@ -79,7 +91,7 @@ def _threads_of_environment() -> int:
 
 
 def _detections(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> Detections:
-    boxes = boxes.astype(np.float64)
+    boxes = boxes.astype(np.float32)
     boxes[:, 2:] -= boxes[:, :2]
     return Detections(
         image_ids=np.zeros(len(boxes), dtype=np.int64),
