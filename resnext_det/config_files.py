@@ -41,8 +41,8 @@ def list_configs() -> list[str]:
 def config_path(name: str) -> str:
     """Path of a configuration of this package, as ``cfg.merge_from_file`` and ``LazyConfig.load`` take it.
 
-    ``name`` is relative to ``configs/``; that prefix may stay, so that a command line of the documentation works
-    away from the clone.
+    ``name`` is relative to ``configs/``; that prefix may stay: a command line of the documentation works away from the
+    clone.
 
     Raises:
         UserError: there is none of that name.
@@ -55,7 +55,7 @@ def config_path(name: str) -> str:
 
 
 def find_config(file: str) -> str:
-    """``file`` itself where it exists, or the package's configuration of that name where there is one; else ``file``.
+    """``file`` itself if it exists, else the package's configuration of that name if there is one; else ``file``.
 
     Looked up in this order, so that nothing in the package ever hides a file of the user's.
     """
@@ -74,8 +74,8 @@ def read_yaml(path: str | os.PathLike, what: str = "config file") -> Any:
         what: it is, for the messages.
 
     Raises:
-        UserError: no regular file, larger than ``files.CONFIG_BYTES``, not UTF-8, not YAML, tags that would run code, a
-            key that stands twice, more than :data:`YAML_NODES` values or :data:`YAML_DEPTH` levels.
+        UserError: no regular file, larger than ``files.CONFIG_BYTES``, not UTF-8, not YAML, tags that would run code,
+            the same key twice, more than :data:`YAML_NODES` values or :data:`YAML_DEPTH` levels.
     """
     name = f"{what} {shown(path)}"
     try:

@@ -1,4 +1,4 @@
-"""Errors that the user can fix, and the hint that goes with a mistyped name."""
+"""Errors that the user can fix, and the hint for a mistyped name."""
 
 from __future__ import annotations
 

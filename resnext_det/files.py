@@ -31,7 +31,7 @@ _JOINERS = "\u200c\u200d"  # invisible, and part of words in Persian, Hindi, ...
 def open_regular(path: str | os.PathLike, limit: int | None = None) -> BinaryIO:
     """Open a user's file for reading, in bytes.
 
-    A pipe, which would wait for ever, a device, which need not end, and a folder are refused.
+    Pipes (reading would wait for ever), devices (they need not end) and folders are refused.
 
     Args:
         limit: most bytes that the file may have; None for any number.
@@ -94,7 +94,7 @@ def expanded(path: str) -> str:
 
 
 def safe_component(name: object, what: str = "name") -> str:
-    """``name``, which comes from data, where it can be the name of one file or folder within a folder.
+    """``name``, from data, if it can be the name of one file or folder within a folder.
 
     Args:
         what: it is, for the message, such as "class name".
@@ -161,7 +161,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """A path beside ``path``, with its ending, for a library that opens its file, or fills its folder, itself.
+    """A path beside ``path``, with its ending, for a library that opens the file or fills the folder itself.
 
     What stands there when the block ends takes the place of ``path``; see :func:`atomic_write`. A folder takes the
     place of a folder.

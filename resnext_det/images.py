@@ -1,7 +1,6 @@
 """Reading an image the one way the whole package reads it: upright, RGB of 8 bits, of a bounded size.
 
-The dataset check and the training pipeline both come through here, so an image that passed the check is the image
-that is trained on.
+The dataset check and the training pipeline both come through here: training sees the very image that was checked.
 
 Rules, stated once:
     * The EXIF orientation is applied; the size of an image is its size after that. Unreadable EXIF counts as none.

@@ -647,7 +647,7 @@ def make_stages(
 ) -> list[nn.Sequential]:
     """The stages res2, res3, ... with ``blocks`` blocks each; every stage but the first halves the map.
 
-    ``last_stage`` is that of the whole network (3 is res5), of which a detector's backbone may hold only a part.
+    ``last_stage`` is that of the whole network (3 is res5); a detector's backbone may hold only a part.
     """
     stages = []
     for stage, count in enumerate(blocks):

@@ -1,4 +1,4 @@
-"""What processes of a run are told when something fails in one of them."""
+"""What processes of a run hear when something fails in one of them."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ PATIENCE = 300
 """Seconds after which a process that waits for another is ended: it would wait for ever."""
 
 
-class Told:
-    """Collects, in one process, what each of several acts raised; ``write`` leaves it for :func:`told_by_all`."""
+class Reports:
+    """Collects, in one process, what each of several acts raised; ``write`` leaves it for :func:`reports_of_all`."""
 
     def __init__(self) -> None:
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
-        self._said: dict[str, str] = {}
+        self._report: dict[str, str] = {}
 
     def __call__(self, name: str, act: Callable[[], object]) -> None:
         try:
             act()
         except Exception as error:
             cause = cause_of(error)
-            self._said[name] = f"{type(cause).__name__}: {cause}"
+            self._report[name] = f"{type(cause).__name__}: {cause}"
 
     def write(self, folder: Path) -> None:
         """For all processes of a run, once the last act is over."""
-        (folder / f"told_{comm.get_rank()}.json").write_text(json.dumps(self._said))
+        (folder / f"reported_{comm.get_rank()}.json").write_text(json.dumps(self._report))
 
 
-def told_by_all(folder: Path, processes: int = 2) -> dict[str, str]:
+def reports_of_all(folder: Path, processes: int = 2) -> dict[str, str]:
     """{act: "Kind: message"}, which must be the same in all processes."""
-    said = [json.loads((folder / f"told_{rank}.json").read_text()) for rank in range(processes)]
+    said = [json.loads((folder / f"reported_{rank}.json").read_text()) for rank in range(processes)]
     assert all(other == said[0] for other in said)
     return said[0]
 

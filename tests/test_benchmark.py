@@ -100,7 +100,7 @@ class TestRows:
         rows = Rows(Setting(ends=0.0, known={"a": {"seconds": 1.0}}))
         for label in "abc":
             rows.add(label, lambda: pytest.fail("measured"))
-        assert rows.section() == {"rows": {"a": {"seconds": 1.0}}, "left": {"rows": "2, the same command goes on"}}
+        assert rows.section() == {"rows": {"a": {"seconds": 1.0}}, "left": {"rows": "2, the same command continues"}}
 
 
 def test_a_second_call_goes_on_where_the_time_ended(tmp_path, capsys):

@@ -148,8 +148,8 @@ class Detections:
         """COCO result records as arrays.
 
         Raises:
-            UserError: a record that is no object, without ``image_id``, ``category_id`` or ``score``, with values that
-                are not numbers, or with a segmentation that is none.
+            UserError: a record is no object, lacks ``image_id``, ``category_id`` or ``score``, has a value that is no
+                number, or an unusable segmentation.
         """
         records = list(records)
         return cls._of_chunks((records[i : i + CHUNK] for i in range(0, len(records), CHUNK)), source)

@@ -141,7 +141,7 @@ def texts_of_json(values: Iterable[Any]) -> Texts:
 
 
 def positions(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Where each of ``ids`` stands in ``known``, whose values differ; -1 where it does not."""
+    """The place of each of ``ids`` in ``known``, -1 for those absent. The values of ``known`` differ."""
     if ids.dtype == object or known.dtype == object:
         place: Mapping[int, int] = {int(value): i for i, value in enumerate(known)}
         return np.array([place.get(int(value), -1) for value in ids], dtype=np.int64)

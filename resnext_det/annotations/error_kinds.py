@@ -1,4 +1,4 @@
-"""What kind of mistake each detection is, and which objects were missed."""
+"""The kind of mistake each detection is, and the objects that were missed."""
 
 from __future__ import annotations
 

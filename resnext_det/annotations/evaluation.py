@@ -377,8 +377,8 @@ def evaluate_detections(
         iou_type: ``bbox``, ``segm`` or ``keypoints``.
 
     Returns:
-        What :meth:`Evaluation.results` describes, 0 to 100. NaN, with the reason logged, where there is no ground
-        truth; 0 where there is and nothing was detected.
+        What :meth:`Evaluation.results` describes, 0 to 100. Without ground truth it is NaN and the reason is logged.
+        With ground truth and no detections it is 0.
 
     Raises:
         UserError: unusable files, or detections of images or categories that the ground truth does not have.

@@ -46,7 +46,7 @@ def read_json(path: str | os.PathLike, hint: str = "give the annotations' JSON f
 
 
 def stream_list(path: str | os.PathLike, hint: str = "give the results' JSON file") -> Iterator[list]:
-    """The items of a JSON file that is one list, :data:`CHUNK` at a time, so that never all of them are objects.
+    """The items of a JSON file that is one list, :data:`CHUNK` at a time. Never are all of them objects at once.
 
     Raises:
         UserError: as :func:`read_json`; the file is not a list, and what it is instead.

@@ -96,7 +96,7 @@ def near_groups(paths: Sequence[Path]) -> list[list[int]]:
 def assign(
     groups: Sequence[Sequence[int]], classes: Sequence[Counter], shares: Sequence[float], seed: int
 ) -> list[int]:
-    """The part that each image goes to, rarest class first, to the part that lacks most of it.
+    """The part of each image: the rarest class first, to the part that lacks most of it.
 
     Args:
         groups: numbers of images that stay together.

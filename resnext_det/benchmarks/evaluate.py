@@ -50,9 +50,9 @@ def coco_evaluation(setting: Setting) -> dict[str, dict]:
     one), from the files on the disk to the numbers.
 
     Returns:
-        ``ratios`` of seconds and of CPU seconds (which other work on the machine disturbs less), ``agreement``: 1 where
-        all twelve numbers are the same in every digit, ``seconds``, ``cpu_seconds`` and ``peak_mib`` (of the whole
-        process, Python and numpy included) of both sides.
+        ``ratios`` of seconds and of CPU seconds (less disturbed by other work on the machine), ``agreement``: 1 if all
+        twelve numbers are the same in every digit, ``seconds``, ``cpu_seconds`` and ``peak_mib`` (of the whole process,
+        Python and numpy included) of both sides.
     """
     truth, found = made_up_set(50, 4750, 8, seed=0) if setting.quick else made_up_set(5000, 475_000, 80, seed=0)
     call = _measured if setting.quick else _in_a_process

@@ -35,7 +35,7 @@ class Setting:
 
     Attributes:
         device: cpu or cuda.
-        quick: a small problem, which shows that everything runs and measures nothing.
+        quick: a small problem: it shows that everything runs and measures nothing.
         clock: of CPUs: "wall", or "cpu" for the processor time of all threads of this process.
         turns: measured turns; 0 takes each benchmark's own number.
         regions: of each image in training, where 512 would take too long.
@@ -120,7 +120,7 @@ def timed(functions: dict[str, Callable[[], object]], setting: Setting, turns: i
 
 
 class Rows:
-    """A long table, kept row by row: an interrupted run loses nothing, and the next one goes on.
+    """A long table, kept row by row: an interrupted run loses nothing, and the next one continues.
 
     Attributes:
         rows: {label: {column: number}}, or {label: {"not run": reason}}, {label: {"failed": error}}.
@@ -134,7 +134,7 @@ class Rows:
         """The row ``label`` by ``measure``, unless it is there already or the time is over.
 
         A row that fails says so, and the others are measured; a GPU that has gone wrong ends the run, and the next call
-        goes on behind that row.
+        continues behind that row.
         """
         if label in self.rows:
             return
@@ -154,7 +154,7 @@ class Rows:
 
     def section(self) -> dict[str, dict]:
         """For the benchmark's result."""
-        left = {"left": {"rows": f"{self.left}, the same command goes on"}} if self.left else {}
+        left = {"left": {"rows": f"{self.left}, the same command continues"}} if self.left else {}
         return {"rows": self.rows, **left}
 
 

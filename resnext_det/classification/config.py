@@ -105,7 +105,7 @@ def get_config() -> CN:
     cfg.SOLVER.NESTEROV = False
     cfg.SOLVER.WEIGHT_DECAY = 1e-4
     cfg.SOLVER.LABEL_SMOOTHING = 0.0
-    cfg.SOLVER.EMA_DECAY = 0.0  # of an average of the weights that is evaluated and saved beside them; 0: none
+    cfg.SOLVER.EMA_DECAY = 0.0  # of an average of the weights, evaluated and saved beside them; 0: none
     cfg.SOLVER.ACCUMULATE = 1  # forward passes in one step
     cfg.SOLVER.PRECISION = "fp32"  # fp32, bf16 or fp16
     cfg.SOLVER.CHECKPOINT_PERIOD = 1.0  # epochs; 0.25 saves four times in each

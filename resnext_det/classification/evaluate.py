@@ -33,32 +33,32 @@ def evaluate(
             pooling, and pooling then classifying equals averaging the dense map of class scores).
         flip: average with the mirrored image's scores.
         among: labels that compete; None for all (Table 6: the 1K-way test of a 5K-way classifier).
-        also_among: labels that compete in a second judgement of the same logits.
+        also_among: labels that compete in a second ranking of the same logits.
 
     Returns:
-        {"top1_error", "top5_error"}; top-5 counts the best min(5, classes). With ``also_among`` the second judgement's
+        {"top1_error", "top5_error"}; top-5 counts the best min(5, classes). With ``also_among`` the second ranking's
         too, as "top1_error_among" and "top5_error_among".
     """
-    judgements = {"": among} if also_among is None else {"": among, "_among": also_among}
+    rankings = {"": among} if also_among is None else {"": among, "_among": also_among}
     device = normalize.mean.device
     was_training = model.training
     model.eval()
-    counts = torch.zeros(len(judgements), 3, dtype=torch.float64, device=device)  # images, top-1 hits, top-5 hits
+    counts = torch.zeros(len(rankings), 3, dtype=torch.float64, device=device)  # images, top-1 hits, top-5 hits
     for batches in zip(*loaders, strict=True):
-        scores = [0] * len(judgements)
+        scores = [0] * len(rankings)
         for images, labels in batches:
             x, labels = normalize(images.to(device)), labels.to(device)
             for view in (x, x.flip(-1)) if flip else (x,):
                 with torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None):
                     logits = model(view)
-                for i, competing in enumerate(judgements.values()):
+                for i, competing in enumerate(rankings.values()):
                     scores[i] = scores[i] + F.softmax(restrict(logits.float(), competing), dim=1)
         counts += torch.stack([hits(score, labels) for score in scores])
     model.train(was_training)
     if comm.get_world_size() > 1:
         dist.all_reduce(counts)
     errors = {}
-    for name, (total, top1, top5) in zip(judgements, counts.tolist(), strict=True):
+    for name, (total, top1, top5) in zip(rankings, counts.tolist(), strict=True):
         errors |= {f"top1_error{name}": 100 * (1 - top1 / total), f"top5_error{name}": 100 * (1 - top5 / total)}
     return errors
 

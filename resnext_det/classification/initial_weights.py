@@ -30,7 +30,7 @@ CONFIG_KEYS: dict[str, str] = {
     "norm_eps": "",
     "channel_order": "",
 }
-"""The config keys that have to agree with :func:`_in_config_terms`; "" where pretraining knows one value only."""
+"""The config keys to compare with :func:`_in_config_terms`; "" where pretraining knows one value only."""
 
 
 def metadata(cfg: CfgNode, model: Classifier, classes: Sequence[str]) -> Metadata:
@@ -68,7 +68,7 @@ def check_against_config(cfg: CfgNode, model: Classifier, found: Mapping[str, An
 def load_initial_weights(
     cfg: CfgNode, model: Classifier, checkpoint: Checkpoint, *, allow_new_head: bool = True
 ) -> None:
-    """Load a checkpoint into ``model``, strictly, and log what went where.
+    """Load a checkpoint strictly into ``model`` and log where each part went.
 
     Args:
         allow_new_head: an ``fc`` for other classes may start anew, and with MODEL.FREEZE_TRUNK it does; False to

@@ -3,7 +3,7 @@
 A folder of shards holds ``*.tar`` (each sample an image and its class number: ``key.jpg``, ``key.cls``), and
 ``index.json`` and ``index.npy``, which :func:`index_shards` writes. With the index a shard is no stream but a list of
 images, so the order of training is the one of :mod:`..engine.sampler`: each image once per epoch however many
-processes and workers read, and a resumed run goes on at the very next batch.
+processes and workers read, and a resumed run continues at the very next batch.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class ShardedImages(Dataset):
         labels: (samples,) integers.
 
     Raises:
-        UserError: no index, shards that are not those it was made from, a class that training does not know.
+        UserError: no index, an index of other shards, a class unknown to training.
     """
 
     def __init__(self, root: str, classes: Sequence[str] | None = None, window: int = 0) -> None:

@@ -187,10 +187,10 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
     else:
         transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE, cfg.INPUT.INTERPOLATION)
         loaders = [evaluation_loader(image_set, transform, cfg.TEST.BATCH_SIZE, **place)]
-    if comm.get_world_size() > 1:  # every process judges with the batch-norm statistics that are saved: the first's
+    if comm.get_world_size() > 1:  # every process evaluates with the saved batch-norm statistics: the first's
         for buffer in model.buffers():
             dist.broadcast(buffer, 0)
-    model, autocast_dtype = _judged(cfg, model, normalize)
+    model, autocast_dtype = _as_evaluated(cfg, model, normalize)
     of_test = np.unique(image_set.labels).tolist()
     return evaluate(
         model,
@@ -221,7 +221,7 @@ def run_knn(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Seque
     return {"knn_top1_error": knn_error(model, normalize, known, test, **how)}
 
 
-def _judged(cfg: CfgNode, model: nn.Module, normalize: Normalize) -> tuple[nn.Module, torch.dtype | None]:
+def _as_evaluated(cfg: CfgNode, model: nn.Module, normalize: Normalize) -> tuple[nn.Module, torch.dtype | None]:
     """The network that evaluation runs, as TEST.DTYPE says, and the type to autocast to."""
     if cfg.TEST.DTYPE == "off":
         return model, PRECISIONS[cfg.SOLVER.PRECISION]

@@ -29,7 +29,7 @@ def training_parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config-file", metavar="FILE", help="YAML: a path, or one of the package's own")
     parser.add_argument("--replay", metavar="DUMP", help="run the step again that wrote OUTPUT_DIR/dump_NNNNNNN")
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
     parser.add_argument("--init-from", metavar="FILE", help="start a new run from these weights (MODEL.WEIGHTS)")
     parser.add_argument(
         "--eval-only",
@@ -64,7 +64,7 @@ def parse_training_arguments(description: str, argv: Sequence[str] | None = None
     if args.machine_rank >= args.num_machines:
         raise UserError(f"--machine-rank {args.machine_rank}: of {args.num_machines} machines, counted from 0")
     if args.resume and args.init_from:
-        raise UserError("--resume goes on with a run and --init-from starts a new one: give one of them")
+        raise UserError("--resume continues a run and --init-from starts a new one: give one of them")
     if args.init_from:
         args.opts = ["MODEL.WEIGHTS", args.init_from, *args.opts]
     return args

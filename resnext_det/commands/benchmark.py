@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--minutes",
         type=float,
         default=math.inf,
-        help="begin no row of networks or grouped-conv later; the same command goes on with the others",
+        help="begin no row of networks or grouped-conv later; the same command continues with the others",
     )
     args = parser.parse_args(argv)
     from ..benchmarks.measure import Setting, machine, report  # torch takes seconds to import

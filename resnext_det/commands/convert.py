@@ -18,7 +18,7 @@ OUT ends in .pth or .safetensors, with --to detectron2 in .pkl. What IN is gets 
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Convert, and print what the file is and what was left out."""
+    """Convert, and print the kind of the file and the parts left out."""
     parser = argparse.ArgumentParser(description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", metavar="IN")
     parser.add_argument("target", metavar="OUT")

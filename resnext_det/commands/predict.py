@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="images that cannot be read")
     parser.add_argument("--dtype", choices=CHOICES, help="over MODEL.RESNEXT.INFERENCE_DTYPE of the file")
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     parser.add_argument("--workers", type=at_least(1), default=1, help="processes that share the images")
     parser.add_argument("--ids-from", metavar="SET.json", help="image and category ids of this COCO set, by name")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)

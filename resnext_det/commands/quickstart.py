@@ -28,7 +28,7 @@ STEPS = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run every step that is not done yet, then show what came out, in ``output/quickstart``.
+    """Run every step that is not done yet, in ``output/quickstart``, and show the results.
 
     Raises:
         UserError: a step failed.

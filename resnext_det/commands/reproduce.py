@@ -15,7 +15,7 @@ from .arguments import at_least
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``tools/reproduce.py``."""
     parser = argparse.ArgumentParser(
-        description="Run a table of the paper, or print what is there of it beside the paper's numbers."
+        description="Run a table of the paper, or print its finished numbers beside the paper's."
     )
     tables = {str(name): name for name in TABLES}
     parser.add_argument("--table", required=True, choices=tables, help="its number, or residual for that of Sec. 5.1")

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     failed: list[str] = []
 
     def stop(number: int, frame: object) -> None:
-        raise Stopped(f"stopped by a signal; the same command goes on, results so far in {results}")
+        raise Stopped(f"stopped by a signal; the same command continues, results so far in {results}")
 
     try:
         with on_stopping_signals(stop):  # which ends the benchmark as well
@@ -69,4 +69,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     if failed:
         raise UserError(f"{failed[0]} ({len(failed)} such); the others went on")
     if not done:
-        raise Stopped(f"not everything is finished; the same command goes on, results so far in {results}")
+        raise Stopped(f"not everything is finished; the same command continues, results so far in {results}")

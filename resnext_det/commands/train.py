@@ -10,7 +10,7 @@ from .arguments import parse_training_arguments
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: parse the flags, read the config, run in as many processes as asked for.
 
-    What takes seconds to import is imported behind the flags, so that ``--help`` answers at once.
+    Slow imports come behind the flags: ``--help`` answers at once.
     """
     args = parse_training_arguments("Train and evaluate a detector.", argv)
     from ..detection.config import setup

@@ -148,7 +148,7 @@ class PlainSplit:
 
 
 class Plan(NamedTuple):
-    """How one pass goes: the blocks that the head cuts, then modules that run as they are on their result."""
+    """How one pass goes: the blocks to cut, then modules to run as they are on the result."""
 
     blocks: list[nn.Module]
     rest: list[nn.Module]
@@ -208,7 +208,7 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
         return res5, res5[0].out_channels
 
     def use(self, split: nn.Module, chunk_size: int) -> None:
-        """Put ``split``, a :class:`Res5Split` that is a module, in the place of the blocks that :meth:`plan` cuts."""
+        """Put ``split``, a module and :class:`Res5Split`, in the place of the blocks that :meth:`plan` cuts."""
         plan = self.plan()
         rest = {name: m for name, m in self.res5.named_children() if any(m is kept for kept in plan.rest)}
         self.res5 = nn.Sequential(OrderedDict(split=split, **rest))

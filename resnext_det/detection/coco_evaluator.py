@@ -44,8 +44,8 @@ PROPOSAL_AREAS = {"all": "", "small": "s", "medium": "m", "large": "l"}
 class FastCOCOEvaluator(DatasetEvaluator):
     """COCO metrics of a detector, in place of detectron2's ``COCOEvaluator``: same numbers, a tenth of the time.
 
-    Detections are kept as arrays of about 40 bytes a box. Every process sends its own to the first, which drops what
-    a sampler gave out twice and evaluates. Nothing is cached between runs.
+    Detections are kept as arrays of about 40 bytes a box. Every process sends its own to the first. That one drops
+    images that a sampler gave out twice, and evaluates. Nothing is cached between runs.
 
     Results: ``{"bbox": {"AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", …, "AP-<class>", "AP50-<class>"}}``, 0 to
     100, likewise ``segm`` and ``keypoints`` when the model gives them, and ``{"box_proposals": {"AR@100", …}}`` for
@@ -304,7 +304,7 @@ def detections_of(instances: Instances, image_id: int) -> Detections:
 
 
 def _ground_truth_of(name: str) -> str | Mapping:
-    """The file of a set in COCO's format, what the file of another format holds, or what detectron2 reads."""
+    """The file of a set in COCO's format, the content of a file in another format, or detectron2's records."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("labels_format") is not None:
         return document_of(name)

@@ -41,7 +41,7 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.SOLVER.setdefault("ACCUMULATE", 1)
     # fp32, bf16 or fp16; SOLVER.AMP.ENABLED, detectron2's key, is the same as fp16.
     cfg.SOLVER.setdefault("PRECISION", "fp32")
-    # Decay of an average of the weights, which is then evaluated, and saved beside them; 0 keeps none.
+    # Decay of an average of the weights. The average is evaluated, and saved beside them; 0 keeps none.
     cfg.SOLVER.setdefault("EMA_DECAY", 0.0)
     # Checkpoints to keep besides the last and the best; 0 keeps all.
     cfg.SOLVER.setdefault("KEEP_CHECKPOINTS", 0)
@@ -57,9 +57,9 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("VOC_ROUNDING", True)
     # Write an HTML page about every evaluation of boxes.
     cfg.TEST.setdefault("REPORT", True)
-    # Parts of the detector, or prefixes of names, that start anew where MODEL.WEIGHTS lacks them or has another shape.
+    # Parts of the detector, or prefixes of names: they start anew if MODEL.WEIGHTS lacks them or has another shape.
     cfg.MODEL.setdefault("ALLOW_MISSING", [])
-    # Which network of MODEL.WEIGHTS, where the file holds several, such as encoder_q or teacher.
+    # The network of MODEL.WEIGHTS to take if the file holds several, such as encoder_q or teacher.
     cfg.MODEL.setdefault("WEIGHTS_BRANCH", "")
     # auto: FORMAT, PIXEL_MEAN, PIXEL_STD, STRIDE_IN_1X1 and NORM_EPS are those that belong to MODEL.WEIGHTS.
     # none: the ones of this config, which MODEL.WEIGHTS must not contradict.

@@ -43,7 +43,7 @@ WITHOUT_EFFECT = {
     "SOLVER.REFERENCE_WORLD_SIZE": "set SOLVER.REFERENCE_BATCH, by which the schedule follows the batch",
     "TEST.EXPECTED_RESULTS": "compare OUTPUT_DIR/results.json",
 }
-"""Keys of stock detectron2 that this training does not honor, and what serves instead."""
+"""Keys of stock detectron2 that this training does not honor, and their replacements."""
 
 
 def _refuse_stock_keys(cfg: CfgNode) -> None:
@@ -68,7 +68,7 @@ def _typed(keys: str, check: Callable[[CfgNode], None], cfg: CfgNode) -> None:
 
 
 def _check_values(cfg: CfgNode) -> None:
-    """Numbers without which nothing can be computed, and names that detectron2 would not find."""
+    """Impossible numbers, and names unknown to detectron2."""
     smallest = {
         "INPUT.MIN_SIZE_TEST": 0,  # 0 keeps the size
         "INPUT.MAX_SIZE_TRAIN": 1,

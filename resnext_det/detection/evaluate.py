@@ -60,17 +60,17 @@ def evaluate_model(
     """
     model = for_inference(cfg, model, lambda: calibration_inputs(cfg, sets=sets))
     sets = in_order_of_model(sets or {}, class_names)
-    judged = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
+    evaluated = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
     results = {}
     for name in cfg.DATASETS.TEST:
         evaluator = _evaluator(cfg, name, sets.get(name))
-        results[name] = inference_on_dataset(judged, test_loader_from_config(cfg, name, sets), evaluator)
+        results[name] = inference_on_dataset(evaluated, test_loader_from_config(cfg, name, sets), evaluator)
     results = decided_by_main(lambda: _save(cfg, results))
     return results if comm.is_main_process() else {}
 
 
 def in_order_of_model(sets: Mapping[str, Dataset], class_names: Sequence[str]) -> dict[str, Dataset]:
-    """The sets with their classes in the model's order; where that changes one, it is logged.
+    """The sets with their classes in the model's order; a changed one is logged.
 
     Raises:
         UserError: a set of other classes.

@@ -52,11 +52,11 @@ def check_against_config(cfg: CfgNode, found: Mapping[str, Any], where: str) -> 
 
 
 def apply_preset(cfg: CfgNode, *, trust_pickle: bool = False) -> CfgNode:
-    """The config with INPUT.PRESET settled, before the model is built.
+    """The config with INPUT.PRESET applied, before the model is built.
 
     ``auto`` takes INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, MODEL.RESNETS.STRIDE_IN_1X1 and
-    MODEL.RESNETS.NORM_EPS from what MODEL.WEIGHTS says of itself, and logs each. The result has ``none``, so that it
-    means the same where the weights are not at hand.
+    MODEL.RESNETS.NORM_EPS from what MODEL.WEIGHTS says of itself, and logs each. The result has ``none``: it means the
+    same without the weights at hand.
 
     Raises:
         UserError: another value of INPUT.PRESET; no weights, or weights that do not say all of the five.
@@ -84,12 +84,12 @@ def apply_preset(cfg: CfgNode, *, trust_pickle: bool = False) -> CfgNode:
 def load_initial_weights(
     cfg: CfgNode, model: nn.Module, *, allow_new_heads: bool = True, trust_pickle: bool = False
 ) -> Metadata:
-    """Load MODEL.WEIGHTS into ``model``, strictly, and log what went where.
+    """Load MODEL.WEIGHTS strictly into ``model`` and log where each part went.
 
     Args:
         cfg: MODEL.WEIGHTS is a file, ``torchvision://NAME`` or ``timm://NAME``; empty leaves random weights.
-        allow_new_heads: heads may start anew (training from a classifier); False to evaluate, where only the parts that
-            MODEL.ALLOW_MISSING names may.
+        allow_new_heads: heads may start anew (training from a classifier); False to evaluate: then only parts named by
+            MODEL.ALLOW_MISSING may.
         trust_pickle: also open files that may run code.
 
     Returns:

@@ -65,13 +65,14 @@ def optimize_for_inference(
             and fp32 elsewhere. Box decoding, scores and NMS stay in float32. "int8" (CPUs; trunk and head) needs
             OpenVINO, NNCF and ``calibration``.
         compile: compile the trunk with ``torch.compile``: worthwhile for many images of one size.
-        backend: of trunk and head: "torch"; "openvino", which falls back to torch with a warning where it is not
-            installed; "auto" is OpenVINO for int8 and torch for all others.
+        backend: of trunk and head: "torch"; "openvino" (torch, with a warning, if it is not installed); "auto":
+            OpenVINO for int8, torch for all others.
         calibration: for int8, inputs of ``model`` on which the ranges of its maps are measured: some dozen images
             like those it is for, as in training.
 
     Raises:
-        UserError: unknown ``dtype`` or ``backend``, int8 without what it needs, or a model that is such a copy.
+        UserError: unknown ``dtype`` or ``backend``, int8 without its libraries or examples, or an optimized copy as
+            ``model``.
     """
     model, precision = prepared(model, dtype, compile, backend)
     device = device_of(model)

@@ -73,7 +73,7 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
 
 
 def _preset(cfg: CfgNode, options: RunOptions) -> CfgNode:
-    """INPUT.PRESET applied: from the checkpoint that the run resumes, where there is one, else from MODEL.WEIGHTS."""
+    """INPUT.PRESET applied: from the run's newest checkpoint if it resumes, else from MODEL.WEIGHTS."""
     newest = None
     if options.resume and cfg.INPUT.PRESET == "auto":
         newest, _ = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole()

@@ -1,1 +1,1 @@
-"""What is installed here, whether it works, and what would fix it."""
+"""What is installed here, whether it works, and the fix if not."""

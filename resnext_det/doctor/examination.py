@@ -1,6 +1,6 @@
 """What is installed on this machine, whether C4 training and evaluation can run, and what would fix the rest.
 
-Every library is imported inside a check, so that one which is missing or broken becomes a line of the report.
+Every library is imported inside a check: a missing or broken one becomes a line of the report.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Finding:
     state: str
     ok: bool = True
     required: bool = True
-    mend: str = ""
+    fix: str = ""
 
 
 def ready(findings: list[Finding]) -> bool:
@@ -53,8 +53,8 @@ def report(findings: list[Finding]) -> str:
     width = max(len(finding.name) for finding in findings)
     lines = [f"{finding.name:<{width}}  {finding.state}" for finding in findings]
     for finding in findings:
-        if finding.mend:
-            lines.append(f"to fix {finding.name}: {finding.mend}")
+        if finding.fix:
+            lines.append(f"to fix {finding.name}: {finding.fix}")
     broken = [finding.name for finding in findings if finding.required and not finding.ok]
     verdict = f"cannot run here: fix {', '.join(broken)} first" if broken else "can run here"
     return "\n".join([*lines, f"C4 training and evaluation {verdict}."])
@@ -85,11 +85,11 @@ def _check(name: str, look: Callable[[], str], packages: str, required: bool = T
     except ModuleNotFoundError as error:
         # Much stands on these two, and they have lines of their own.
         blameless = error.name in ("numpy", "torch") and error.name != name
-        mend = "" if blameless else f"python -m pip install {packages}"
-        return Finding(name, _cause(error), ok=False, required=required, mend=mend)
+        fix = "" if blameless else f"python -m pip install {packages}"
+        return Finding(name, _cause(error), ok=False, required=required, fix=fix)
     except Exception as error:  # a broken library may raise anything
-        mend = f"python -m pip install --upgrade --force-reinstall {packages}"
-        return Finding(name, _cause(error), ok=False, required=required, mend=mend)
+        fix = f"python -m pip install --upgrade --force-reinstall {packages}"
+        return Finding(name, _cause(error), ok=False, required=required, fix=fix)
 
 
 def _cause(error: BaseException) -> str:
@@ -146,7 +146,7 @@ def _detectron2(libraries_work: bool) -> list[Finding]:
     folder = compat.detectron2_folder()
     install = INSTALL_DETECTRON2.format(python=sys.executable)
     if folder is None:
-        return [Finding("detectron2", "missing", ok=False, mend=install)]
+        return [Finding("detectron2", "missing", ok=False, fix=install)]
     try:
         compat.prepare()
         detectron2 = importlib.import_module("detectron2")
@@ -154,12 +154,12 @@ def _detectron2(libraries_work: bool) -> list[Finding]:
         importlib.import_module("resnext_det.detection")
     except Exception as error:  # a broken library may raise anything
         if not libraries_work:
-            mend = ""
+            fix = ""
         elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("detectron2"):
-            mend = f"python -m pip install {_package_of(error.name or '')}"
+            fix = f"python -m pip install {_package_of(error.name or '')}"
         else:
-            mend = f"python -m pip uninstall -y detectron2 pb1-detectron2 && {install}"
-        return [Finding("detectron2", f"{_cause(error)}, in {folder}", ok=False, mend=mend)]
+            fix = f"python -m pip uninstall -y detectron2 pb1-detectron2 && {install}"
+        return [Finding("detectron2", f"{_cause(error)}, in {folder}", ok=False, fix=fix)]
     state = f"{detectron2.__version__} in {folder}, our backbone and head are registered"
     return [Finding("detectron2", state), _cpp_extension(folder)]
 
@@ -176,6 +176,6 @@ def _cpp_extension(folder: Path) -> Finding:
         return Finding("detectron2._C", "yes", required=False)
     lost = "no rotated boxes nor deformable convolution; C4 needs neither"
     if any(folder.glob("_C*.so")) or any(folder.glob("_C*.pyd")):
-        mend = "build detectron2 again from its sources: its C++ extension was built for another torch"
-        return Finding("detectron2._C", f"does not load: {lost}", ok=False, required=False, mend=mend)
+        fix = "build detectron2 again from its sources: its C++ extension was built for another torch"
+        return Finding("detectron2._C", f"does not load: {lost}", ok=False, required=False, fix=fix)
     return Finding("detectron2._C", f"not built: {lost}", required=False)

@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which is evaluated, and saved beside them as ``model_ema``."""
+"""An exponential moving average of the weights, evaluated and saved beside them as ``model_ema``."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 def average_of(model: nn.Module, decay: float) -> AveragedModel:
     """A copy of ``model``, buffers included, that :class:`WeightAverage` moves towards it by ``1 - decay`` a step.
 
-    The decay of step n is (1 + n) / (10 + n) where that is less: the average of a short run would otherwise still hold
-    the weights it began with.
+    The decay of step n is at most (1 + n) / (10 + n). Otherwise the average of a short run would still hold the weights
+    it began with.
     """
 
     def average(averages: Any, weights: Any, steps: Any) -> None:

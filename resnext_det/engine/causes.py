@@ -40,7 +40,7 @@ _LOST = re.compile(
 
 def cause_of(error: BaseException) -> BaseException:
     """The :class:`UserError` or :class:`RunFailed` that ``error`` stands for, or ``error`` itself."""
-    if isinstance(error, RunFailed):  # said already, in words that would match again
+    if isinstance(error, RunFailed):  # reported already, in words that would match again
         return error
     text = " ".join(str(error).split())
     if isinstance(error, UserError) and text.startswith("Caught"):  # raised in a data worker: its traceback comes along

@@ -77,7 +77,7 @@ class RunCheckpointer(Checkpointer):
         """Load the newest whole checkpoint of the folder into the model and every checkpointable, in every process.
 
         Args:
-            check: told the metadata of the file and its name; raises UserError where they contradict this run.
+            check: called with the metadata of the file and its name; raises UserError if they contradict this run.
 
         Returns:
             The iteration it was saved after; None where the folder has no checkpoint.
@@ -118,12 +118,12 @@ class RunCheckpointer(Checkpointer):
         return sorted(str(path) for path in Path(self.save_dir).glob("model_*.pth") if path.stem[6:].isdigit())
 
     def remove_parts(self) -> None:
-        """Delete what a run that was killed while it wrote has left."""
+        """Delete the half-written files of a killed run."""
         for part in Path(self.save_dir).glob(".model_*.part"):
             part.unlink(missing_ok=True)
 
     def newest_whole(self) -> tuple[Path, dict] | tuple[None, None]:
-        """The newest checkpoint of the folder that is whole, and what it holds: the same in every process.
+        """The newest whole checkpoint of the folder, and its content: the same in every process.
 
         Raises:
             UserError: there are checkpoints, and none can be read; or processes found different ones.
@@ -174,7 +174,7 @@ class BestCheckpointer(RunCheckpointer):
 
 
 def _iteration(path: Path) -> int:
-    """From the name, or for ``model_final`` and the like from inside; -1 where that cannot be read."""
+    """From the name, or for ``model_final`` and the like from inside; -1 if unreadable."""
     number = re.search(r"(\d+)", path.stem)
     if number:
         return int(number[1])

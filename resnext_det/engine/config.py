@@ -26,7 +26,7 @@ _PATHS = re.compile(r"OUTPUT_DIR|.*\bWEIGHTS|DATASETS\..*")  # keys whose texts 
 
 
 def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Merge a YAML file (with its ``_BASE_`` files) and ``KEY VALUE`` pairs into ``cfg``, and settle MODEL.DEVICE.
+    """Merge a YAML file (with its ``_BASE_`` files) and ``KEY VALUE`` pairs into ``cfg``, and choose MODEL.DEVICE.
 
     Args:
         cfg: defaults; every key that may be set is in it. Changed in place.

@@ -1,7 +1,7 @@
 """Equal bits on the same machine: the switch DETERMINISTIC of both trainings, together with SEED.
 
 Data order, augmentation and sampling depend on the seed alone in any case (:mod:`.sampler`, :class:`.trainer.Trainer`),
-with any number of data workers. What is left is the order of additions inside torch's kernels, which this settles.
+with any number of data workers. The order of additions inside torch's kernels is left, and this fixes it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a step that went wrong leaves behind, and how to run that very step again.
+"""The dump of a step that went wrong, and how to run that very step again.
 
 ``OUTPUT_DIR/dump_0000123/`` holds ``config.yaml``, ``weights.pth`` (as they were before the step) and one
 ``process_R.json`` for each process::

@@ -39,17 +39,17 @@ class Evaluations(HookBase):
     """Evaluates every ``period`` iterations and always after the last one, and writes every result down.
 
     Each evaluation is a line of ``OUTPUT_DIR/evaluations.jsonl``: ``{"iteration", "seconds", RESULTS ...}``,
-    ``iteration`` counting those done. A resumed run reads there what was best, makes up for an evaluation that was
-    due after its checkpoint and did not come to pass, and goes on.
+    ``iteration`` counting those done. A resumed run reads there what was best and continues. If the evaluation at its
+    checkpoint was interrupted, it is run first.
 
     Args:
-        evaluate: told the number of iterations done, gives results on the first process, nested or not, such as
-            ``{"bbox": {"AP": ...}}``.
+        evaluate: called with the number of iterations done; returns results on the first process, nested or not, such
+            as ``{"bbox": {"AP": ...}}``.
         period: iterations; 0 evaluates after the last one only.
         folder: OUTPUT_DIR.
         batch: images of one iteration; a record tells how many were seen, whatever batches a resumed run had.
         metric: decides what is best: a name such as AP or AP50, looked for in the first set; "" for none.
-        mode: "max" where larger is better, "min" where smaller is.
+        mode: "max" if larger is better, "min" if smaller is.
         save_best: called whenever an evaluation is the best so far, with the number of iterations done.
         patience: evaluations in a row without a better one until :class:`EarlyStop` ends the training; 0 for none.
     """
@@ -80,7 +80,7 @@ class Evaluations(HookBase):
             self._stop_in_vain(start)
 
     def _remember(self, start: int) -> bool:
-        """Read what the run has found so far; whether it holds nothing about the iteration to go on from."""
+        """Read what the run has found so far; whether it holds nothing about the iteration to continue from."""
         earlier = read_evaluations(self.path)
         kept = [record for record in earlier if self._images(record) <= start * self.batch]
         for record in kept:
@@ -99,7 +99,7 @@ class Evaluations(HookBase):
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1
-        if self._is_due(done) and not getattr(self.trainer, "stopping", False):  # the resumed run makes up for it
+        if self._is_due(done) and not getattr(self.trainer, "stopping", False):  # the resumed run runs it first
             self._run(done)
             self._stop_in_vain(done)
 
@@ -121,13 +121,13 @@ class Evaluations(HookBase):
         decided_by_main(lambda: self._keep(done, results, time.perf_counter() - start))
 
     def _keep(self, done: int, results: dict, seconds: float) -> None:
-        """Judge the results and write them down, with the best checkpoint where they are the best."""
+        """Compare the results with the best, write them down, and save the best checkpoint if they are it."""
         record = finite({"iteration": done, "images": done * self.batch, "seconds": round(seconds, 3), **results})
         self.trainer.storage.put_scalars(**flatten_results_dict(results), smoothing_hint=False)
         if self._judge(record, done) and self.save_best is not None:
             self.save_best(done)
             logger.info("%s %.3f after %d iterations is the best so far", self.metric, self.best, done)
-        # Last: a run that is killed before this line makes up for the evaluation and its best checkpoint.
+        # Last: a run that is killed before this line runs the evaluation again and writes its best checkpoint.
         others = [o for o in read_evaluations(self.path) if self._images(o) != done * self.batch]
         write_evaluations(self.path, [*others, record])
 

@@ -19,7 +19,7 @@ EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 """Something the user can fix; argparse leaves with the same code."""
 EXIT_STOPPED = 75
-"""Stopped by a signal, everything saved: the same command with --resume goes on. (EX_TEMPFAIL of sysexits.h.)"""
+"""Stopped by a signal, everything saved: the same command with --resume continues. (EX_TEMPFAIL of sysexits.h.)"""
 EXIT_INTERRUPTED = 130
 """Ctrl-C, as a shell reports it."""
 EXIT_PIPE = 141

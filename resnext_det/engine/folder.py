@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
 RESULTS = ("model_*.pth", "last_checkpoint", "evaluations.jsonl", "metrics.json", "results.json")
-"""What makes a folder that of an earlier run."""
+"""Files by which the folder of an earlier run is known."""
 BESIDE = ("config.yaml", "events.out.tfevents.*")
 FOLDERS = ("inference", "dump_*")
 """What else belongs to it; of the log, what was written before this run."""
@@ -72,7 +72,7 @@ def _lock(folder: Path) -> int:
 
 
 def archive(folder: str | os.PathLike) -> Path | None:
-    """Move all that an earlier run has left into a folder ``earlier_run_N``, so that a new run starts clean.
+    """Move all files of an earlier run into a folder ``earlier_run_N``: a new run starts clean.
 
     Returns:
         That folder; None where there was nothing.

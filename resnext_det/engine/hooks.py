@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 class Checkpoints(PeriodicCheckpointer, HookBase):
     """Saves every ``period`` iterations, when a signal stops the run, and after the last one as ``model_final``.
 
-    The main process saves for all. Evaluation comes behind it, so that what an evaluation says is never lost.
+    The main process saves for all. Evaluation comes behind it: a failure there costs no checkpoint.
     """
 
     def __init__(self, checkpointer: RunCheckpointer, period: int, max_to_keep: int | None = None) -> None:

@@ -40,7 +40,7 @@ TIMEOUT = timedelta(minutes=30)
 MEETING = 600.0
 """Seconds in which all processes of a run must have come."""
 NOTICE = 5.0
-"""Seconds after which a process says whom it waits for, and again each time that this many have passed."""
+"""Seconds between two reports of the processes that one waits for."""
 GRACE = 10.0
 """Seconds that processes get to end by themselves once one has failed, and again after SIGTERM."""
 LEAVING = 600.0
@@ -77,7 +77,7 @@ def launch(
         device: "cuda" for one GPU per process, "cpu" for gloo.
 
     Returns:
-        What ``main`` returns in a process that was already running; None when processes were started here.
+        The value of ``main`` in a process that was already running; None when processes were started here.
 
     Raises:
         UserError: fewer GPUs than processes, or no meeting point for several machines.
@@ -102,7 +102,7 @@ def launch(
     if device.startswith("cuda") and processes > torch.cuda.device_count():
         raise UserError(f"--num-gpus {processes}: this machine has {torch.cuda.device_count()}")
     places = [Place(machine_rank * processes + local, world_size, local, processes, url) for local in range(processes)]
-    # The tracker of shared memory warns of what a killed process has left, below the line that says how it ended.
+    # The tracker of shared memory would warn of a killed process's leftovers, below the line with the cause.
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker")
     with tempfile.TemporaryDirectory(prefix="resnext_det_") as last_words:
         started = mp.start_processes(
@@ -184,7 +184,7 @@ def _wait(processes: Sequence[BaseProcess], seconds: float | None, while_codes: 
 
 
 def _cause(codes: Sequence[int | None], last_words: Path) -> BaseException:
-    """What ended the run: a killed process before a user's mistake, and that before what it did to the others."""
+    """The end of the run: a killed process before a user's mistake, and that before its effects on the others."""
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
             hint = "; too little memory is the usual cause" if code == -signal.SIGKILL else ""

@@ -1,8 +1,8 @@
 """A run: what both trainings do around their steps, from the first weights to the last evaluation.
 
-A :class:`Run` is given what differs between the trainings (the network, its data, how it is evaluated) and owns what
-does not: precision and processes, the average of the weights, checkpoints, resuming, evaluations, measurements, and
-what is left behind when a step goes wrong or a signal comes.
+A :class:`Run` is given the network, its data and the evaluation, and owns all that both trainings share: precision and
+processes, the average of the weights, checkpoints, resuming, evaluations, measurements, and what is left behind when a
+step goes wrong or a signal comes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class RunOptions:
     """The flags of a training command.
 
     Attributes:
-        resume: go on from the newest checkpoint of OUTPUT_DIR.
+        resume: continue from the newest checkpoint of OUTPUT_DIR.
         eval_only: evaluate, do not train.
         trust_pickle: also open weights that may run code.
     """
@@ -60,13 +60,13 @@ class Run:
     Args:
         model: whose weights are saved.
         optimizer, scheduler: of the model's parameters.
-        losses: the module that gives the losses of a batch, where it is not ``model`` itself but holds it.
+        losses: the module around ``model`` that gives the losses of a batch, if ``model`` itself does not.
         folder: OUTPUT_DIR.
         metadata: plain values that travel inside every checkpoint.
         iterations: optimizer steps of the whole run.
         seed, precision, accumulate: of :class:`.trainer.Trainer`.
         given_seed: the user has named the seed; a resumed run keeps its own, and says so.
-        ema_decay: of the average of the weights, which is evaluated and saved beside them; 0 for none.
+        ema_decay: of the average of the weights, evaluated and saved beside them; 0 for none.
         batch: images of one step, over all processes.
         config: YAML that goes into the folder as ``config.yaml``; "" for none.
         before_saving: hooks whose changes to the model are saved with it.
@@ -235,7 +235,7 @@ class Run:
         except StopSignal as stop:
             stopped = Stopped(
                 f"stopped by {Signals(stop.signal).name} after iteration {self.trainer.iter}; saved "
-                f"model_{self.trainer.iter:07d}.pth in {self.folder}: the same command with --resume goes on with "
+                f"model_{self.trainer.iter:07d}.pth in {self.folder}: the same command with --resume continues with "
                 "the next"
             )
             logger.error("%s", stopped)

@@ -1,7 +1,7 @@
 """The order of training data: endless, shuffled, the same for any number of processes and workers, and resumable.
 
-Position p of the stream holds sample ``order(seed, p // size)[p % size]``, a permutation. Nothing else decides it, so
-a run that is resumed at step i simply starts reading at the position where step i begins.
+Position p of the stream holds sample ``order(seed, p // size)[p % size]``, a permutation. Nothing else decides it. A
+run resumed at step i starts reading at the position of step i.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ ECHO = 5.0
 
 
 class Stopped(Exception):
-    """A signal has ended the run after its state was saved: the same command with ``--resume`` goes on."""
+    """A signal has ended the run after its state was saved: the same command with ``--resume`` continues."""
 
 
 @contextmanager

@@ -226,5 +226,5 @@ class Trainer(SimpleTrainer):
 
 
 def choose_seed(seed: int) -> int:
-    """``seed`` itself, or, where it is negative, a random one that all processes share."""
+    """``seed`` itself; for a negative one a random seed, the same in all processes."""
     return seed if seed >= 0 else comm.shared_random_seed() % 2**31

@@ -1,4 +1,4 @@
-"""Parts of a network that OpenVINO computes, in int8 where they have seen examples of what they will be given.
+"""Parts of a network computed by OpenVINO; in int8 once they have seen examples of their input.
 
 OpenVINO and NNCF, which quantises for it, are optional: ``pip install 'resnext-det[openvino]'``.
 """
@@ -69,8 +69,8 @@ class Recorder(nn.Module):
     Args:
         module: tensors -> a tensor or a tuple of them. Traced, so it may not branch on what they hold.
         example: inputs of typical shapes.
-        dynamic: which of their dimensions vary. Without any, every call has the example's shapes, which is faster by a
-            quarter where memory is channels-last; a smaller batch is filled up with zeros.
+        dynamic: which of their dimensions vary. Without any, every call has the example's shapes: faster by a quarter
+            with channels-last memory; a smaller batch is filled up with zeros.
         every: keep the inputs of every n-th call only.
         rows: and of those every n-th row of the batch only.
     """
@@ -196,7 +196,7 @@ def _quantised(model, examples: Sequence[tuple[Tensor, ...]]):
     return nncf.quantize(
         model,
         nncf.Dataset(examples, lambda inputs: [x.numpy() for x in inputs]),
-        preset=nncf.QuantizationPreset.MIXED,  # what comes out of a ReLU has no sign, what comes out of a sum has
+        preset=nncf.QuantizationPreset.MIXED,  # the output of a ReLU has no sign, that of a sum has
         subset_size=len(examples),
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
     )

@@ -19,7 +19,7 @@ DTYPES = dict(zip(CHOICES[1:-1], (torch.float32, torch.bfloat16, torch.float16, 
 
 @dataclass(frozen=True)
 class Precision:
-    """What :func:`choose` settled on.
+    """The result of :func:`choose`.
 
     Attributes:
         name: key of ``DTYPES``.

@@ -63,7 +63,7 @@ def optimize_trunks(model: nn.Module, precision: Precision, half_from: nn.Module
     Trunks whose norms are not constant (GN), of other blocks, or with hooks on their parts, stay as they are.
 
     Args:
-        half_from: the trunk that may hand on half precision, since what is behind it takes that.
+        half_from: the one trunk that may hand on half precision: the next part takes it.
     """
     for trunk in [m for m in model.modules() if isinstance(m, Trunk)]:
         plain = all(type(block) is Bottleneck for name in trunk.stage_names for block in getattr(trunk, name))

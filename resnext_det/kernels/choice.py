@@ -22,7 +22,7 @@ _chosen: dict[Hashable, str] = {}
 def fastest(what: str, key: Hashable, ways: Mapping[str, Way], device: torch.device) -> Way:
     """The fastest of ``ways`` for ``key``, measured at the first call; a single way is not measured.
 
-    A way that fails while it is measured (a kernel that this GPU has no room for) is left out with a warning.
+    A way that fails while it is measured (this GPU has no room for the kernel) is left out with a warning.
 
     Args:
         what: for the log.

@@ -35,8 +35,8 @@ def use_grouped_conv(model: nn.Module, mode: str) -> int:
         mode: one of :data:`MODES`.
 
     Returns:
-        How many convolutions the kernel may compute now. What it cannot (no Triton, no GPU, groups that fill no tile,
-        dilation) stays with PyTorch, and the log says so.
+        How many convolutions the kernel may compute now. Without Triton or a GPU, with groups that fill no tile, or
+        with dilation, PyTorch computes it and the log says so.
 
     Raises:
         UserError: unknown mode.

@@ -119,8 +119,8 @@ def make_paper(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     paper = rng.uniform(60, 200) * np.array([1 + warmth, 1, 1 - warmth]) * np.ones((height, width, 1))
     for cell in (6, 12, 30, 60):
         grid = rng.normal(size=(4, height // cell + 2, width // cell + 2)) * rng.uniform(2, 10)
-        gray, *colour = (_enlarge(g, height, width) for g in grid)
-        paper += gray[..., None] + 0.4 * np.stack(colour, axis=-1)
+        gray, *color = (_enlarge(g, height, width) for g in grid)
+        paper += gray[..., None] + 0.4 * np.stack(color, axis=-1)
     y, x = np.mgrid[:height, :width]
     for period in (rng.uniform(200, 500), rng.uniform(5, 20)):  # light from one side, and the weave
         turn = rng.uniform(0, 2 * np.pi)

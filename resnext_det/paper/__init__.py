@@ -1,1 +1,1 @@
-"""The paper's tables and figures: what they say, how to run them, what came out."""
+"""The paper's tables and figures: their numbers, how to run them, and the results."""

@@ -1,8 +1,8 @@
 """A table of the paper in one command: train what is missing, print the paper's numbers beside those measured here.
 
 Everything runs through the other tools (``pretrain.py``, ``train_net.py``, ``dump_proposals.py``) in processes of their
-own, into ``OUTPUT/imagenet/resnet101/seed0``, ``OUTPUT/table8/R50/seed0/...``. What is finished there is not run again,
-also where another table wants the same training; what was interrupted is resumed.
+own, into ``OUTPUT/imagenet/resnet101/seed0``, ``OUTPUT/table8/R50/seed0/...``. Finished runs there are not run again,
+also when another table wants the same training; what was interrupted is resumed.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Command:
         return [*command_line(self.tool), "--config-file", str(self.config), *self.flags, *self.options]
 
     def settings(self) -> dict:
-        """What decides its result, to be compared with what is finished."""
+        """All that decides its result, to be compared with finished runs."""
         config = shown_config(self.config)
         return {"tool": self.tool, "config": config, "options": list(self.options)}
 
@@ -116,7 +116,7 @@ class Command:
         print(f"$ {shlex.join(self.line())}", flush=True)
         code = subprocess.run(self.line(), cwd=Path.cwd()).returncode
         if code:
-            raise UserError(f"{self.folder}: {self.tool} ended with code {code}, see above; the same command goes on")
+            raise UserError(f"{self.folder}: {self.tool} ended with code {code}, see above; the same command continues")
 
 
 def run_missing(commands: Iterable[Command], *, dry_run: bool) -> None:

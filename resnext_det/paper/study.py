@@ -1,8 +1,8 @@
 """Benchmarks and tables in a row, in as many stretches of machine time as it takes, with one small file of results.
 
-A study is a YAML list of steps, such as ``configs/reproduce/one_gpu.yaml``. What is finished is not run again, also on
-another machine that got the folder of results alone; when the time is over, the trainings get the signal that makes
-them save and leave, and the same command goes on another time.
+A study is a YAML list of steps, such as ``configs/reproduce/one_gpu.yaml``. Finished runs are not run again, not even
+on another machine that got the folder of results alone; when the time is over, the trainings get the signal that makes
+them save and leave, and the same command continues another time.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from .reproduce import RESULTS, SETTINGS_FILE, Command, Settings, command_line, 
 from .tables import PROTOCOLS, TABLES
 
 GRACE = 60.0
-"""Seconds in which a training that was asked to stop finishes its step and saves."""
+"""Seconds that a training gets to finish its step and save, after it was asked to stop."""
 
 KEEP = 30.0
 """Seconds between two writings of the results while trainings run."""
@@ -194,7 +194,7 @@ class Runner:
             chain.process = _popen(command.line(), file)
 
     def _ended(self, chain: Chain) -> bool:
-        """Note how its process has ended; whether the chain goes on."""
+        """Note how its process has ended; whether the chain continues."""
         command, code = chain.commands[0], chain.process.returncode
         if code in (EXIT_STOPPED, -signal.SIGTERM):  # somebody else's signal
             self.stopping = True
@@ -254,7 +254,7 @@ def run_benchmark(step: Step, results: Path, device: str, quick: bool, minutes: 
 
 def drop_known(chains: Sequence[Chain], known: Mapping[str, dict]) -> None:
     """Leave out what is finished by ``known`` results of the same command, unless its weights are wanted here."""
-    for chain in reversed(chains):  # those that want weights come behind those that make them
+    for chain in reversed(chains):  # makers of weights come before their users
         run = known.get(chain.name, {})
         same = run.get("finished") and run.get("command") == _command_of(chain.last)
         makes = {path for command in chain.commands for path in command.made}

@@ -63,7 +63,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 class Drawings:
-    """Draws what was found in images and videos; a context manager, which removes a video that is not finished."""
+    """Draws what was found in images and videos; a context manager; it removes an unfinished video."""
 
     def __init__(self, targets: Mapping[Path, Path], class_names: Sequence[str]) -> None:
         self._targets, self._class_names = targets, list(class_names)
@@ -110,7 +110,7 @@ class Drawings:
 
 
 def remove_unfinished(folder: Path, targets: Mapping[Path, Path]) -> None:
-    """Delete what a process that was killed while it drew has left in ``folder``; no other may be at work there."""
+    """Delete the half-written files of a killed process in ``folder``; no other may be at work there."""
     names = {target.name for target in targets.values()}
     for path in folder.glob(".*.part*"):
         match = re.fullmatch(r"\.(.+)\.\d+\.part(\.\w+)?", path.name)

@@ -73,7 +73,7 @@ def find_inputs(inputs: Iterable[str], stdin: Iterable[str] = (), *, output: str
         found.setdefault(os.path.join(os.path.realpath(path.parent), path.name), path)
 
     def add_known(paths: Iterable[Path], base: str, nothing: str) -> None:
-        """Those with a known ending, outside the output folder where that lies below ``base``."""
+        """Those with a known ending; those below the output folder are left out."""
         below = own.startswith(os.path.join(os.path.realpath(base or "."), ""))
         count = 0
         for path in paths:
@@ -141,7 +141,7 @@ def frames_of(
 ) -> Iterator[Frame]:
     """The image in ``path``, or the frames of the video.
 
-    A video is read on after a damaged place; ``missing`` is told which frames cannot be read.
+    A video is read on after a damaged place; ``missing`` is called with a line on the frames that cannot be read.
 
     Raises:
         UserError: not an image, or a video of which no frame can be read.
@@ -202,7 +202,7 @@ def frames_in(path: Path) -> int:
 def spread(paths: Sequence[Path], number: int, *, max_megapixels: float = MAX_MEGAPIXELS) -> Iterator[np.ndarray]:
     """Up to ``number`` RGB images spread evenly over all inputs and, where these are few, over their videos' frames.
 
-    What cannot be read is left out: it will be said when its turn comes.
+    What cannot be read is left out: it is reported when its turn comes.
     """
     chosen = [paths[i * len(paths) // number] for i in range(number)] if len(paths) > number else list(paths)
     for position, path in enumerate(chosen):

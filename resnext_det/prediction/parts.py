@@ -38,7 +38,7 @@ VERSION = 1
 def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> set[int]:
     """Make ``folder`` ready for a run, in one process only; returns the units that are done already.
 
-    An earlier run's results are moved aside into ``earlier_run_N`` where the run is not resumed.
+    If the run is not resumed, an earlier run's results are archived in ``earlier_run_N``.
 
     Args:
         settings: plain values that must be the same for the run to be resumed.
@@ -55,7 +55,7 @@ def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> set[int
             return whole_units(folder, cut=True)
         if resume:
             logger.info("--resume: %s holds no run yet, so this is a new one", folder)
-        _set_aside(folder)
+        _archive(folder)
     parts.mkdir()
     write_json(parts / MANIFEST, wanted)
     return set()
@@ -87,7 +87,7 @@ def _locked(parts: Path, *, alone: bool) -> Iterator[None]:
         os.close(handle)
 
 
-def _set_aside(folder: Path) -> None:
+def _archive(folder: Path) -> None:
     old = [path for path in (folder / PARTS, folder / DETECTIONS_FILE) if os.path.lexists(path)]
     if not old:
         return

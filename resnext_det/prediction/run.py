@@ -92,28 +92,33 @@ def predict(
 ) -> Summary | None:
     """Detect in every image and frame; drawn copies and ``detections.json`` go to ``folder``.
 
-    Every process of a run calls it with the same arguments, and takes its share.
+        Every process of a run calls it with the same arguments, and takes its share.
 
-    Args:
-        detect: as :class:`~resnext_det.detection.prediction.detector.Predictor`.
-        paths: images and videos of :func:`~resnext_det.prediction.inputs.find_inputs`.
-        categories: COCO's record of each of the model's classes.
-        image_ids: {file: id} in ``detections.json``; by default 1, 2, ...
-        settings: whatever else decides the results; a run is resumed with the same only.
-        batch_size: images that go through the model together.
-        score_threshold: detections below it are left out.
-        broken: ``error`` or ``skip``, for images that cannot be read.
-        resume: go on with the run in ``folder``.
-        progress: told the speed and the time left, about once a second.
-        rank, processes: which process this is, and of how many.
-        decide: calls a function in one process and gives its result to all.
+        Args:
+            detect: as :class:`~resnext_det.detection.prediction.detector.Predictor`.
+            paths: images and videos of :func:`~resnext_det.prediction.inputs.find_inputs`.
+            categories: COCO's record of each of the model's classes.
+            image_ids: {file: id} in ``detections.json``; by default 1, 2, ...
+            settings: whatever else decides the results; a run is resumed with the same only.
+            batch_size: images that go through the model together.
+            score_threshold: detections below it are left out.
+            broken: ``error`` or ``skip``, for images that cannot be read.
+    <<<<<<< HEAD:resnext_det/prediction/run.py
+            resume: go on with the run in ``folder``.
+            progress: told the speed and the time left, about once a second.
+            rank, processes: which process this is, and of how many.
+            decide: calls a function in one process and gives its result to all.
+    =======
+            resume: continue the run in ``folder``.
+            progress: called with the speed and the time left, about once a second.
+    >>>>>>> main:resnext_det/detection/prediction/run.py
 
-    Returns:
-        What the whole run did; None in a process that others outlast, which merge the results.
+        Returns:
+            What the whole run did; None in a process that ends before the last one, which merges the results.
 
-    Raises:
-        UserError: a drawing would replace an input, an image that cannot be read, a run that cannot be resumed.
-        Stopped: after a stopping signal; ``resume`` goes on.
+        Raises:
+            UserError: a drawing would replace an input, an image cannot be read, or a run cannot be resumed.
+            Stopped: after a stopping signal; ``resume`` continues.
     """
     check_threshold(score_threshold)
     if batch_size < 1:
@@ -145,14 +150,14 @@ def predict(
             parts.Part(folder, rank) as part,
             Drawings(drawn, names) if draw else nullcontext() as drawings,
         ):
-            told = _Progress(sum(frames_in(path) for n in own for path in units[n]) if progress else 0, progress)
+            counter = _Progress(sum(frames_in(path) for n in own for path in units[n]) if progress else 0, progress)
             for number in own:
-                part.write(number, work.records(units[number], drawings, stop, told))
+                part.write(number, work.records(units[number], drawings, stop, counter))
                 finished += 1
     except BaseException:
         if finished:
             logger.warning(
-                "%d of %d done so far; they are kept in %s, and the same command with --resume goes on",
+                "%d of %d done so far; they are kept in %s, and the same command with --resume continues",
                 sum(len(units[n]) for n in parts.whole_units(folder)), len(paths), folder / parts.PARTS,
             )  # fmt: skip
         raise
@@ -175,19 +180,19 @@ class _Work:
     max_megapixels: float
 
     def records(
-        self, unit: Sequence[Path], drawings: Drawings | None, stop: StopRequest, told: _Progress
+        self, unit: Sequence[Path], drawings: Drawings | None, stop: StopRequest, counter: _Progress
     ) -> Iterator[dict]:
         """The lines of one unit; the drawings are there before the lines are."""
         frames = self._frames(unit)
         while batch := list(itertools.islice(frames, self.batch_size)):
             if stop.signal:
-                raise Stopped("stopped by a signal between two images; the same command with --resume goes on")
+                raise Stopped("stopped by a signal between two images; the same command with --resume continues")
             looked_at = [frame for frame in batch if isinstance(frame, Frame)]
             yield from ({"broken": text} for text in batch if isinstance(text, str))
             found = self.detect([frame.pixels for frame in looked_at]) if looked_at else []
             for frame, detections in zip(looked_at, found, strict=True):
                 yield self._record(frame, detections, drawings)
-            told(len(batch))
+            counter(len(batch))
         if drawings is not None:
             drawings.finish()
 

@@ -24,7 +24,7 @@ def draw_boxes(
     image: Image.Image | np.ndarray,
     boxes: np.ndarray,
     labels: Sequence[str],
-    colours: Sequence[Color],
+    colors: Sequence[Color],
     *,
     scale: float = 1.0,
 ) -> Image.Image:
@@ -44,10 +44,10 @@ def draw_boxes(
     draw = ImageDraw.Draw(image)
     line = max(2, round(min(image.size) / 250))
     font_size = max(11, round(min(image.size) / 36))
-    for (x, y, width, height), label, colour in zip(np.asarray(boxes) * scale, labels, colours, strict=True):
+    for (x, y, width, height), label, color in zip(np.asarray(boxes) * scale, labels, colors, strict=True):
         x0, x1 = sorted((float(x), float(x + width)))
         y0, y1 = sorted((float(y), float(y + height)))
-        draw.rectangle((x0, y0, x1, y1), outline=colour, width=line)
+        draw.rectangle((x0, y0, x1, y1), outline=color, width=line)
         if not label:
             continue
         label = shown(label)
@@ -56,8 +56,8 @@ def draw_boxes(
         text_width, text_height = right - left + 4, bottom - top + 4
         left_edge = min(max(x0, 0), max(image.width - text_width, 0))
         top_edge = y0 - text_height if y0 >= text_height else y0  # above the box, or inside where there is no room
-        draw.rectangle((left_edge, top_edge, left_edge + text_width, top_edge + text_height), fill=colour)
-        dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 140
+        draw.rectangle((left_edge, top_edge, left_edge + text_width, top_edge + text_height), fill=color)
+        dark = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
         draw.text((left_edge + 2 - left, top_edge + 2 - top), label, font=font, fill="black" if dark else "white")
     return image
 

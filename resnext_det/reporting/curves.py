@@ -27,7 +27,7 @@ Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
 """{metric: (iterations, values)}, both (N,), iterations rising; a value may be NaN."""
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f3c8d", "#4d4d4d")
-"""Told apart with every common kind of color vision (Okabe and Ito), darkest first."""
+"""Distinct with every common kind of color vision (Okabe and Ito), darkest first."""
 GRAY = "#5a6270"
 PANEL = (5.4, 3.7)  # inches
 DOTS_PER_INCH = 130
@@ -38,8 +38,8 @@ MANY_POINTS = 60  # beyond, noisy curves are drawn faintly under their running m
 def read_metrics(run: str | os.PathLike) -> Metrics:
     """Read a run's ``metrics.json``, detectron2's lines of ``{"iteration": 19, "total_loss": 1.2, ...}``.
 
-    A line that was cut off is skipped. Where a run was resumed at an earlier iteration, what was written later counts
-    and the lines it went back over are dropped.
+    A line that was cut off is skipped. If a run was resumed at an earlier iteration, the lines written later count and
+    those they repeat are dropped.
 
     Args:
         run: the file, or the folder that holds it.
@@ -114,13 +114,13 @@ def curves_figure(runs: Mapping[str, Metrics]) -> Figure:
     height = rows * PANEL[1] + strip
     figure = Figure(figsize=(columns * PANEL[0], height), dpi=DOTS_PER_INCH, layout="constrained")
     figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip / height), w_pad=0.12, h_pad=0.12)  # type: ignore[call-arg]
-    colours = {name: COLORS[i % len(COLORS)] for i, name in enumerate(runs)}
+    colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(runs)}
     for i, draw in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
-        draw(axes, runs, colours)
+        draw(axes, runs, colors)
         _finish(axes)
     if several:
-        handles = [Line2D([], [], color=colours[name], linewidth=2.5, label=name) for name in runs]
+        handles = [Line2D([], [], color=colors[name], linewidth=2.5, label=name) for name in runs]
         figure.legend(handles=handles, loc="upper center", ncols=per_line, frameon=False, fontsize=11)
     return figure
 
@@ -145,14 +145,14 @@ def size_figure(series: Mapping[str, Sequence[Point]], *, error: str = "test err
     axes = figure.add_subplot()
     axes.set_xscale("log")
     ends = sorted(points[-1][1] for points in map(sorted, series.values()) if points)
-    for (name, points), colour, marker in zip(series.items(), _cycle(COLORS), _cycle("os^Dv"), strict=False):
+    for (name, points), color, marker in zip(series.items(), _cycle(COLORS), _cycle("os^Dv"), strict=False):
         points = sorted(points)
         size, value = [p[0] for p in points], [p[1] for p in points]
         bars = [p[3] if len(p) > 3 else 0 for p in points]
-        axes.plot(size, value, color=colour, marker=marker, markersize=7, linewidth=1.8, label=name)
+        axes.plot(size, value, color=color, marker=marker, markersize=7, linewidth=1.8, label=name)
         if any(bars):
-            axes.errorbar(size, value, bars, color=colour, linestyle="none", capsize=4)
-        # The curve that ends lowest has its labels below, the others above, so that they do not run into each other.
+            axes.errorbar(size, value, bars, color=color, linestyle="none", capsize=4)
+        # The curve that ends lowest has its labels below, the others above: labels must not overlap.
         below = len(ends) > 1 and points[-1:] and points[-1][1] == ends[0]
         for x, y, label, *_ in points:
             axes.annotate(
@@ -163,7 +163,7 @@ def size_figure(series: Mapping[str, Sequence[Point]], *, error: str = "test err
                 ha="right" if below else "left",
                 va="top" if below else "bottom",
                 fontsize=9,
-                color=colour,
+                color=color,
             )
     axes.margins(x=0.1, y=0.14)
     axes.set_xlabel("parameters (millions, log scale)")
@@ -233,20 +233,20 @@ def _name(axes: Axes, title: str, x: str = "iteration", y: str = "") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-def _curve(axes: Axes, points: tuple[np.ndarray, np.ndarray], colour: str, label: str | None = None, **line) -> None:
+def _curve(axes: Axes, points: tuple[np.ndarray, np.ndarray], color: str, label: str | None = None, **line) -> None:
     """One noisy curve; when it has many points, faint under its running mean."""
     x, y = points
     line = {"linewidth": 1.7, **line}
     if len(x) > MANY_POINTS:
-        axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.25)
+        axes.plot(x, y, color=color, linewidth=0.8, alpha=0.25)
         y = _running_mean(y, max(5, len(y) // 40))
-    axes.plot(x, y, color=colour, label=label, **line)
+    axes.plot(x, y, color=color, label=label, **line)
     if len(x) == 1:
-        axes.plot(x, y, color=colour, marker="o")
+        axes.plot(x, y, color=color, marker="o")
 
 
 def _running_mean(values: np.ndarray, width: int) -> np.ndarray:
-    """(N,) means over up to ``width`` neighbors; NaN stays where a value is NaN, so that it is seen."""
+    """(N,) means over up to ``width`` neighbors; a NaN stays NaN and is seen."""
     known = np.isfinite(values)
     window = np.ones(min(width, len(values)))
     total = np.convolve(np.where(known, values, 0), window, mode="same")
@@ -272,18 +272,18 @@ def _plain_number(value: float, _position: int) -> str:
     return f"{value:g}"
 
 
-def _losses(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str]) -> None:
+def _losses(axes: Axes, runs: Mapping[str, Metrics], colors: Mapping[str, str]) -> None:
     several = len(runs) > 1
     _name(axes, "Loss")
     plotted = []
     for name, metrics in runs.items():
         if "total_loss" in metrics:
-            colour = colours[name] if several else "#1c2128"
-            _curve(axes, metrics["total_loss"], colour, None if several else "total")
+            color = colors[name] if several else "#1c2128"
+            _curve(axes, metrics["total_loss"], color, None if several else "total")
             plotted.append(metrics["total_loss"][1])
         parts = [key for key in metrics if key.startswith("loss_")]
-        for key, colour in zip([] if several else parts, _cycle(COLORS), strict=False):
-            _curve(axes, metrics[key], colour, key.removeprefix("loss_").replace("_", " "), linewidth=1.3)
+        for key, color in zip([] if several else parts, _cycle(COLORS), strict=False):
+            _curve(axes, metrics[key], color, key.removeprefix("loss_").replace("_", " "), linewidth=1.3)
             plotted.append(metrics[key][1])
     _log_if_positive(axes, plotted)
     if not several and len(plotted) > 1:
@@ -296,17 +296,17 @@ def _legend(axes: Axes, handles: Sequence[Line2D]) -> None:
                 fontsize=9.5, borderaxespad=0.1, columnspacing=1.0, handlelength=1.5, handletextpad=0.5)  # fmt: skip
 
 
-def _average_precision(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str]) -> None:
+def _average_precision(axes: Axes, runs: Mapping[str, Metrics], colors: Mapping[str, str]) -> None:
     _name(axes, "Average precision", y="percent")
     for name, metrics in runs.items():
         for key, style in (("bbox/AP50", "-"), ("bbox/AP", "--")):
             if key in metrics:
-                axes.plot(*metrics[key], style, color=colours[name], linewidth=1.8, marker="o", markersize=4)
+                axes.plot(*metrics[key], style, color=colors[name], linewidth=1.8, marker="o", markersize=4)
     axes.set_ylim(bottom=0)
     _keys(axes, {"AP@0.5": "-", "AP": "--"})
 
 
-def _top1_error(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str]) -> None:
+def _top1_error(axes: Axes, runs: Mapping[str, Metrics], colors: Mapping[str, str]) -> None:
     """Thin and dashed for training, thick for validation, by epoch where every run knows its own."""
     rates = {name: _iterations_per_epoch(metrics) for name, metrics in runs.items() if _has_error(metrics)}
     by_epoch = all(rates.values())
@@ -319,9 +319,9 @@ def _top1_error(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, s
             x = (iterations + 1) / rate if by_epoch else iterations
             if key == "top1_error":
                 marker = "o" if len(x) <= 30 else None
-                axes.plot(x, values, color=colours[name], linewidth=2.2, marker=marker, markersize=4)
+                axes.plot(x, values, color=colors[name], linewidth=2.2, marker=marker, markersize=4)
             else:
-                _curve(axes, (x, values), colours[name], linewidth=1.1, linestyle="--")
+                _curve(axes, (x, values), colors[name], linewidth=1.1, linestyle="--")
     axes.set_ylim(bottom=0)
     _keys(axes, {"validation": "-", "training": "--"})
 
@@ -342,23 +342,23 @@ def _keys(axes: Axes, styles: Mapping[str, str]) -> None:
     _legend(axes, handles)
 
 
-def _learning_rate(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str]) -> None:
+def _learning_rate(axes: Axes, runs: Mapping[str, Metrics], colors: Mapping[str, str]) -> None:
     _name(axes, "Learning rate")
     plotted = {name: metrics["lr"] for name, metrics in runs.items() if "lr" in metrics}
     widths = np.linspace(5, 1.8, len(plotted)) if len(plotted) > 1 else [1.8]  # equal schedules all stay visible
     for width, (name, points) in zip(widths, plotted.items(), strict=True):
-        axes.plot(*points, color=colours[name], linewidth=width, marker="o" if len(points[0]) == 1 else "")
+        axes.plot(*points, color=colors[name], linewidth=width, marker="o" if len(points[0]) == 1 else "")
     _log_if_positive(axes, [values for _, values in plotted.values()])
 
 
-def _speed(axes: Axes, runs: Mapping[str, Metrics], colours: Mapping[str, str]) -> None:
+def _speed(axes: Axes, runs: Mapping[str, Metrics], colors: Mapping[str, str]) -> None:
     _name(axes, "Speed", y="iterations per second")
     for name, metrics in runs.items():
         if "time" in metrics:
             iterations, seconds = metrics["time"]
             with np.errstate(divide="ignore"):
                 rate = np.where(seconds > 0, 1 / seconds, np.nan)
-            _curve(axes, (iterations, rate), colours[name])
+            _curve(axes, (iterations, rate), colors[name])
     axes.set_ylim(bottom=0)
 
 

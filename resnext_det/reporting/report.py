@@ -1,4 +1,4 @@
-"""One HTML page about an evaluation, images inside: what the detector finds, what it gets wrong, and where."""
+"""One HTML page about an evaluation, images inside: what the detector finds, its mistakes, and their places."""
 
 from __future__ import annotations
 
@@ -187,10 +187,10 @@ def _precision_recall(evaluation: Evaluation, objects: np.ndarray) -> Figure:
     curves = evaluation.precision[at, :, :, 0, -1]  # recalls x classes
     rows = _by_ap(evaluation)
     names = sorted(rows, key=lambda row: -objects[row[0]])[:CURVES_DRAWN]
-    colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, max(len(names), 1)))
-    for (k, _, ap50), colour in zip(names, colours, strict=False):
+    colors = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, max(len(names), 1)))
+    for (k, _, ap50), color in zip(names, colors, strict=False):
         label = f"{drawn(evaluation.class_names[k])} {ap50:.1f}"
-        axes.plot(evaluation.recall_thresholds, curves[:, k], color=colour, linewidth=1.2, label=label)
+        axes.plot(evaluation.recall_thresholds, curves[:, k], color=color, linewidth=1.2, label=label)
     if rows:
         mean = curves[:, [row[0] for row in rows]].mean(axis=1)
         label = f"mean of {len(rows)}: {100 * mean.mean():.1f}"
@@ -304,13 +304,13 @@ def _pair(
     boxes, names = truth.boxes[here], [plain(name, NAME_SHOWN) for name in truth.class_names]
     pixels, scale = _image_shrunk(truth, image, image_root, np.concatenate([boxes, shown.boxes[found]]), max_megapixels)
     crowds = truth.iscrowd[here].tolist()
-    colours = [
+    colors = [
         COLORS["ignored"] if crowd else COLORS["missed"] if errors.missed[i] else TRUTH_COLOR
         for i, crowd in zip(here, crowds, strict=True)
     ]
     classes = truth.category[here].tolist()
     texts = [names[k] + (" (crowd)" if crowd else "") for k, crowd in zip(classes, crowds, strict=True)]
-    left = draw_boxes(pixels, boxes * scale, texts, colours)
+    left = draw_boxes(pixels, boxes * scale, texts, colors)
     found = found[np.argsort(shown.scores[found])]  # the surest on top
     kinds = [KINDS[kind] for kind in errors.kinds[found]]
     classes = positions(shown.category_ids[found], truth.category_ids).tolist()
@@ -338,7 +338,7 @@ def _png(image: Image.Image) -> str:
 def _image_shrunk(
     truth: Dataset, image: int, image_root: str | os.PathLike | None, boxes: np.ndarray, max_megapixels: float
 ) -> tuple[Image.Image, float]:
-    """The image on the page, or gray in its place where it cannot be read, and its size by that of the file."""
+    """The image on the page (gray if it cannot be read), and its size relative to the file's."""
     path = None if image_root is None else path_inside(image_root, truth.file_names[image])
     if path is not None:
         try:

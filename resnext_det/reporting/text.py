@@ -1,4 +1,4 @@
-"""Names from data as matplotlib draws them: plain text, in a font that has the letters where there is one."""
+"""Names from data as matplotlib draws them: plain text, in a font with the letters if there is one."""
 
 from __future__ import annotations
 

@@ -36,8 +36,8 @@ class Checkpoint:
         metadata: see :mod:`resnext_det.weights.metadata`.
         path: the file.
         sha256: of the file.
-        entry: which entry of the file they are, such as ``model_ema`` for the average of a run's weights; "" where the
-            file holds the tensors alone.
+        entry: their entry in the file, such as ``model_ema`` for the average of a run's weights; "" if the file holds
+            the tensors alone.
         branch: what stood before the trunk's names in a larger network, such as ``encoder_q``.
         left_out: {part of that network: tensors}, such as projection heads.
     """
@@ -61,7 +61,7 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
 
     Args:
         trust_pickle: also open pickles that may run code.
-        branch: which trunk, where the file holds several, such as ``encoder_q`` or ``teacher``.
+        branch: the trunk to take if the file holds several, such as ``encoder_q`` or ``teacher``.
 
     Raises:
         UserError: the file cannot be fetched or read, holds something else, or contradicts itself.
@@ -116,7 +116,7 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], meta
     with detectron2's own checkpointer, the ``.pth`` finds its places under ``backbone.`` and ``roi_heads.`` by itself.
 
     Raises:
-        UserError: another ending, values that are not plain, or a path that cannot be written.
+        UserError: another ending, values that are not plain, or an unwritable path.
     """
     path = Path(path)
     if path.suffix not in (".pth", ".safetensors"):

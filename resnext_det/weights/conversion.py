@@ -20,7 +20,7 @@ from .loading import COUNTER, part_of
 from .metadata import Metadata, same
 from .naming import classifier_tensors, from_native, is_detector, trunk_name
 
-# What a network of torchvision or timm cannot be told: with other values the same tensors compute something else.
+# Settings that networks of torchvision and timm lack: with other values the same tensors compute something else.
 _FOREIGN_FUNCTION: Metadata = {"stride_in_1x1": False, "norm_eps": 1e-5, "form": "c", "residual": True, "kind": "plain"}
 
 

@@ -190,13 +190,13 @@ def same(a: Any, b: Any) -> bool:
 def check_metadata(
     found: Mapping[str, Any], expected: Mapping[str, Any], where: str, keys: Mapping[str, str] = DETECTRON2_KEYS
 ) -> None:
-    """Compare what a file says of itself with what the config says; keys that either lacks are not compared.
+    """Compare a file's metadata with the config; keys that either lacks are not compared.
 
     Args:
         found: metadata of the file.
         expected: the config's values, under the metadata's keys.
         where: the file, for the message.
-        keys: the config key of each metadata key that is compared, for the line that fixes it; "" where none can.
+        keys: the config key of each compared metadata key, for the fix in the message; "" if no key can fix it.
 
     Raises:
         UserError: they contradict each other; the message holds the settings that fix it.

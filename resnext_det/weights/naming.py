@@ -1,4 +1,4 @@
-"""Names of the same tensors in different libraries, told apart and translated to ours, which are detectron2's."""
+"""Names of the same tensors in different libraries, recognized and translated to detectron2's, which are ours."""
 
 from __future__ import annotations
 

@@ -455,7 +455,7 @@ for _core in ("numpy.core", "numpy._core"):  # numpy 1 and 2
 
 
 def _build(name: str, arguments: tuple) -> Any:
-    """What the function of that name would give for these arguments, made by us."""
+    """Our own result in place of that function's, for the same arguments."""
     if name not in _BUILDERS:
         raise TypeError(name)
     return _BUILDERS[name](*arguments)

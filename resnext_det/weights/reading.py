@@ -1,4 +1,4 @@
-"""Files of weights: told apart by their first bytes, opened without running code, checked before they fill memory."""
+"""Files of weights: recognized by their first bytes, opened without running code, checked before they fill memory."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from .trunks import holds_trunk
 
 METADATA = "metadata"  # the entry of a .pth, and of a .safetensors header (there as JSON)
 
-# Where programs put the weights inside their checkpoints. An exponential moving average comes first: where there is
-# one, it is the network whose accuracy was published.
+# Where programs put the weights inside their checkpoints. An exponential moving average comes first: if there is one,
+# the published accuracy is its own.
 WRAPPINGS = ("model_ema", "state_dict_ema", "model", "state_dict", "blobs")
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DEEPEST = 5  # wrappings in each other; more have been made to go round in circles
@@ -184,7 +184,7 @@ def _one_line(name: str, kind: str, advice: str = "") -> Iterator[None]:
 
 
 def _trusted(path: str | os.PathLike, file: IO[bytes], *, bare: bool) -> Any:
-    """A file whose maker the user trusts, which may run anything and fail with anything."""
+    """A file whose maker the user trusts. It may run anything and fail with anything."""
     file.seek(0)
     try:
         if bare:
@@ -237,7 +237,7 @@ def _tensors(content: Any, path: str, load: Load) -> Content:
 
 
 def _nested(content: Mapping[str, Any], depth: int = _DEEPEST) -> dict[str, Any]:
-    """Every mapping within ``content`` that holds a trunk, under names that begin with where it was."""
+    """Every mapping within ``content`` that holds a trunk. Its names begin with its place."""
     found: dict[str, Any] = {}
     for key, value in content.items():
         value = value.state_dict() if isinstance(value, nn.Module) else value

@@ -26,7 +26,7 @@ def locate(path_or_uri: str | os.PathLike) -> tuple[Path, Metadata]:
     """The local file of a path or URI, fetched if need be, and what its publisher says of it (nothing for a path).
 
     Raises:
-        UserError: unknown scheme or name; no network, then the line says which file to put where.
+        UserError: unknown scheme or name; no network; the line names the file to fetch and its place.
     """
     text = os.fspath(path_or_uri)
     scheme, separator, name = text.partition("://")

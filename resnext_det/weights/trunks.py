@@ -1,8 +1,8 @@
 """A torchvision-shaped trunk within a larger network, such as one of self-supervised learning, found by its structure.
 
 Programs put the trunk under names of their own: ``module.encoder_q.layer1.0...``, ``teacher.backbone.layer1.0...``,
-``backbone.0.layer1.0...``, or as the numbered children of a Sequential (``backbone.4.0...``). Where there is a
-``layer1.0.conv1`` with a stem beside it there is a trunk, whatever stands before.
+``backbone.0.layer1.0...``, or as the numbered children of a Sequential (``backbone.4.0...``). A ``layer1.0.conv1`` with
+a stem beside it is a trunk, whatever stands before.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _is_head_of(tensors: Mapping[str, Tensor], fc: str, trunk: Mapping[str, Tens
 
 
 def _part(name: str, prefix: str) -> str:
-    """What to call a tensor that is left out: its module beside, or within, the trunk's."""
+    """The name for a tensor that is left out: its module beside, or within, the trunk's."""
     if name.startswith(prefix) and prefix:
         return _branch(prefix) + "." + name.removeprefix(prefix).partition(".")[0]
     name = re.sub(rf"^{_WRAPPERS.pattern}", "", name)

@@ -103,7 +103,7 @@ def test_case_04_no_area_is_width_times_height(root):
     doc = document()
     del doc["annotations"][0]["area"]
     checked = inspect(doc, root)
-    assert not checked.errors and checked.mended()["annotations"][0]["area"] == 100
+    assert not checked.errors and checked.fixed()["annotations"][0]["area"] == 100
 
 
 def test_case_05_iscrowd_absent_or_null_is_0(root):
@@ -118,7 +118,7 @@ def test_case_06_duplicate_annotation_ids_are_listed(root):
     doc = document()
     doc["annotations"][1]["id"] = 1
     assert "annotations[].id: used more than once: 1;" in error(doc, root)
-    assert [a["id"] for a in inspect(doc, root).mended()["annotations"]] == [1, 2]
+    assert [a["id"] for a in inspect(doc, root).fixed()["annotations"]] == [1, 2]
 
 
 def test_case_07_annotation_id_0_leaves_ap_unchanged(root):
@@ -140,7 +140,7 @@ def test_case_07_annotation_id_0_leaves_ap_unchanged(root):
 
     checked = inspect(doc, root)
     assert not checked.errors
-    assert ap(doc) < 0.99 < ap(checked.mended())
+    assert ap(doc) < 0.99 < ap(checked.fixed())
 
 
 def test_case_08_duplicate_image_ids_are_listed(root):
@@ -218,7 +218,7 @@ def test_case_16_corners_instead_of_sizes_are_detected(root):
     corners = [[10, 20, 20, 30], [30, 5, 50, 10], [40, 30, 60, 45], [2, 3, 60, 40]]
     doc["annotations"] = [{**doc["annotations"][0], "id": i, "bbox": b} for i, b in enumerate(corners, 1)]
     assert "x1, y1, x2, y2" in error(doc, root)
-    assert inspect(doc, root).mended()["annotations"][0]["bbox"] == [10, 20, 10, 10]
+    assert inspect(doc, root).fixed()["annotations"][0]["bbox"] == [10, 20, 10, 10]
 
 
 def test_case_17_box_outside_is_clipped_and_warned_about(root):
@@ -265,7 +265,7 @@ def test_case_25_size_is_read_from_the_file(root):
     doc = document()
     del doc["images"][0]["width"], doc["images"][0]["height"]
     checked = inspect(doc, root, check_images=False)
-    assert not checked.errors and (checked.mended()["images"][0]["width"], checked.images.heights[0]) == SIZE
+    assert not checked.errors and (checked.fixed()["images"][0]["width"], checked.images.heights[0]) == SIZE
 
 
 @pytest.mark.parametrize(
@@ -369,7 +369,7 @@ def test_size_that_is_not_the_images_is_an_error(root):
     doc = document()
     doc["images"][0]["width"] = 65
     assert "images[0] (id 1): size 65x48 is not that of" in error(doc, root)
-    assert "size 65x48" in error(inspect(doc, root).mended(), root), "fixing must not hide it"
+    assert "size 65x48" in error(inspect(doc, root).fixed(), root), "fixing must not hide it"
 
 
 def test_fixed_copy_is_clean_and_the_original_untouched(root, tmp_path):
@@ -445,7 +445,7 @@ def test_no_document_ends_in_anything_but_findings(root, data):
     checked = inspect(doc, root, check_images=False)
     if checked.images is not None and checked.categories is not None:
         checked.dataset_dicts()
-        json.dumps(checked.mended())
+        json.dumps(checked.fixed())
 
 
 def test_check_coco_counts_the_other_errors(root, tmp_path):

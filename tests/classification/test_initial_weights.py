@@ -26,10 +26,10 @@ def folder(tmp_path_factory) -> Path:
     """Two images of each of two colors, to train on and to test, and a network of a few thousand weights."""
     root = tmp_path_factory.mktemp("images")
     for split in ("train", "val"):
-        for name, colour in (("blue", (60, 60, 200)), ("red", (200, 60, 60))):
+        for name, color in (("blue", (60, 60, 200)), ("red", (200, 60, 60))):
             (root / split / name).mkdir(parents=True)
             for i in range(2):
-                Image.fromarray(np.full((20, 24, 3), colour, np.uint8)).save(root / split / name / f"{i}.png")
+                Image.fromarray(np.full((20, 24, 3), color, np.uint8)).save(root / split / name / f"{i}.png")
     (root / "config.yaml").write_text(f"""
 MODEL: {{NAME: resnext14_2x2d, STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, DEVICE: cpu}}
 DATASETS: {{TRAIN: {root}/train, TEST: {root}/val}}
@@ -150,7 +150,7 @@ def test_pickles_that_run_code_need_the_flag(folder: Path, tmp_path: Path, capsy
 
 
 def test_published_weights_are_evaluated(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    """From a cache filled beforehand; their classes are ImageNet's, told by the sorted folders of DATASETS.TRAIN."""
+    """From a cache filled beforehand; their classes are ImageNet's, from the sorted folders of DATASETS.TRAIN."""
     import safetensors.torch
 
     pytest.importorskip("timm")

@@ -64,7 +64,7 @@ def test_few_shards_are_open_at_a_time_and_none_in_a_spawned_worker(folder: Path
 @pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_each_image_once_per_epoch(folder: Path, kind: str, world_size: int, workers: int) -> None:
-    """And the stream is one and the same for all numbers of processes and workers, and goes on where it is resumed."""
+    """And the stream is one and the same for all numbers of processes and workers, and continues where resumed."""
     image_set = open_images(folder / ("folder" if kind == "folder" else "shards"), window=9 if kind == "window" else 0)
     batch = 4 // world_size
 

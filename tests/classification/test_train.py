@@ -1,4 +1,4 @@
-"""Pretraining end to end on made images: results, resuming to equal bits, several processes, switches, errors."""
+"""Pretraining end to end on synthetic images: results, resuming to equal bits, several processes, switches, errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 import torch
 from detectron2.utils.events import EventStorage
 from PIL import Image
-from reported import Told, block, told_by_all
+from reported import Reports, block, reports_of_all
 from torch import nn
 from torchvision.transforms import v2
 
@@ -50,10 +50,10 @@ def folder(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("images")
     noise = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 4)):
-        for name, colour in (("blue", (60, 60, 200)), ("red", (200, 60, 60))):
+        for name, color in (("blue", (60, 60, 200)), ("red", (200, 60, 60))):
             (root / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = np.clip(noise.normal(colour, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
+                pixels = np.clip(noise.normal(color, 40, (20, 24, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(root / split / name / f"{i}.png")
     write_shards(ImageFolder(root / "train"), root / "shards", per_shard=5)
     (root / "config.yaml").write_text(f"""
@@ -136,11 +136,11 @@ def test_the_copy_that_is_evaluated(dtype: str, folder: Path) -> None:
     cfg.TEST.DTYPE = dtype
     model = build_classifier(cfg, 2)
     model.eval()
-    judged, autocast_dtype = train_module._judged(cfg, model, Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD))
-    assert autocast_dtype is None and (judged is model) == (dtype == "off")
+    evaluated, autocast_dtype = train_module._as_evaluated(cfg, model, Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD))
+    assert autocast_dtype is None and (evaluated is model) == (dtype == "off")
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        error = ((judged(x) - model(x)).norm() / model(x).norm()).item()
+        error = ((evaluated(x) - model(x)).norm() / model(x).norm()).item()
     assert error == 0 if dtype == "off" else error < {"fp32": 1e-5, "int8": 0.2}[dtype]
     assert dtype != "int8" or error > 1e-4
 
@@ -192,7 +192,7 @@ def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
 
 
 def write_in_vain(folder: Path, out: Path) -> None:
-    reported = Told()
+    reported = Reports()
     for name, file in (("config", "config.yaml"), ("results", "results.json")):
         cfg = load_config(
             get_config(), str(folder / "config.yaml"), [*ONE_EPOCH, "OUTPUT_DIR", str(block(out, name, file))]
@@ -202,9 +202,9 @@ def write_in_vain(folder: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_are_told_what_the_first_cannot_write(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_hear_what_the_first_cannot_write(folder: Path, tmp_path: Path) -> None:
     launch(write_in_vain, (folder, tmp_path), processes=2)
-    said = told_by_all(tmp_path)
+    said = reports_of_all(tmp_path)
     assert said["config"].startswith("UserError: ") and "config.yaml: is a directory" in said["config"]
     assert said["results"].startswith("UserError: ") and "results.json: is a directory" in said["results"]
 

@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from detectron2.evaluation import COCOEvaluator
 from detectron2.structures import Boxes, Instances
-from reported import Told, block, told_by_all
+from reported import Reports, block, reports_of_all
 
 from resnext_det import UserError
 from resnext_det.detection.coco_evaluator import DETECTIONS_FILE, FastCOCOEvaluator
@@ -178,7 +178,7 @@ def test_two_processes(dataset, tmp_path):
 
 def _process_with_mistakes(rank: int, address: str, path, folder) -> None:
     torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    reported = Told()
+    reported = Reports()
     reported("missing", lambda: FastCOCOEvaluator(json_file=folder / "missing.json"))
     inputs, found = outputs(path)
     evaluator = FastCOCOEvaluator(json_file=path)
@@ -193,9 +193,9 @@ def _process_with_mistakes(rank: int, address: str, path, folder) -> None:
 
 
 @pytest.mark.slow
-def test_a_mistake_in_one_of_two_processes_is_told_to_both(dataset, tmp_path):
+def test_a_mistake_in_one_of_two_processes_is_reported_to_both(dataset, tmp_path):
     mp.spawn(_process_with_mistakes, (f"file://{tmp_path}/meet", dataset[1], tmp_path), nprocs=2)
-    said = told_by_all(tmp_path)
+    said = reports_of_all(tmp_path)
     assert said.keys() == {"missing", "foreign", "unwritable", "class"}
     assert all(text.startswith("UserError: ") for text in said.values())
     assert "missing.json: no such file" in said["missing"] and "image_id 1000 not among" in said["foreign"]

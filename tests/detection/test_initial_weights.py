@@ -110,25 +110,25 @@ def test_preset(tiny_run: TinyRun, tmp_path: Path, capsys) -> None:
         "MODEL.RESNETS.NORM_EPS 0.001 (was 1e-05)",
     ):
         assert f"INPUT.PRESET auto: {said}" in log
-    settled = yaml.safe_load((tiny_run.folder / "preset" / "config.yaml").read_text())
-    assert (settled["INPUT"]["FORMAT"], settled["INPUT"]["PRESET"]) == ("BGR", "none")
+    applied = yaml.safe_load((tiny_run.folder / "preset" / "config.yaml").read_text())
+    assert (applied["INPUT"]["FORMAT"], applied["INPUT"]["PRESET"]) == ("BGR", "none")
     final = tiny_run.folder / "preset" / "model_final.pth"
     assert CAFFE.items() <= read_checkpoint(final).metadata.items()
 
     # What it trained is used alike: refused without the preset, by the line that fixes it; right with it.
-    mend = "set MODEL.RESNETS.STRIDE_IN_1X1 True MODEL.RESNETS.NORM_EPS 0.001 INPUT.FORMAT BGR"
+    fix = "set MODEL.RESNETS.STRIDE_IN_1X1 True MODEL.RESNETS.NORM_EPS 0.001 INPUT.FORMAT BGR"
     evaluate = ("preset_eval", "--eval-only")
     said = line(lambda: call(tiny_run, *evaluate, settings=("MODEL.WEIGHTS", final)), capsys)
-    assert mend in said and said.startswith(f"error: {final}: its weights contradict ")
+    assert fix in said and said.startswith(f"error: {final}: its weights contradict ")
     call(tiny_run, *evaluate, settings=("MODEL.WEIGHTS", final, "INPUT.PRESET", "auto"))
     image = str(next(tiny_run.folder.rglob("*.png")))
     show = ["--config-file", str(tiny_run.file), "--output", str(tmp_path / "out"), "--input", image]
     weights = ["MODEL.WEIGHTS", str(final)]
-    assert mend in line(lambda: predict.main([*show, *weights]), capsys)
+    assert fix in line(lambda: predict.main([*show, *weights]), capsys)
     predict.main([*show, *weights, "INPUT.PRESET", "auto"])
     assert len(json.loads((tmp_path / "out" / "detections.json").read_text())["images"]) == 1
     said = line(lambda: call(tiny_run, "preset", "--resume", settings=("SOLVER.MAX_ITER", 2)), capsys)
-    assert mend in said
+    assert fix in said
 
 
 def test_preset_needs_weights_that_know(tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -162,9 +162,9 @@ def test_every_fact_of_a_pretraining_is_checked(key: str, tiny_run: TinyRun, tmp
     with pytest.raises(UserError) as error:
         load_initial_weights(cfg, build_model(cfg))
     before, _, after = str(error.value).partition("; set ")
-    mend, _, rest = after.partition(", or take other weights")
+    fix, _, rest = after.partition(", or take other weights")
     assert before.startswith(f"{path}: its weights contradict {DETECTRON2_KEYS[key]} ") and not rest
-    setting, value = mend.split(" ")
+    setting, value = fix.split(" ")
     assert setting == DETECTRON2_KEYS[key]
     cfg = tiny_run.config("x", "MODEL.WEIGHTS", path, setting, value)
     load_initial_weights(cfg, build_model(cfg))
@@ -172,18 +172,18 @@ def test_every_fact_of_a_pretraining_is_checked(key: str, tiny_run: TinyRun, tmp
 
 def test_frozen_norms_want_weights(tiny_run: TinyRun, tmp_path: Path, capsys) -> None:
     frozen = ("MODEL.RESNETS.NORM", "FrozenBN")
-    mend = "set MODEL.WEIGHTS to pretrained weights, or train with MODEL.RESNETS.NORM BN and MODEL.BACKBONE.FREEZE_AT 0"
+    fix = "set MODEL.WEIGHTS to pretrained weights, or train with MODEL.RESNETS.NORM BN and MODEL.BACKBONE.FREEZE_AT 0"
     said = line(lambda: call(tiny_run, "frozen", settings=frozen), capsys)
     assert said == (
         "error: MODEL.WEIGHTS is empty: backbone.stem.conv1.norm is frozen with the statistics of random weights; "
-        + mend
+        + fix
     )
     assert "stem.conv1.norm is frozen" in line(
         lambda: call(tiny_run, "frozen", settings=("MODEL.BACKBONE.FREEZE_AT", 2)), capsys
     )
     save_checkpoint(tmp_path / "untrained.pth", create_model(NAME, 5, **CHANNELS).state_dict(), IMAGENET_RGB)
     untrained = ["--init-from", str(tmp_path / "untrained.pth")]
-    assert mend in line(lambda: call(tiny_run, "frozen", *untrained, settings=frozen), capsys)
+    assert fix in line(lambda: call(tiny_run, "frozen", *untrained, settings=frozen), capsys)
     call(tiny_run, "frozen")  # batch norm that learns may start from random weights
 
 

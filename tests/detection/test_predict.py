@@ -164,7 +164,7 @@ def test_a_video_in_and_out(detector, tmp_path, name, code):
     assert there and np.abs(pixels[30, 0:3].astype(int).mean(0) - pixels[30, 40]).max() > 40
 
 
-def test_settings_are_told_from_inputs():
+def test_settings_are_distinguished_from_inputs():
     assert split_settings(["a.jpg", "MODEL.WEIGHTS", "w.pth"], ["SEED", "1"]) == (
         ["a.jpg"],
         ["MODEL.WEIGHTS", "w.pth", "SEED", "1"],

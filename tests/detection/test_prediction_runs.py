@@ -140,11 +140,11 @@ def test_frames_behind_a_damaged_place_are_read(tmp_path):
     middle = len(data) // 2
     data[middle : middle + len(data) // 10] = bytes(len(data) // 10)
     (tmp_path / "v.mp4").write_bytes(data)
-    told = []
-    frames = list(frames_of(tmp_path / "v.mp4", missing=told.append))
+    lines = []
+    frames = list(frames_of(tmp_path / "v.mp4", missing=lines.append))
     indices = [frame.index for frame in frames]
     assert indices == sorted(set(indices)) and indices[-1] == 39 and 20 < len(indices) < 40
-    assert f"{40 - len(indices)} of 40 frames cannot be read" in told[0]
+    assert f"{40 - len(indices)} of 40 frames cannot be read" in lines[0]
     last = (frames[-1].pixels[50].mean(-1) > 150).sum()
     assert last == pytest.approx(4 * 39 + 1, abs=3), "frames keep their numbers"
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from reported import Told, block, told_by_all
+from reported import Reports, block, reports_of_all
 from tiny import TinyRun
 
 import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
@@ -31,7 +31,7 @@ from resnext_det.engine.sampler import seed_everything
 
 
 def write_in_vain(cfgs, folder):
-    reported = Told()
+    reported = Reports()
     run_module.archive = lambda folder: None  # it would move what blocks the last checkpoint
     reported("config", lambda: run(cfgs["config"]))
     reported("early", lambda: run(cfgs["early"]))
@@ -41,7 +41,7 @@ def write_in_vain(cfgs, folder):
 
 
 @pytest.mark.slow
-def test_two_processes_are_told_what_the_first_cannot_write(tmp_path):
+def test_two_processes_hear_what_the_first_cannot_write(tmp_path):
     tiny_run = TinyRun(tmp_path)
     more = ["SOLVER.MAX_ITER", 1, "TEST.REPORT", False]
     early = ["SOLVER.MAX_ITER", 9, "TEST.REPORT", False, "TEST.EVAL_PERIOD", 1, "TEST.PATIENCE", 1]
@@ -54,7 +54,7 @@ def test_two_processes_are_told_what_the_first_cannot_write(tmp_path):
     block(tmp_path, "early", "model_final.pth")
     block(f"{tiny_run.test}.pkl")
     launch(write_in_vain, (cfgs, tmp_path), processes=2)
-    said = told_by_all(tmp_path)
+    said = reports_of_all(tmp_path)
     assert said.keys() == {"config", "early", "proposals"}
     assert all(text.startswith("UserError: ") for text in said.values())
     assert "config.yaml: is a directory" in said["config"] and "model_final.pth" in said["early"]

@@ -113,7 +113,7 @@ def test_library_that_detectron2_misses(module: str, package: str, monkeypatch: 
 
     monkeypatch.setattr(doctor.importlib, "import_module", fail)
     (finding,) = doctor._detectron2(libraries_work=True)
-    assert not finding.ok and package in finding.mend
+    assert not finding.ok and package in finding.fix
 
 
 @needs_detectron2
@@ -123,7 +123,7 @@ def test_opencv_is_optional() -> None:
     assert fixing(report, "OpenCV") == "python -m pip install opencv-python-headless"
 
 
-def test_extension_built_for_another_torch_is_told_from_one_that_was_not_built(
+def test_extension_built_for_another_torch_is_distinguished_from_one_that_was_not_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(doctor.compat, "has_cpp_extension", lambda: False)
@@ -131,11 +131,11 @@ def test_extension_built_for_another_torch_is_told_from_one_that_was_not_built(
     (tmp_path / "_C.cpython-312-x86_64-linux-gnu.so").touch()
     finding = doctor._cpp_extension(tmp_path)
     assert not finding.ok and not finding.required
-    assert "another torch" in finding.mend
+    assert "another torch" in finding.fix
 
 
 def test_only_required_findings_decide() -> None:
-    fine, optional = Finding("a", "1.0"), Finding("b", "missing", ok=False, required=False, mend="get b")
+    fine, optional = Finding("a", "1.0"), Finding("b", "missing", ok=False, required=False, fix="get b")
     assert doctor.ready([fine, optional])
     assert "to fix b: get b" in doctor.report([fine, optional])
     assert not doctor.ready([fine, Finding("c", "missing", ok=False)])

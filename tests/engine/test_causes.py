@@ -43,7 +43,7 @@ def test_of_two_paths_the_one_to_be_made_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("size", [10**13, 10**17])
-def test_too_little_memory_is_told_without_a_traceback(size):
+def test_too_little_memory_is_reported_without_a_traceback(size):
     with pytest.raises(RuntimeError) as caught:
         torch.empty(size)
     cause = cause_of(caught.value)

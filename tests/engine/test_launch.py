@@ -13,7 +13,7 @@ import pytest
 from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils import comm
-from reported import Told, block, told_by_all
+from reported import Reports, block, reports_of_all
 from toy import ToyRun, equal
 
 from resnext_det.engine import launch as module
@@ -253,7 +253,7 @@ class Once(HookBase):
 
 def write_in_vain(folder):
     """Everything that only the first process writes, where it cannot be written."""
-    reported = Told()
+    reported = Reports()
     (folder / "file").touch()
     (folder / "aside").touch()
 
@@ -300,7 +300,7 @@ def write_much(folder):
 @pytest.mark.slow
 def test_what_only_the_first_process_writes_ends_both_when_it_cannot_be_written(tmp_path):
     launch(write_in_vain, (tmp_path,), processes=2)
-    said = told_by_all(tmp_path)
+    said = reports_of_all(tmp_path)
     for name, words in (
         ("log", "file/run: not a directory"), ("config", "config.yaml: is a directory"),
         ("metrics", "metrics.json: is a directory"), ("aside", "aside/aside: not a directory"),

@@ -54,7 +54,7 @@ def check_document(folder, text: bytes) -> None:
             report(checked)
             if not checked.errors:
                 checked.dataset_dicts()
-                json.dumps(checked.mended())
+                json.dumps(checked.fixed())
         with contextlib.suppress(UserError):
             read_ground_truth(path)
         with contextlib.suppress(UserError):

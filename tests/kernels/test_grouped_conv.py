@@ -161,7 +161,7 @@ class TestChoice:
         with pytest.raises(RuntimeError, match="every way"):
             choice.fastest("conv", 4, {"a": broken, "b": broken}, torch.device("cpu"))
 
-    def test_too_little_memory_is_said_as_torch_says_it(self):
+    def test_too_little_memory_is_reported_as_torch_does(self):
         def full():
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 

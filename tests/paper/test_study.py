@@ -207,7 +207,7 @@ class TestBenchmark:
         file = tmp_path / "pid"
         line = f"import os, signal, time\nopen({str(file)!r}, 'w').write(str(os.getpid()))\n"
         line += "os.kill(os.getppid(), signal.SIGTERM)\ntime.sleep(60)"
-        with pytest.raises(Stopped, match="the same command goes on"):
+        with pytest.raises(Stopped, match="the same command continues"):
             main(self.study(tmp_path, monkeypatch, line))
         with pytest.raises(ProcessLookupError):
             os.kill(int(file.read_text()), 0)
@@ -259,7 +259,7 @@ def test_a_miniature_in_stretches(tmp_path, capfd, monkeypatch):
             os.kill(os.getpid(), signal.SIGTERM)
         poll(seconds)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match="the same command goes on"):
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match="the same command continues"):
         patch.setattr(study.time, "sleep", tick)
         main(command)
     run = json.loads((results / "runs.json").read_text())["classes, resnext50_32x4d, seed 0"]

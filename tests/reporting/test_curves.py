@@ -137,10 +137,10 @@ def test_several_runs_share_a_legend_and_keep_their_colors(tmp_path):
     runs = read_runs([detector(tmp_path / name) for name in ("R50", "X50", "X101")])
     figure = curves_figure(runs)
     (legend,) = figure.legends
-    colours = [line.get_color() for line in legend.get_lines()]
-    assert [text.get_text() for text in legend.get_texts()] == list(runs) and len(set(colours)) == 3
-    assert [line.get_color() for line in panel(figure, "Learning rate").lines] == colours
-    assert [line.get_color() for line in panel(figure, "Average precision").lines[::2]] == colours
+    colors = [line.get_color() for line in legend.get_lines()]
+    assert [text.get_text() for text in legend.get_texts()] == list(runs) and len(set(colors)) == 3
+    assert [line.get_color() for line in panel(figure, "Learning rate").lines] == colors
+    assert [line.get_color() for line in panel(figure, "Average precision").lines[::2]] == colors
 
 
 def test_top1_error_by_epoch(tmp_path):

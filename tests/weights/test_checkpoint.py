@@ -126,7 +126,7 @@ def test_detectron2s_conversion_of_torchvision(state, tmp_path: Path) -> None:
     assert IMAGENET_RGB.items() <= read.metadata.items()
 
 
-def test_the_average_is_preferred_and_said(state, tmp_path: Path) -> None:
+def test_the_average_is_preferred_and_reported(state, tmp_path: Path) -> None:
     average = {f"module.{key}": value for key, value in state.items()} | {"n_averaged": torch.tensor(3)}
     raw = {key: torch.zeros_like(value) for key, value in state.items()}
     torch.save({"model": raw, "model_ema": average, "iteration": 7, "metadata": {}}, tmp_path / "a.pth")

@@ -52,7 +52,7 @@ def test_report_of_a_classifier() -> None:
     )
 
 
-def test_fc_of_another_class_count_is_new_and_said() -> None:
+def test_fc_of_another_class_count_is_new_and_reported() -> None:
     target = create_model("resnext14_8x14d", num_classes=4)
     before = target.fc.weight.clone()
     assert str(load_strictly(target, in_memory(classifier().state_dict()))) == "backbone 85/85, new: fc 2"

@@ -82,7 +82,7 @@ def test_logits_of_pretrainedmodels(name: str) -> None:
 def test_there_and_back_is_bit_identical(name: str) -> None:
     with torch.device("meta"):
         state = create_model(name, num_classes=10).state_dict()
-    # Every tensor is told apart by its address, not its values: translation hands the tensors on as they are.
+    # Every tensor is recognized by its address, not its values: translation hands the tensors on as they are.
     for target in ("native", "torchvision", "timm") if parse_name(name).kind == "plain" else ("native",):
         renamed = from_native(state, target, "test")
         back = to_native(renamed, detect(renamed, "test"), "test")

@@ -36,7 +36,7 @@ def integers(values: list, *, wide: bool = False) -> Column:
     """Integers of 64 bits. A text is cast when its number is written back the same ("12", not "012"); so is 12.0.
 
     Args:
-        wide: also take unsigned ones of 64 bits; ``values`` are then Python integers where one is that large.
+        wide: also take unsigned ones of 64 bits; ``values`` then hold Python integers if one is so large.
     """
     if set(map(type, values)) <= {int}:
         try:

@@ -78,7 +78,7 @@ class CheckedDataset:
         return not (same and self.kept().all())
 
     def lost(self) -> dict[str, int]:
-        """What :meth:`mended` leaves out: {kind: how many}, of kinds that have any."""
+        """What :meth:`fixed` leaves out: {kind: how many}, of kinds that have any."""
         images, table = self.images, self.annotations
         twice = len(self.document["images"]) - len(images.ids)
         left_out = int((~images.keep).sum())
@@ -167,7 +167,7 @@ class CheckedDataset:
         """:func:`dataset_dicts` of what was fixed."""
         return dataset_dicts(self.dataset(masks=masks), keypoints=keypoints)
 
-    def mended(self) -> dict:
+    def fixed(self) -> dict:
         """The document with the fixed records, for ``--fix`` and as the ground truth of an evaluation."""
         document = dict(self.document)
         images = self.images
@@ -394,7 +394,7 @@ def check_coco(
 
 
 def write_fixed(checked: CheckedDataset, out: str | Path, *, drop: bool = False) -> dict:
-    """Writes :meth:`CheckedDataset.mended` to the new file ``out``, whole or not at all, and returns it.
+    """Writes :meth:`CheckedDataset.fixed` to the new file ``out``, whole or not at all, and returns it.
 
     Args:
         drop: leave out the images and objects that are unusable; they are counted in the log.
@@ -415,10 +415,10 @@ def write_fixed(checked: CheckedDataset, out: str | Path, *, drop: bool = False)
             f"{shown(out)}: nothing would be left of {shown(checked.json_file)} ({what}); it is not written"
         )
     if lost and not drop:
-        raise UserError(f"{shown(out)}: --fix would leave out {what}; correct them, or add --fix-drop to go on without")
+        raise UserError(f"{shown(out)}: --fix would leave out {what}; correct them, or add --fix-drop to drop them")
     if lost:
         logger.warning("%s: left out are %s", shown(out), what)
-    document = checked.mended()
+    document = checked.fixed()
     try:
         with atomic_write(out) as file:
             json.dump(document, file)

@@ -1,4 +1,4 @@
-"""The rules of ``annotations``: one table of what a record must be, one of what is said of all of them together.
+"""The rules of ``annotations``: one table of what a record must be, one of what is reported of all of them together.
 
 The columns hold the fixed records: a box outside its image is clipped there, a missing area filled in. Beside them
 stand boxes and areas as written, which an evaluation counts.
@@ -152,7 +152,7 @@ class Objects:
         return found
 
     def without(self, key: str, faults: dict[int, str]) -> list[int]:
-        """Usable objects, no crowds, that lack ``key``, which the run needs."""
+        """Usable objects without ``key``, though the run needs it; crowds are not counted."""
         plain = np.flatnonzero(self.keep & (self.iscrowd.values == 0)).tolist()
         return [row for row in plain if not self.rows[row].get(key) or row in faults]
 
@@ -218,7 +218,7 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class Remark:
-    """What is said once of all records: ``find`` gives (how many they are, what is wrong), or None."""
+    """What is reported once of all records: ``find`` gives (how many they are, what is wrong), or None."""
 
     code: str
     field: str
@@ -397,7 +397,7 @@ NEEDED = [
 ]
 
 
-def _said(mask: np.ndarray, message: str) -> tuple[int, str] | None:
+def _report(mask: np.ndarray, message: str) -> tuple[int, str] | None:
     number = int(mask.sum())
     return (number, f"{number} {message}") if number else None
 
@@ -463,7 +463,7 @@ REMARKS = [
         code="bbox-sub-pixel",
         field="bbox",
         severity="note",
-        find=lambda o: _said(
+        find=lambda o: _report(
             o.keep & ((o.boxes[:, 2] < 1) | (o.boxes[:, 3] < 1)),
             "are thinner than a pixel; training leaves out those that resizing keeps below one",
         ),
@@ -473,7 +473,7 @@ REMARKS = [
         code="iscrowd-missing",
         field="iscrowd",
         severity="note",
-        find=lambda o: _said(
+        find=lambda o: _report(
             np.array([record.get("iscrowd") is None for record in o.rows], dtype=bool), "are missing or null; read as 0"
         ),
         fix="nothing to do",
@@ -493,14 +493,14 @@ REMARKS = [
         code="area-missing",
         field="area",
         severity="note",
-        find=lambda o: _said(o.area_absent, "are missing; width times height is used"),
+        find=lambda o: _report(o.area_absent, "are missing; width times height is used"),
         fix="nothing to do",
     ),
     Remark(
         code="area-wrong",
         field="area",
         truth="warning",
-        find=lambda o: _said(o.area_wrong, "are not finite numbers of at least 0; width times height is used"),
+        find=lambda o: _report(o.area_wrong, "are not finite numbers of at least 0; width times height is used"),
         fix="write the area in pixels, or leave it out",
     ),
     Remark(

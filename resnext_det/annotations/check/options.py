@@ -21,7 +21,7 @@ class Options:
 
     Attributes:
         model_classes: how many the model has, where that is to be compared.
-        expected_names: classes of the training set, which a set to evaluate on must have, in whatever order.
+        expected_names: classes of the training set. A set to evaluate on must have the same, in any order.
         check_images: open every image; else only see that it is there.
         decode: decode it whole, which finds truncated files; else read its header.
         policy: for broken images, one of :data:`resnext_det.images.POLICIES`.

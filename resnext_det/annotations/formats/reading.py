@@ -132,7 +132,7 @@ def read_checked(path: str | Path, image_root: str | Path | None = None) -> Sour
     source = read(path, image_root)
     found = inspect_document(source.document, path, source.image_root, decode=False)
     found.raise_errors()
-    return Source(source.format, found.mended(), source.image_root, source.notes)
+    return Source(source.format, found.fixed(), source.image_root, source.notes)
 
 
 def splits_of(path: str | Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What every reader gives, and what all of them need: mistakes in one line, safe XML, images by their stems."""
+"""What every reader returns and uses: mistakes in one line, safe XML, images by their stems."""
 
 from __future__ import annotations
 

@@ -31,19 +31,18 @@ def is_image_set(path: Path) -> bool:
 
 
 def metric_year(path: str | Path) -> int:
-    """2007 for the folder VOC2007 and what lies in it, whose metric is the one of eleven points; 2012 for others."""
+    """2007 (the metric of eleven points) for the folder VOC2007 and all below it; 2012 for others."""
     return 2007 if "VOC2007" in Path(path).parts else 2012
 
 
 def read(path: Path, image_root: Path | None = None, names: Sequence[str] | None = None) -> Source:
     """Read an image set, a VOCdevkit folder such as ``VOC2007`` (all its XML files), a flat folder, or one XML file.
 
-    The classes are ``names``; else those that a list beside the labels names; else the twenty in a folder ``VOC20xx``;
-    else all names in the whole folder, sorted, so that every split has the same.
+    The classes are ``names``. Without them: those of a list beside the labels; else the twenty, in a folder
+    ``VOC20xx``; else all names in the whole folder, sorted, so that every split has the same.
 
     Raises:
-        UserError: the first mistake: an XML file that is missing or broken, a class that is not in the list, a box
-            that cannot be used.
+        UserError: the first mistake: a missing or broken XML file, a class absent from the list, an unusable box.
     """
     path = Path(path)
     if path.is_dir():
@@ -118,7 +117,7 @@ def _names_of(labels: Path, files: Sequence[Path]) -> list[str]:
     for file in dict.fromkeys([*files, *(file for folder in folders for file in sub_files(folder, ".xml"))]):
         try:
             names |= {_text(o, "name") for o in read_xml(file).findall("object")}
-        except UserError:  # said where it is read
+        except UserError:  # reported where it is read
             continue
     return sorted(names - {""})
 

@@ -26,7 +26,7 @@ def write(sources: Mapping[str, Source], out: Path, to: str) -> list[str]:
         What the form cannot hold, a sentence each.
 
     Raises:
-        UserError: splits whose classes differ, two images of one name, an image that is missing.
+        UserError: splits with different classes, two images of one name, a missing image.
     """
     if to not in LABEL_FORMATS:
         raise UserError(f"--to {shown(to, 40)}: choose from {', '.join(LABEL_FORMATS)}")

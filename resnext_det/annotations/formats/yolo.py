@@ -124,7 +124,7 @@ def _split_images(path: Path, data: dict, base: Path, split: str | None) -> list
     for entry in entries:
         if not isinstance(entry, str):
             raise UserError(f"{shown(path)}: {split}: {shown(entry, 60)!r} is no folder or list; write its path")
-        # Roboflow writes ../train/images for what lies in train/images beside the file.
+        # Roboflow writes ../train/images, and the folder is train/images beside the file.
         tries = [base / entry, path.parent / entry, base / entry.removeprefix("../")]
         place = next((place for place in tries if place.exists()), None)
         if place is None:
@@ -160,7 +160,7 @@ def _list_images(path: Path, base: Path) -> list[Path]:
 
 
 def _labels_of(image: Path) -> Path:
-    """The label file: beside the image, or in ``labels`` where the last ``images`` of the path stands."""
+    """The label file: beside the image, or with ``labels`` for the last ``images`` in its path."""
     parts = list(image.parts)
     places = [i for i, part in enumerate(parts[:-1]) if part == "images"]
     if places:

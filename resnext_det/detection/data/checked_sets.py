@@ -125,7 +125,7 @@ def check_sets(
 
 
 def document_of(name: str) -> dict:
-    """What the file of the set ``name`` holds, in COCO's form, whatever its format.
+    """The content of the set ``name`` in COCO's form, whatever the format of its file.
 
     Raises:
         UserError: no such file, or one that cannot be used.
@@ -142,7 +142,7 @@ def document_of(name: str) -> dict:
 
 
 def unchecked_records(name: str) -> list[dict]:
-    """Dataset dicts of a set that is not in COCO's format, where no check has read it before."""
+    """Dataset dicts of a set in another format than COCO's, if no check has read it before."""
     metadata = MetadataCatalog.get(name)
     checked = inspect_document(document_of(name), metadata.json_file, metadata.image_root, check_images=False)
     checked.raise_errors()

@@ -42,7 +42,7 @@ def register_sets(entries: Sequence[Sequence[str]]) -> None:
     may be empty: the images are where the format keeps them. detectron2's VOC sets are read by the same readers.
 
     Raises:
-        UserError: an entry of another form, a name that is taken, a file or folder that is not there or unusable.
+        UserError: an entry of another form, a taken name, a missing or unusable file or folder.
     """
     for name in [name for name in DatasetCatalog.list() if name.startswith("voc_")]:
         metadata = MetadataCatalog.get(name)
@@ -164,7 +164,7 @@ def load_dicts(
 
 
 class TrainingLoader:
-    """Endless batches for one process, in an order that ``seed`` decides and that resumes at ``start_batch``.
+    """Endless batches for one process, in the order of ``seed``, from ``start_batch`` on.
 
     Args:
         dicts: of :func:`load_dicts`.
@@ -322,7 +322,7 @@ def test_loader_from_config(cfg, name: str, sets: Mapping[str, Dataset] | None =
 def calibration_inputs(cfg, number: int = 16, sets: Mapping[str, Dataset] | None = None) -> Iterator[list[dict]]:
     """About ``number`` images spread over DATASETS.TRAIN, as testing sees them: on these int8 measures its ranges.
 
-    The same in every process, so that all of them judge with the same network.
+    The same in every process, so that all of them evaluate the same network.
     """
     dicts = train_dicts_from_config(cfg, sets)
     mapper = mapper_from_config(cfg, is_train=False)

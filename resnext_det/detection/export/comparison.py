@@ -36,7 +36,7 @@ class Agreement:
         detections, exported: how many each found.
         box: largest difference of a coordinate, in pixels of the original image.
         score: largest difference of a score.
-        unmatched: detections of either that the other has not, scores within 1e-3 of the threshold aside.
+        unmatched: detections of one without a counterpart in the other, except scores within 1e-3 of the threshold.
     """
 
     image: str

@@ -60,7 +60,7 @@ def run(cfg: CfgNode, args: Namespace) -> None:
     summary = predict(
         predictor, paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)],
-        image_ids=image_ids, settings={"config": _settled(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
+        image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
         batch_size=args.batch_size, score_threshold=args.score_threshold, broken=args.broken,
         draw=not args.no_drawings, resume=args.resume, max_megapixels=limit, progress=logger.info if first else None,
         rank=comm.get_rank(), processes=comm.get_world_size(), decide=decided_by_main,
@@ -76,7 +76,7 @@ def own_threshold(cfg: CfgNode) -> tuple[str, float]:
     return f"MODEL.{section}.SCORE_THRESH_TEST", cfg.MODEL[section].SCORE_THRESH_TEST
 
 
-def _settled(cfg: CfgNode) -> dict:
+def _applied(cfg: CfgNode) -> dict:
     """What of the config decides a prediction: the model, the sizes of images, the limit."""
     model = {key: value for key, value in cfg.MODEL.items() if key not in ("WEIGHTS", "DEVICE")}
     sizes = {key: cfg.INPUT[key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")}

@@ -141,7 +141,7 @@ def load_trained(
 
 
 def weights_in(file_or_folder: str | os.PathLike) -> tuple[str, str]:
-    """The weights, and the ``config.yaml`` beside them where a folder was given (else "").
+    """The weights, and for a folder the ``config.yaml`` beside them (else "").
 
     Raises:
         UserError: a folder without a checkpoint.
@@ -200,10 +200,10 @@ def config_of(
             # Training may have run where there was a GPU, and there is none here.
             return load_config(cfg, str(file), ["MODEL.DEVICE", "auto", *opts])
         except (UserError, yaml.YAMLError) as error:
-            told = (
+            words = (
                 str(error).replace(f"config file {file}", "its configuration").replace(str(file), "its configuration")
             )
-            raise UserError(f"{weights}: {told}; another can be given with --config-file") from None
+            raise UserError(f"{weights}: {words}; another can be given with --config-file") from None
 
 
 def config_of_arguments(args: Namespace) -> CfgNode:
@@ -247,9 +247,9 @@ def load_predictor(
 def categories_of(cfg: CfgNode, class_names: Sequence[str] = ()) -> tuple[list[int], list[str]]:
     """Dataset category ids and names of the model's classes.
 
-    The names are ``class_names`` (what the weights say of themselves), the ids those of the same names in the first set
-    of the config that has as many classes, in whatever order, or that has these among others; else 1, 2, ... Weights
-    without names have those of the first set that has as many.
+    The names are ``class_names``, from the weights. The ids are those of the same names in a set of the config: the
+    first with as many classes, in any order, or with these among others; else 1, 2, ... Weights without names have
+    those of the first set that has as many.
 
     Raises:
         UserError: the set has as many classes and other names.
