@@ -92,33 +92,28 @@ def predict(
 ) -> Summary | None:
     """Detect in every image and frame; drawn copies and ``detections.json`` go to ``folder``.
 
-        Every process of a run calls it with the same arguments, and takes its share.
+    Every process of a run calls it with the same arguments, and takes its share.
 
-        Args:
-            detect: as :class:`~resnext_det.detection.prediction.detector.Predictor`.
-            paths: images and videos of :func:`~resnext_det.prediction.inputs.find_inputs`.
-            categories: COCO's record of each of the model's classes.
-            image_ids: {file: id} in ``detections.json``; by default 1, 2, ...
-            settings: whatever else decides the results; a run is resumed with the same only.
-            batch_size: images that go through the model together.
-            score_threshold: detections below it are left out.
-            broken: ``error`` or ``skip``, for images that cannot be read.
-    <<<<<<< HEAD:resnext_det/prediction/run.py
-            resume: go on with the run in ``folder``.
-            progress: told the speed and the time left, about once a second.
-            rank, processes: which process this is, and of how many.
-            decide: calls a function in one process and gives its result to all.
-    =======
-            resume: continue the run in ``folder``.
-            progress: called with the speed and the time left, about once a second.
-    >>>>>>> main:resnext_det/detection/prediction/run.py
+    Args:
+        detect: as :class:`~resnext_det.detection.prediction.detector.Predictor`.
+        paths: images and videos of :func:`~resnext_det.prediction.inputs.find_inputs`.
+        categories: COCO's record of each of the model's classes.
+        image_ids: {file: id} in ``detections.json``; by default 1, 2, ...
+        settings: whatever else decides the results; a run is resumed with the same only.
+        batch_size: images that go through the model together.
+        score_threshold: detections below it are left out.
+        broken: ``error`` or ``skip``, for images that cannot be read.
+    resume: continue the run in ``folder``.
+    progress: called with the speed and the time left, about once a second.
+    rank, processes: which process this is, and of how many.
+    decide: calls a function in one process and gives its result to all.
 
-        Returns:
-            What the whole run did; None in a process that ends before the last one, which merges the results.
+    Returns:
+        What the whole run did; None in a process that ends before the last one, which merges the results.
 
-        Raises:
-            UserError: a drawing would replace an input, an image cannot be read, or a run cannot be resumed.
-            Stopped: after a stopping signal; ``resume`` continues.
+    Raises:
+        UserError: a drawing would replace an input, an image cannot be read, or a run cannot be resumed.
+        Stopped: after a stopping signal; ``resume`` continues.
     """
     check_threshold(score_threshold)
     if batch_size < 1:
