@@ -103,10 +103,10 @@ def predict(
         batch_size: images that go through the model together.
         score_threshold: detections below it are left out.
         broken: ``error`` or ``skip``, for images that cannot be read.
-    resume: continue the run in ``folder``.
-    progress: called with the speed and the time left, about once a second.
-    rank, processes: which process this is, and of how many.
-    decide: calls a function in one process and gives its result to all.
+        resume: continue the run in ``folder``.
+        progress: called with the speed and the time left, about once a second.
+        rank, processes: which process this is, and of how many.
+        decide: calls a function in one process and gives its result to all.
 
     Returns:
         What the whole run did; None in a process that ends before the last one, which merges the results.
