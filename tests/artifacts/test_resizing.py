@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from resnext_det.artifacts.resizing import resized, resizing_graph, size_in_testing
 
@@ -16,7 +17,7 @@ from resnext_det.artifacts.resizing import resized, resizing_graph, size_in_test
         ("RGB", 0, 500, [(48, 64)]),
     ],
 )
-def test_no_pixel_differs_from_pillows(order: str, min_size: int, max_size: int, sizes) -> None:
+def test_pixels_are_pillows(order: str, min_size: int, max_size: int, sizes) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnx")
     graph = resizing_graph(order, min_size, max_size, 18)
@@ -25,9 +26,13 @@ def test_no_pixel_differs_from_pillows(order: str, min_size: int, max_size: int,
     for size in sizes:
         pixels = random.integers(0, 256, (*size, 3), dtype=np.uint8)
         expected = resized(pixels, min_size, max_size)
+        # Pillow's integers along x, then along y. Pillow 13 shrinks some tall images in the other order.
+        one_axis = Image.fromarray(pixels).resize((expected.shape[1], size[0]), Image.Resampling.BILINEAR)
+        both = np.asarray(one_axis.resize(expected.shape[1::-1], Image.Resampling.BILINEAR))
+        assert np.abs(both.astype(int) - expected).max() <= 1
         images, resized_to, original = session.run(None, {"image": pixels})
         image = images[0].transpose(1, 2, 0)
-        np.testing.assert_array_equal(image[:, :, ::-1] if order == "BGR" else image, expected)
+        np.testing.assert_array_equal(image[:, :, ::-1] if order == "BGR" else image, both)
         assert tuple(resized_to[0]) == expected.shape[:2] and tuple(original[0]) == size
 
 
