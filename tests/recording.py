@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import yacs.config
 from yacs.config import CfgNode
 
-ELSEWHERE = ("yacs", "fvcore", "detectron2/config", "config_check.py", "engine/config.py")
+ELSEWHERE = ("yacs", "fvcore", "detectron2/config", "config_check.py", "stock_keys.py", "engine/config.py")
 """Files that go through keys to copy, merge, print or refuse them: no use of any."""
 CHECKS = ("check_solver", "check_config")
 """Functions that refuse values and do not act on them."""
@@ -31,16 +31,15 @@ def recorded_reads() -> Iterator[set[str]]:
     A key is read by ``cfg.A.B`` or ``cfg.A["B"]`` outside of :data:`ELSEWHERE` and :data:`CHECKS`.
     """
     read: set[str] = set()
-    seen: dict[int, tuple[CfgNode, str]] = {}  # keeps every node alive, so that no other gets its id
     attribute, item = CfgNode.__getattr__, dict.__getitem__
 
     def note(node: CfgNode, key: str, value: object) -> object:
         caller = sys._getframe(2)
         if caller.f_code.co_name == "__getattr__":
             caller = caller.f_back or caller
-        prefix = seen.setdefault(id(node), (node, ""))[1]
+        prefix = node.__dict__.get("__recorded__", "")  # copies of a section have it too
         if isinstance(value, CfgNode):
-            seen[id(value)] = (value, f"{prefix}{key}.")
+            value.__dict__["__recorded__"] = f"{prefix}{key}."
         elif caller.f_code.co_name not in CHECKS and not any(p in caller.f_code.co_filename for p in ELSEWHERE):
             read.add(prefix + key)
         return value

@@ -54,11 +54,12 @@ class ToyRun:
     """A :class:`Run` of the toy model under ``folder``."""
 
     def __init__(self, folder: Path, *, lr: float = 0.1, period: int = 2, keep: int | None = None, **options) -> None:
+        metadata = {"kind": "toy", **options.pop("metadata", {})}
         self.model = ToyModel()
         optimizer = torch.optim.SGD(self.model.parameters(), lr, momentum=0.9)
         scheduler = LRMultiplier(optimizer, ConstantParamScheduler(1.0), 100)
         self.run = Run(
-            self.model, optimizer, scheduler, folder=str(folder), metadata={"kind": "toy"}, iterations=0, seed=5,
+            self.model, optimizer, scheduler, folder=str(folder), metadata=metadata, iterations=0, seed=5,
             checkpoint_period=period, keep_checkpoints=keep, **options,
         )  # fmt: skip
         self.trainer, self.checkpointer = self.run.trainer, self.run.checkpointer

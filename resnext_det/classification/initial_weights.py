@@ -9,10 +9,12 @@ from typing import Any
 
 from detectron2.config import CfgNode
 
+from ..annotations.classes import match_classes
 from ..errors import UserError
 from ..resnext import Classifier
 from ..variants import Variant, parse_name
 from ..weights import Checkpoint, Metadata, check_metadata, load_strictly
+from ..weights.class_rows import rows_by_name
 from ..weights.loading import part_of
 from ..weights.metadata import on_255
 
@@ -56,33 +58,61 @@ def metadata(cfg: CfgNode, model: Classifier, classes: Sequence[str]) -> Metadat
     }
 
 
-def check_against_config(cfg: CfgNode, model: Classifier, found: Mapping[str, Any], where: str) -> None:
+def check_against_config(
+    cfg: CfgNode, model: Classifier, found: Mapping[str, Any], where: str, classes: Sequence[str] = ()
+) -> None:
     """Compare what a file says of itself with the config of this run.
+
+    Args:
+        classes: of the data; where they are given, the file's are to be the same, in the same order.
 
     Raises:
         UserError: they contradict each other; the message holds the settings that fix it.
     """
     check_metadata(_in_config_terms(found), _in_config_terms(metadata(cfg, model, ())), where, CONFIG_KEYS)
+    theirs = _classes(found)
+    if classes and theirs and theirs != list(classes):
+        match_classes(theirs, classes, model=where, source="the training set")
+        raise UserError(
+            f"{where}: the training set has its classes in another order; without --resume, --init-from {where} "
+            "matches them by name"
+        )
+
+
+def _classes(found: Mapping[str, Any]) -> list[str]:
+    """Names as the data has them; published weights name their classes in words."""
+    return [] if "source" in found else list(found.get("class_names") or ())
 
 
 def load_initial_weights(
-    cfg: CfgNode, model: Classifier, checkpoint: Checkpoint, *, allow_new_head: bool = True
+    cfg: CfgNode,
+    model: Classifier,
+    checkpoint: Checkpoint,
+    *,
+    allow_new_head: bool = True,
+    classes: Sequence[str] = (),
 ) -> None:
     """Load a checkpoint strictly into ``model`` and log where each part went.
 
     Args:
         allow_new_head: an ``fc`` for other classes may start anew, and with MODEL.FREEZE_TRUNK it does; False to
             evaluate.
+        classes: of the model; those that the file knows too get their rows of ``fc``, whatever their place.
 
     Raises:
         UserError: the checkpoint does not fit, or contradicts the config.
     """
     where = str(checkpoint)
     check_against_config(cfg, model, checkpoint.metadata, where)
-    allowed = tuple(cfg.MODEL.ALLOW_MISSING)
+    known, allowed = _classes(checkpoint.metadata), tuple(cfg.MODEL.ALLOW_MISSING)
     if cfg.MODEL.FREEZE_TRUNK and allow_new_head:  # also where the classes are the same: it is what the probe trains
         allowed = (*allowed, "fc")
         checkpoint = replace(checkpoint, tensors={n: t for n, t in checkpoint.tensors.items() if part_of(n) != "fc"})
+    elif classes and known and known != list(classes):
+        matched = rows_by_name(model.state_dict(), checkpoint.tensors, classes, known)
+        if matched is not None:
+            logger.warning(f"{where}: {matched}")
+            checkpoint = replace(checkpoint, tensors=matched.tensors)
     report = load_strictly(model, checkpoint, allow_missing=allowed)
     if "fc" in report.new and not allow_new_head:
         theirs = checkpoint.tensors.get("fc.bias", ())

@@ -27,8 +27,8 @@ from ..engine.checkpoint import RunCheckpointer
 from ..engine.determinism import make_deterministic
 from ..engine.folder import locked
 from ..engine.logs import start_log
-from ..engine.processes import decided_by_main
-from ..engine.run import NEW_RUN, Run, RunOptions
+from ..engine.processes import decided_by_main, enough_open_files
+from ..engine.run import NEW_RUN, SET_SIZE, Run, RunOptions
 from ..engine.sampler import seed_everything
 from ..engine.trainer import PRECISIONS, choose_seed
 from ..errors import UserError
@@ -110,6 +110,22 @@ def build_classifier(cfg: CfgNode, num_classes: int) -> Classifier:
     return model.to(cfg.MODEL.DEVICE, memory_format=torch.channels_last if cfg.MODEL.CHANNELS_LAST else None)
 
 
+def check_compiler() -> None:
+    """Raises UserError where torch.compile finds no C++ compiler, which it needs on GPUs too."""
+    try:
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+    except ImportError:  # not public: another torch finds it out at the first step
+        return
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise UserError(
+            "MODEL.COMPILE True: torch.compile finds no C++ compiler; install g++, name one in the environment "
+            "variable CXX, or set MODEL.COMPILE False"
+        ) from None
+
+
 def build_training_model(cfg: CfgNode, num_classes: int) -> TrainingModel:
     """:func:`build_classifier`, compiled where MODEL.COMPILE says so, with the normalization and loss of training."""
     model = build_classifier(cfg, num_classes)
@@ -117,6 +133,7 @@ def build_training_model(cfg: CfgNode, num_classes: int) -> TrainingModel:
         model.requires_grad_(False)
         model.fc.requires_grad_(True)
     if cfg.MODEL.COMPILE:
+        check_compiler()
         model.compile()
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
     kinds = ((v2.MixUp, cfg.INPUT.MIXUP), (v2.CutMix, cfg.INPUT.CUTMIX))
@@ -241,6 +258,7 @@ def _examples(cfg: CfgNode, normalize: Normalize, number: int = 256) -> Iterator
 
 def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
     """One process of a run: train, or only evaluate, as the options say."""
+    enough_open_files(cfg.DATALOADER.NUM_WORKERS, 2)  # its batches are few tensors
     return evaluate_only(cfg, options) if options.eval_only else train(cfg, options)
 
 
@@ -308,7 +326,7 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
         build_scheduler(cfg, optimizer, plan),
         losses=training_model,
         folder=cfg.OUTPUT_DIR,
-        metadata=metadata(cfg, model, image_set.classes),
+        metadata={**metadata(cfg, model, image_set.classes), SET_SIZE: len(image_set)},
         iterations=plan.iterations,
         seed=seed,
         given_seed=cfg.SEED >= 0,
@@ -337,9 +355,13 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
         if cfg.MODEL.WEIGHTS:
             branch = cfg.MODEL.WEIGHTS_BRANCH
             found = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=options.trust_pickle, branch=branch)
-            load_initial_weights(cfg, model, found)
+            load_initial_weights(cfg, model, found, classes=image_set.classes)
 
-    start = run.begin(resume=options.resume, check=partial(check_against_config, cfg, model), load_initial_weights=load)
+    start = run.begin(
+        resume=options.resume,
+        check=partial(check_against_config, cfg, model, classes=image_set.classes),
+        load_initial_weights=load,
+    )
     place = {"rank": comm.get_rank(), "world_size": processes}
     data = training_loader(cfg, image_set, plan.batch_size, run.trainer.seed, start, **place)
     results = run.train(data, start) | run_knn(cfg, run.evaluated, normalize, image_set.classes)

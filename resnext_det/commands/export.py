@@ -52,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = find_inputs(args.check)[: args.images]
     model = build_model(cfg)
     found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
+    about = about_of(cfg, found, FORMATS["onnx"], "fp32")
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     wanted = ("onnx", "torch") if args.format == "all" else (args.format,)
@@ -59,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError("--evaluate runs detector.onnx: give --format onnx or all")
     files = [folder / FORMATS[kind] for kind in wanted]
     program = export_program(model.eval())
-    about = about_of(cfg, found, FORMATS["onnx"], "fp32")
     for file in files:
         if file.name == FORMATS["torch"]:
             save_program(program, file)

@@ -44,12 +44,17 @@ def per_sample(module: nn.Module) -> bool:
     return not any(isinstance(m, norms) and (m.training or m.running_var is None) for m in module.modules())
 
 
-def pointwise_relu(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None = None) -> Tensor:
-    """ReLU of a 1x1 convolution, (N, C, H, W) -> (N, C', H, W) in channels-last memory; ``add`` joins before the ReLU.
+def pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    """A 1x1 convolution, (N, C, H, W) -> (N, C', H, W) in channels-last memory.
 
-    The convolution is asked for as the matrix product it is: on CPUs much faster, its gradient most of all
-    (docs/speed.md).
+    It is asked for as the matrix product it is: on CPUs much faster, its gradient most of all (docs/speed.md).
     """
+    x = x.permute(0, 2, 3, 1)
+    return F.linear(x.reshape(-1, x.shape[3]), weight.flatten(1)).view(*x.shape[:3], -1).permute(0, 3, 1, 2)
+
+
+def pointwise_relu(x: Tensor, weight: Tensor, bias: Tensor, add: Tensor | None = None) -> Tensor:
+    """ReLU of a biased :func:`pointwise`; ``add`` joins before the ReLU."""
     x = x.permute(0, 2, 3, 1)
     y = F.linear(x.reshape(-1, x.shape[3]), weight.flatten(1), bias)  # two dimensions: the bias is added in the product
     # In place before it is viewed: in place on a view, autograd would copy it back and forth.
@@ -138,7 +143,7 @@ class PlainSplit:
         if folded is not None and is_pointwise(conv):
             return pointwise_relu(x, *folded, add)
         if folded is None:
-            y = conv(x)
+            y = conv.norm(pointwise(x, conv.weight)) if is_pointwise(conv) else conv(x)
         elif conv.convolve is not None:
             y = conv.convolve(x, folded[0], shift=folded[1], relu=add is None)
             return y if add is None else F.relu_(y + add)
@@ -237,7 +242,9 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
         stage = self.res5
         if type(stage).forward is not nn.Sequential.forward or "forward" in vars(stage) or not len(stage):
             return f"the fast path needs res5 as a sequence of grouped bottlenecks, and it is a {type(stage).__name__}"
-        if has_hooks(stage) or has_hooks(self.pooler):
+        # Batch norms that are training are called as they are, once in a pass: precise batch norm watches them.
+        called = {m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and not is_constant(m)}
+        if has_hooks(stage, but=called) or has_hooks(self.pooler):
             return "forward or backward hooks watch res5 or the pooler"
         first = stage[0]
         if not hasattr(first, "of_regions") and not (is_native(first) and first.shortcut is not None):

@@ -59,6 +59,9 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("REPORT", True)
     # Parts of the detector, or prefixes of names: they start anew if MODEL.WEIGHTS lacks them or has another shape.
     cfg.MODEL.setdefault("ALLOW_MISSING", [])
+    # The classes of MODEL.WEIGHTS in their order, where the file names none or others: training keeps what was learned
+    # of each class that the data has by the same name.
+    cfg.MODEL.setdefault("WEIGHTS_CLASSES", [])
     # The network of MODEL.WEIGHTS to take if the file holds several, such as encoder_q or teacher.
     cfg.MODEL.setdefault("WEIGHTS_BRANCH", "")
     # auto: FORMAT, PIXEL_MEAN, PIXEL_STD, STRIDE_IN_1X1 and NORM_EPS are those that belong to MODEL.WEIGHTS.
@@ -93,6 +96,7 @@ def setup(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
     """The frozen config of a file and ``KEY VALUE`` pairs over it."""
     cfg = get_cfg()
     add_resnext_config(cfg)
+    cfg.MODEL.DEVICE = "auto"  # detectron2's own is cuda, also where there is none
     load_config(cfg, config_file, opts)
     cfg.freeze()
     return cfg

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import reduce
+from importlib.util import find_spec
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.layers import get_norm
 from detectron2.utils import comm
 
 from ..annotations.evaluation import SCORE_THRESHOLD
 from ..errors import UserError
+from .data.loaders import check_sampler
 from .solver import check_solver
+from .stock_keys import C4_HEADS, check_stock_keys, has_roi_heads, has_rpn
 
 logger = logging.getLogger(__name__)
 
-C4_HEADS = ("ResNeXtC4ROIHeads", "Res5ROIHeads")
 
-
-def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False) -> None:
+def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: Sequence[str] = ()) -> None:
     """Hold the keys of ``cfg`` against each other, in a process of the run; logs what is odd but works.
+
+    Args:
+        given: keys that the user has named for this run, as :func:`.stock_keys.check_stock_keys` takes them.
 
     Raises:
         UserError: names the key and the fix.
@@ -29,7 +33,9 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False) -> None
         _typed("SOLVER", check_solver, cfg)
     elif not cfg.MODEL.WEIGHTS and not resume:
         raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
-    _refuse_stock_keys(cfg)
+    check_stock_keys(cfg, given)
+    _check_precise_bn(cfg)
+    check_sampler(cfg)
     _typed("INPUT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD", _check_values, cfg)
     _typed("MODEL.RESNETS, MODEL.FPN", _check_head, cfg)
     _typed("MODEL.ANCHOR_GENERATOR, MODEL.RPN", _check_anchors, cfg)
@@ -39,20 +45,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False) -> None
         _warn(cfg)
 
 
-WITHOUT_EFFECT = {
-    "SOLVER.REFERENCE_WORLD_SIZE": "set SOLVER.REFERENCE_BATCH, by which the schedule follows the batch",
-    "TEST.EXPECTED_RESULTS": "compare OUTPUT_DIR/results.json",
-}
-"""Keys of stock detectron2 that this training does not honor, and their replacements."""
-
-
-def _refuse_stock_keys(cfg: CfgNode) -> None:
-    """Raises UserError for a stock key that would have no effect and differs from its default."""
-    defaults = get_cfg()
-    for key, instead in WITHOUT_EFFECT.items():
-        value, default = (reduce(getattr, key.split("."), node) for node in (cfg, defaults))
-        if value != default:
-            raise UserError(f"{key} {value}: has no effect here; {instead}, and leave it at {default}")
+def _check_precise_bn(cfg: CfgNode) -> None:
     if cfg.TEST.PRECISE_BN.ENABLED:
         if cfg.TEST.PRECISE_BN.NUM_ITER < 1:
             raise UserError(f"TEST.PRECISE_BN.NUM_ITER {cfg.TEST.PRECISE_BN.NUM_ITER}: must be at least 1")
@@ -100,6 +93,10 @@ def _check_values(cfg: CfgNode) -> None:
             raise UserError(f"{key} {value!r}: choose from {', '.join(known)}")
     if cfg.INPUT.CROP.ENABLED:
         _check_crop(cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE))
+        if cfg.MODEL.MASK_ON and find_spec("shapely") is None:
+            raise UserError(
+                "INPUT.CROP.ENABLED with MODEL.MASK_ON: detectron2 cuts polygons with shapely; pip install it"
+            )
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not sizes or min(sizes) < 0:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)}: give at least one size, in pixels")
@@ -129,6 +126,11 @@ def _check_crop(kind: str, size: list) -> None:
 
 def _check_head(cfg: CfgNode) -> None:
     """C4 heads hold res5 and read res4; a pyramid reads several maps."""
+    if cfg.MODEL.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor"):
+        raise UserError(
+            f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE}: learns from maps of stuff, which are not read "
+            "here; detectron2's own tools train it on this backbone"
+        )
     out = list(cfg.MODEL.RESNETS.OUT_FEATURES)
     pyramid = "fpn" in cfg.MODEL.BACKBONE.NAME
     wanted = list(cfg.MODEL.FPN.IN_FEATURES) if pyramid else _read_by_heads(cfg)
@@ -139,7 +141,12 @@ def _check_head(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.OUT_FEATURES {out}: lacks {', '.join(missing)}, which {reader} "
             f"read{'s' if pyramid else ''}; add it"
         )
-    if cfg.MODEL.ROI_HEADS.NAME in C4_HEADS and _has_roi_heads(cfg):
+    if cfg.MODEL.ROI_HEADS.NAME in C4_HEADS and has_roi_heads(cfg):
+        if cfg.MODEL.KEYPOINT_ON:
+            raise UserError(
+                f"MODEL.KEYPOINT_ON True: {cfg.MODEL.ROI_HEADS.NAME} has no keypoints; set MODEL.ROI_HEADS.NAME "
+                "StandardROIHeads on a pyramid, as detectron2's Base-Keypoint-RCNN-FPN.yaml"
+            )
         if pyramid:
             raise UserError(
                 f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} on {cfg.MODEL.BACKBONE.NAME}: a C4 head reads res4, "
@@ -153,7 +160,7 @@ def _check_head(cfg: CfgNode) -> None:
 
 
 def _check_anchors(cfg: CfgNode) -> None:
-    if not _has_rpn(cfg):
+    if not has_rpn(cfg):
         return
     maps = list(cfg.MODEL.RPN.IN_FEATURES)
     for key, example in (("SIZES", "[[32, 64, 128, 256, 512]]"), ("ASPECT_RATIOS", "[[0.5, 1.0, 2.0]]")):
@@ -191,16 +198,6 @@ def _warn(cfg: CfgNode) -> None:
         logger.warning("MODEL.RESNETS.NORM BN on batches of one image: poor statistics; FrozenBN is usual")
 
 
-def _has_rpn(cfg: CfgNode) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork" or (
-        _has_roi_heads(cfg) and not cfg.MODEL.LOAD_PROPOSALS and cfg.MODEL.PROPOSAL_GENERATOR.NAME == "RPN"
-    )
-
-
-def _has_roi_heads(cfg: CfgNode) -> bool:
-    return cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN"
-
-
 def _read_by_heads(cfg: CfgNode) -> list[str]:
-    names = list(cfg.MODEL.RPN.IN_FEATURES) if _has_rpn(cfg) else []
-    return names + (list(cfg.MODEL.ROI_HEADS.IN_FEATURES) if _has_roi_heads(cfg) else [])
+    names = list(cfg.MODEL.RPN.IN_FEATURES) if has_rpn(cfg) else []
+    return names + (list(cfg.MODEL.ROI_HEADS.IN_FEATURES) if has_roi_heads(cfg) else [])

@@ -18,13 +18,14 @@ from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from ..annotations.classes import match_classes
 from ..annotations.dataset import Dataset
 from ..engine.processes import decided_by_main
 from ..engine.sampler import seed_everything
-from ..errors import UserError
+from ..errors import UserError, listed, nearest
 from ..files import write_json
 from .class_count import class_count_from_config
-from .coco_evaluator import FastCOCOEvaluator
+from .coco_evaluator import FastCOCOEvaluator, metric_names
 from .data.loaders import calibration_inputs, load_dicts, mapper_from_config, one_by_one, test_loader_from_config
 from .optimize import for_inference
 from .voc_evaluator import VOCEvaluator
@@ -59,17 +60,52 @@ def evaluate_model(
         than the first.
     """
     model = for_inference(cfg, model, lambda: calibration_inputs(cfg, sets=sets))
+    class_names = class_names if class_count_from_config(cfg) is not None else ()
     sets = in_order_of_model(sets or {}, class_names)
     evaluated = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
     results = {}
     for name in cfg.DATASETS.TEST:
         evaluator = _evaluator(cfg, name, sets.get(name))
-        results[name] = inference_on_dataset(evaluated, test_loader_from_config(cfg, name, sets), evaluator)
+        loader = test_loader_from_config(cfg, name, sets)
+        if name not in sets:
+            _check_order(name, class_names)
+        results[name] = inference_on_dataset(evaluated, loader, evaluator)
     results = decided_by_main(lambda: _save(cfg, results))
     return results if comm.is_main_process() else {}
 
 
-def in_order_of_model(sets: Mapping[str, Dataset], class_names: Sequence[str]) -> dict[str, Dataset]:
+def check_metric(cfg: CfgNode, class_names: Sequence[str]) -> None:
+    """Hold TEST.BEST_METRIC against the numbers that an evaluation gives, before hours of training.
+
+    Raises:
+        UserError: another name; those of the model are listed.
+    """
+    name, proposals = cfg.TEST.BEST_METRIC, cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+    if not name or proposals and name == "AP":  # the default
+        return
+    known = metric_names(() if proposals else class_names, cfg.TEST.MAX_DETECTIONS, proposals=proposals)
+    if name not in known and (class_names or not name.startswith(("AP-", "AP50-"))):
+        general = metric_names((), cfg.TEST.MAX_DETECTIONS, proposals=proposals)
+        raise UserError(
+            f"TEST.BEST_METRIC {name!r}: choose from {listed(general, 20)}"
+            f"{'' if proposals else ', AP-CLASS, AP50-CLASS'}, or empty for none{nearest(name, known)}"
+        )
+
+
+def _check_order(name: str, class_names: Sequence[str]) -> None:
+    """Raises UserError where a set that no check has read does not have the model's classes in the model's order."""
+    found = MetadataCatalog.get(name).get("thing_classes")
+    if class_names and found is not None and list(found) != list(class_names):
+        match_classes(class_names, found, model="the weights", source=f"the set {name}")
+        raise UserError(
+            f"the set {name} has its classes in another order than the weights, and is not matched by name: it is not "
+            "checked; set DATASETS.CHECK to auto"
+        )
+
+
+def in_order_of_model(
+    sets: Mapping[str, Dataset], class_names: Sequence[str], *, model: str = "the weights"
+) -> dict[str, Dataset]:
     """The sets with their classes in the model's order; a changed one is logged.
 
     Raises:
@@ -77,10 +113,10 @@ def in_order_of_model(sets: Mapping[str, Dataset], class_names: Sequence[str]) -
     """
     if not class_names:
         return dict(sets)
-    found = {name: dataset.in_order_of(class_names, model="the weights") for name, dataset in sets.items()}
+    found = {name: dataset.in_order_of(class_names, model=model) for name, dataset in sets.items()}
     for name, dataset in found.items():
         if dataset is not sets[name]:
-            logger.warning("%s numbers its classes in another order than the weights: matched by name", name)
+            logger.warning("%s numbers its classes in another order than %s: matched by name", name, model)
     return found
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -11,8 +12,19 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor, nn
 
-from ..errors import UserError
-from ..weights import Metadata, check_metadata, check_norm_statistics, load_strictly, preset, read_checkpoint
+from ..annotations.classes import match_classes
+from ..annotations.dataset import Dataset
+from ..errors import UserError, listed
+from ..weights import (
+    Checkpoint,
+    Metadata,
+    check_metadata,
+    check_norm_statistics,
+    load_strictly,
+    preset,
+    read_checkpoint,
+)
+from ..weights.class_rows import rows_by_name
 from ..weights.loading import part_of
 from .class_count import class_count_from_config
 
@@ -25,7 +37,6 @@ PRESETS = ("none", "auto")
 def architecture(cfg: CfgNode) -> Metadata:
     """What a checkpoint of this run says of itself: network, norm and image conventions, class names."""
     keys = cfg.MODEL.RESNETS
-    sets = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)]
     return {
         "depth": keys.DEPTH,
         "cardinality": keys.NUM_GROUPS,
@@ -38,17 +49,43 @@ def architecture(cfg: CfgNode) -> Metadata:
         "channel_order": cfg.INPUT.FORMAT,
         "pixel_mean": list(cfg.MODEL.PIXEL_MEAN),
         "pixel_std": list(cfg.MODEL.PIXEL_STD),
-        "class_names": list(sets[0].get("thing_classes", [])) if sets else [],
+        "class_names": class_names_of(cfg),
     }
 
 
-def check_against_config(cfg: CfgNode, found: Mapping[str, Any], where: str) -> None:
+def class_names_of(cfg: CfgNode, sets: Mapping[str, Dataset] | None = None) -> list[str]:
+    """The names of the classes in the order of the data: of ``sets``, or as the first set was registered."""
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        if name in (sets or {}):
+            return list(sets[name].class_names)
+        return list(MetadataCatalog.get(name).get("thing_classes", []))
+    return []
+
+
+def detector_names(found: Mapping[str, Any]) -> list[str]:
+    """The class names in a detector's checkpoint; files of classifiers name what the classifier tells apart."""
+    return [] if "source" in found else list(found.get("class_names") or ())
+
+
+def check_against_config(
+    cfg: CfgNode, found: Mapping[str, Any], where: str, class_names: Sequence[str] | None = None
+) -> None:
     """Compare what a file says of itself with the config.
+
+    Args:
+        class_names: of the data; where they are given, the file's are to be the same, in the same order.
 
     Raises:
         UserError: they contradict each other; the message holds the settings that fix it.
     """
     check_metadata(found, architecture(cfg), where)
+    theirs = detector_names(found)
+    if class_names and theirs and theirs != list(class_names) and class_count_from_config(cfg) is not None:
+        match_classes(theirs, class_names, model=where, source="the training set")
+        raise UserError(
+            f"{where}: the training set has its classes in another order, {listed(class_names, 5)}; only a set that is "
+            "checked is put into the checkpoint's: set DATASETS.CHECK to auto"
+        )
 
 
 def apply_preset(cfg: CfgNode, *, trust_pickle: bool = False) -> CfgNode:
@@ -82,7 +119,12 @@ def apply_preset(cfg: CfgNode, *, trust_pickle: bool = False) -> CfgNode:
 
 
 def load_initial_weights(
-    cfg: CfgNode, model: nn.Module, *, allow_new_heads: bool = True, trust_pickle: bool = False
+    cfg: CfgNode,
+    model: nn.Module,
+    *,
+    allow_new_heads: bool = True,
+    trust_pickle: bool = False,
+    class_names: Sequence[str] = (),
 ) -> Metadata:
     """Load MODEL.WEIGHTS strictly into ``model`` and log where each part went.
 
@@ -91,6 +133,8 @@ def load_initial_weights(
         allow_new_heads: heads may start anew (training from a classifier); False to evaluate: then only parts named by
             MODEL.ALLOW_MISSING may.
         trust_pickle: also open files that may run code.
+        class_names: of the model's classes; those that the file knows too get their rows of the last layers, whatever
+            their place and number.
 
     Returns:
         What the file says of itself; empty without one.
@@ -103,6 +147,8 @@ def load_initial_weights(
     if cfg.MODEL.WEIGHTS:
         checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, branch=cfg.MODEL.WEIGHTS_BRANCH)
         check_against_config(cfg, checkpoint.metadata, cfg.MODEL.WEIGHTS)
+        if class_names and class_count_from_config(cfg) is not None:
+            checkpoint = _by_class_name(cfg, model, checkpoint, class_names)
         report = load_strictly(model, checkpoint, allow_missing=cfg.MODEL.ALLOW_MISSING)
         allowed = {*cfg.MODEL.ALLOW_MISSING, *(part_of(f"{entry}.") for entry in cfg.MODEL.ALLOW_MISSING)}
         new = [part for part in report.new if part not in allowed]
@@ -115,6 +161,28 @@ def load_initial_weights(
         logger.warning("MODEL.WEIGHTS is empty: the network starts from random weights")
     check_norm_statistics(model, cfg.MODEL.WEIGHTS or "MODEL.WEIGHTS is empty")
     return metadata
+
+
+def _by_class_name(cfg: CfgNode, model: nn.Module, checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
+    """The weights with the rows of their last layers where ``names`` has these classes; what changed is logged."""
+    where, given = cfg.MODEL.WEIGHTS, list(cfg.MODEL.WEIGHTS_CLASSES)
+    known, own = given or detector_names(checkpoint.metadata), model.state_dict()
+    matched = rows_by_name(own, checkpoint.tensors, names, known) if known else None
+    if matched is None:
+        if given:
+            raise UserError(
+                f"MODEL.WEIGHTS_CLASSES: {len(given)} names, and {where} has no predictor of so many classes"
+            )
+        if rows_by_name(own, checkpoint.tensors, names, names) is not None:
+            logger.warning(
+                f"{where} does not say its class names: taken to be those of the data, {listed(names, 5)}; "
+                "MODEL.WEIGHTS_CLASSES tells others"
+            )
+        return checkpoint
+    if known != list(names):
+        renamed = "; for classes that were only renamed, MODEL.WEIGHTS_CLASSES lists the file's by their new names"
+        logger.warning(f"{where}: {matched}{renamed if matched.new and matched.dropped else ''}")
+    return replace(checkpoint, tensors=matched.tensors)
 
 
 def _check_number_of_classes(cfg: CfgNode, tensors: Mapping[str, Tensor]) -> None:

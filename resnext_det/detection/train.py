@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,16 +26,25 @@ from ..engine.determinism import make_deterministic
 from ..engine.folder import locked
 from ..engine.hooks import PreciseBatchNorm
 from ..engine.logs import start_log
-from ..engine.run import NEW_RUN, Run, RunOptions
+from ..engine.processes import enough_open_files
+from ..engine.run import NEW_RUN, SET_SIZE, Run, RunOptions
 from ..engine.sampler import seed_everything
 from ..engine.trainer import choose_seed
 from ..errors import UserError
+from .class_count import class_count_from_config
 from .config_check import check_config
 from .data.checked_sets import check_sets_from_config
 from .data.loaders import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
-from .evaluate import evaluate_model, validation_loss
+from .evaluate import check_metric, evaluate_model, in_order_of_model, validation_loss
 from .export.artifact import evaluate_artifact
-from .initial_weights import apply_preset, architecture, check_against_config, load_initial_weights
+from .initial_weights import (
+    apply_preset,
+    architecture,
+    check_against_config,
+    class_names_of,
+    detector_names,
+    load_initial_weights,
+)
 from .solver import precision_of, resolve_schedule
 
 logger = logging.getLogger(__name__)
@@ -47,8 +57,11 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
         The last evaluation, ``{"bbox": {"AP": ..., "AP50": ...}}``, or by set where DATASETS.TEST has several; it is
         also in ``OUTPUT_DIR/results.json``.
     """
-    check_config(cfg, eval_only=options.eval_only, resume=options.resume)
+    check_config(cfg, eval_only=options.eval_only, resume=options.resume, given=options.given)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
+    if cfg.get("FLOAT32_PRECISION"):  # of detectron2's main branch
+        torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
+    enough_open_files(cfg.DATALOADER.NUM_WORKERS, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
     make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
     register_sets(cfg.DATASETS.REGISTER)
     if cfg.DATASETS.TEST or options.eval_only:
@@ -58,7 +71,9 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
     start_log(cfg.OUTPUT_DIR)
     if not cfg.DATASETS.TEST:
         logger.warning("DATASETS.TEST is empty: nothing is evaluated")
-    cfg = _preset(cfg, options)
+    newest, data = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole() if options.resume else (None, None)
+    cfg, found = _preset(cfg, options, newest), {} if data is None else data.get("metadata", {})
+    del data  # its tensors
     _log_run(cfg)
     sets = check_sets_from_config(cfg, training=not options.eval_only)
     if options.eval_only and not options.resume and is_artifact(cfg.MODEL.WEIGHTS):
@@ -68,16 +83,15 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
         model = build_model(cfg)
         names = load_to_evaluate(cfg, model, newest=options.resume, trust_pickle=options.trust_pickle)
         return evaluate_model(cfg, model, sets=sets, class_names=names)
+    if newest is not None:
+        sets = _in_saved_order(cfg, sets, found, newest)
     with locked(cfg.OUTPUT_DIR):
         return _train(cfg, options, sets)
 
 
-def _preset(cfg: CfgNode, options: RunOptions) -> CfgNode:
-    """INPUT.PRESET applied: from the run's newest checkpoint if it resumes, else from MODEL.WEIGHTS."""
-    newest = None
-    if options.resume and cfg.INPUT.PRESET == "auto":
-        newest, _ = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole()
-    if newest is None:
+def _preset(cfg: CfgNode, options: RunOptions, newest: Path | None) -> CfgNode:
+    """INPUT.PRESET applied: from the newest checkpoint of a resumed run, else from MODEL.WEIGHTS."""
+    if newest is None or cfg.INPUT.PRESET != "auto":
         return apply_preset(cfg, trust_pickle=options.trust_pickle)
     weights, cfg = cfg.MODEL.WEIGHTS, cfg.clone()
     cfg.defrost()
@@ -86,6 +100,20 @@ def _preset(cfg: CfgNode, options: RunOptions) -> CfgNode:
     cfg.MODEL.WEIGHTS = weights
     cfg.freeze()
     return cfg
+
+
+def _in_saved_order(
+    cfg: CfgNode, sets: dict[str, Dataset], found: Mapping[str, Any], where: Path
+) -> dict[str, Dataset]:
+    """The sets with their classes in the order of the checkpoint that the run resumes."""
+    if class_count_from_config(cfg) is None:
+        return sets
+    try:
+        return in_order_of_model(sets, detector_names(found), model=str(where))
+    except UserError as error:
+        raise UserError(
+            f"{error}; without --resume, --init-from {where} keeps what the classes have in common"
+        ) from None
 
 
 def _log_run(cfg: CfgNode) -> None:
@@ -125,11 +153,6 @@ def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pick
     return detector_names(facts[-1]) if facts else []
 
 
-def detector_names(found: Mapping[str, Any]) -> list[str]:
-    """The class names in a detector's checkpoint; files of classifiers name what the classifier tells apart."""
-    return [] if "source" in found else list(found.get("class_names", ()))
-
-
 def _precise_batch_norm(cfg: CfgNode, model: nn.Module, dicts: list[dict]) -> list[HookBase]:
     if not cfg.TEST.PRECISE_BN.ENABLED:
         return []
@@ -145,6 +168,9 @@ def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[
     cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))  # of the weights that start anew
+    names = class_names_of(cfg, sets)
+    if cfg.DATASETS.TEST:
+        check_metric(cfg, names)
     model = build_model(cfg)
     try:
         optimizer = build_optimizer(cfg, model)
@@ -156,7 +182,8 @@ def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[
         optimizer,
         scheduler,
         folder=cfg.OUTPUT_DIR,
-        metadata={**architecture(cfg), "config": cfg.dump()},  # enough to use the weights without any other file
+        # Enough to use the weights without any other file.
+        metadata={**architecture(cfg), "class_names": names, SET_SIZE: len(dicts), "config": cfg.dump()},
         iterations=cfg.SOLVER.MAX_ITER,
         seed=seed,
         given_seed=cfg.SEED >= 0,
@@ -178,7 +205,9 @@ def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[
         run.evaluate_with(evaluate, cfg.TEST.EVAL_PERIOD, metric=cfg.TEST.BEST_METRIC, patience=cfg.TEST.PATIENCE)
     start = run.begin(
         resume=options.resume,
-        check=partial(check_against_config, cfg),
-        load_initial_weights=lambda: load_initial_weights(cfg, model, trust_pickle=options.trust_pickle),
+        check=partial(check_against_config, cfg, class_names=names),
+        load_initial_weights=lambda: load_initial_weights(
+            cfg, model, trust_pickle=options.trust_pickle, class_names=names
+        ),
     )
     return run.train(train_loader_from_config(cfg, run.trainer.seed, start, dicts, sets=sets), start)

@@ -22,6 +22,7 @@ from torch import nn
 from ..errors import UserError
 from ..files import atomic_write, open_regular, shown
 from ..weights import LoadReport
+from ..weights.loading import COUNTER
 from ..weights.reading import read_torch
 
 logger = logging.getLogger(__name__)
@@ -250,12 +251,14 @@ def read_run_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def _load_exactly(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
-    own = model.state_dict()
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-    wrong += [key for key in state if key not in own]
+    own = model.state_dict()  # frozen batch norms lack the counter of the others
+    wrong = [
+        key for key in own if not key.endswith(COUNTER) and (key not in state or state[key].shape != own[key].shape)
+    ]
+    wrong += [key for key in state if not key.endswith(COUNTER) and key not in own]
     if wrong:
         raise UserError(
             f"{path}: {len(wrong)} keys do not fit the model of this config, such as {wrong[0]}; "
             "use the config the run began with, or another OUTPUT_DIR"
         )
-    model.load_state_dict(state)
+    model.load_state_dict({**own, **{key: value for key, value in state.items() if key in own}})

@@ -130,9 +130,10 @@ def start_training(
         make_deterministic(cfg.DETERMINISTIC, cfg.SEED)
         replay(cfg, args.replay)
         return
+    flags = {"resume": args.resume, "eval_only": args.eval_only, "trust_pickle": args.trust_pickle}
     launch(
         run,
-        (cfg, RunOptions(resume=args.resume, eval_only=args.eval_only, trust_pickle=args.trust_pickle)),
+        (cfg, RunOptions(**flags, given=tuple(args.opts[::2]))),
         processes=args.num_gpus,
         machines=args.num_machines,
         machine_rank=args.machine_rank,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import resource
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -15,6 +17,33 @@ from ..errors import RunFailed, UserError
 from .causes import cause_of
 
 Decision = TypeVar("Decision")
+FILES_OF_RUN = 128
+"""Open files of a run beside those of its workers: libraries, logs, sockets."""
+
+
+def enough_open_files(workers: int, images: int) -> None:
+    """Allow as many open files as the system grants, and refuse to start workers with too few of them.
+
+    Each tensor on its way from a worker is an open file in both processes; where they run out, loading hangs.
+
+    Args:
+        workers: processes that load data for this one.
+        images: that a worker hands over at a time, each of up to four tensors.
+
+    Raises:
+        UserError: the limit is too low.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    of_worker = 2 * 4 * images  # two batches wait
+    if workers and allowed != resource.RLIM_INFINITY and allowed < FILES_OF_RUN + workers * of_worker:
+        raise UserError(
+            f"DATALOADER.NUM_WORKERS {workers}: at most {allowed} files may be open here, which loading would use up; "
+            f"set it to {max(0, (allowed - FILES_OF_RUN) // of_worker)}, or raise the limit (ulimit -n)"
+        )
 
 
 def decided_by_main(decide: Callable[[], Decision]) -> Decision:

@@ -43,12 +43,17 @@ class RunOptions:
         resume: continue from the newest checkpoint of OUTPUT_DIR.
         eval_only: evaluate, do not train.
         trust_pickle: also open weights that may run code.
+        given: the keys that stand on the command line.
     """
 
     resume: bool = False
     eval_only: bool = False
     trust_pickle: bool = False
+    given: tuple[str, ...] = ()
 
+
+SET_SIZE = "training_images"
+"""Where the metadata of a checkpoint says how many images the run trains on."""
 
 NEW_RUN = RunOptions()
 """No flag given."""
@@ -183,7 +188,18 @@ class Run:
             UserError: of :meth:`.checkpoint.RunCheckpointer.resume` and ``load_initial_weights``.
         """
         seed, batch = self.trainer.seed, self.trainer.batch
-        last = self.checkpointer.resume(check) if resume else None
+
+        def checked(found: Mapping[str, Any], where: str) -> None:
+            if check is not None:
+                check(found, where)
+            before, now = found.get(SET_SIZE), self.checkpointer.metadata.get(SET_SIZE)
+            if before is not None and before != now:
+                logger.warning(
+                    f"{where}: the training set had {before} images and has {now}: from here on the order is that of "
+                    "the new set, and epochs count its images"
+                )
+
+        last = self.checkpointer.resume(checked) if resume else None
         if last is None:
             if resume:
                 logger.warning("--resume: %s holds no checkpoint yet, so this is a new run", self.folder)

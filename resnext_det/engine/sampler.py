@@ -1,12 +1,14 @@
 """The order of training data: endless, shuffled, the same for any number of processes and workers, and resumable.
 
-Position p of the stream holds sample ``order(seed, p // size)[p % size]``, a permutation. Nothing else decides it. A
-run resumed at step i starts reading at the position of step i.
+Position p of the stream holds sample ``order(seed, p // size)[p % size]``, a permutation, or the choice of an epoch in
+which some samples repeat. Nothing else decides it, so a run resumed at step i starts reading at the
+position of step i.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -20,7 +22,7 @@ Place = tuple[int, int]
 
 
 Order = Callable[[int, int], Sequence[int]]
-"""(seed, epoch) -> every sample's index once."""
+"""(seed, epoch) -> the samples of an epoch: every one's index once, unless it repeats some."""
 
 
 def stream(
@@ -41,11 +43,38 @@ def _permutation(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(size)
 
 
+def repeated(factors: Sequence[float]) -> tuple[int, Order]:
+    """Epochs of one length in which sample i stands about ``factors[i]`` times, shuffled.
+
+    Systematic sampling: the samples lie in random order on a line, each as long as its factor, and equal steps from a
+    random start choose them. So sample i is chosen as often as in detectron2's ``RepeatFactorTrainingSampler`` on
+    average, in an epoch the whole part of it or one more, and an epoch's length is known before it begins.
+
+    Args:
+        factors: above 0, one for each sample; Gupta et al. 2019, appendix B.2.
+
+    Returns:
+        The samples of an epoch, the sum of the factors rounded up, and their order.
+    """
+    lengths = np.asarray(factors, dtype=np.float64)
+    size = math.ceil(round(lengths.sum(), 6))  # a sum that is whole but for its rounding stays so
+    steps = lengths * (size / lengths.sum())
+
+    def order(seed: int, epoch: int) -> np.ndarray:
+        random_numbers = np.random.default_rng((seed, epoch))
+        line = random_numbers.permutation(len(lengths))
+        ends = np.cumsum(steps[line])
+        places = np.searchsorted(ends, random_numbers.random() + np.arange(size), side="right")
+        return random_numbers.permutation(line[np.minimum(places, len(line) - 1)])
+
+    return size, order
+
+
 class TrainingBatches(Sampler):
     """Batches of :data:`Place` for one process, without end.
 
     Args:
-        size: number of samples in the set.
+        size: number of samples in an epoch: those of the set, or what ``order_of`` gives.
         batch_size: samples in a batch of this process.
         seed: of the order; equal in all processes.
         rank, world_size: process ``rank`` takes positions rank, rank + world_size, ...: together the processes read

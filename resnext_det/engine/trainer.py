@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import time
@@ -214,15 +215,36 @@ class Trainer(SimpleTrainer):
 
     def state_dict(self) -> dict[str, Any]:
         done = min(self.iter + 1, getattr(self, "max_iter", self.iter + 1))  # a loop that has ended stands behind it
-        images = done * self.batch
-        return {**super().state_dict(), "scaler": self.scaler.state_dict(), "seed": self.seed, "images": images}
+        more = {"seed": self.seed, "images": done * self.batch, "parameters": self._parameter_names()}
+        return {**super().state_dict(), "scaler": self.scaler.state_dict(), **more}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        super().load_state_dict({**state_dict, "optimizer": self._by_name(state_dict)})
         self.seed = state_dict["seed"]
         self.images = state_dict.get("images", (state_dict["iteration"] + 1) * self.batch)  # earlier versions: no count
         if state_dict["scaler"]:  # empty where the run so far was not in fp16
             self.scaler.load_state_dict(state_dict["scaler"])
+
+    def _parameter_names(self) -> list[list[str]]:
+        """The names in each of the optimizer's groups, whose state torch numbers in this order."""
+        names = {id(p): name.removeprefix("module.") for name, p in self.model.named_parameters()}
+        return [[names[id(p)] for p in group["params"]] for group in self.optimizer.param_groups]
+
+    def _by_name(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """The saved state of the optimizer for this one, whose groups may be others: frozen stages, decay of biases."""
+        own, names = self._parameter_names(), saved.get("parameters")
+        if names is None or names == own:  # earlier versions kept no names
+            return saved["optimizer"]
+        known = saved["optimizer"]["state"]
+        place = {name: i for i, name in enumerate(itertools.chain(*names)) if i in known}
+        flat = list(itertools.chain(*own))
+        state = {i: known[place[name]] for i, name in enumerate(flat) if name in place}
+        logger.warning(
+            "the parameters are grouped otherwise than in the checkpoint: momentum restored by name for %d, new for "
+            "%d, no longer used for %d",
+            *(len(state), len(flat) - len(state), len(place.keys() - set(flat))),
+        )
+        return {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
 
 
 def choose_seed(seed: int) -> int:

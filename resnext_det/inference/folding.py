@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from detectron2.layers import FrozenBatchNorm2d, NaiveSyncBatchNorm
 from torch import Tensor, nn
 
@@ -17,10 +19,10 @@ def is_constant(norm: nn.Module | None) -> bool:
     )
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether somebody watches ``module`` or a part of it by a forward or backward hook."""
+def has_hooks(module: nn.Module, but: Collection[nn.Module] = ()) -> bool:
+    """Whether somebody watches ``module`` or a part of it, those of ``but`` aside, by a forward or backward hook."""
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-    return any(getattr(m, kind, None) for m in module.modules() for kind in kinds)
+    return any(getattr(m, kind, None) for m in module.modules() if m not in but for kind in kinds)
 
 
 def fold_norm(conv: nn.Conv2d) -> tuple[Tensor, Tensor] | None:

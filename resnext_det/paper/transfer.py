@@ -87,6 +87,12 @@ class Settings:
         """The protocol's, as :data:`COLUMNS`."""
         return COLUMNS | (MASK_COLUMNS if self.protocol.startswith("coco") else {})
 
+    @property
+    def published(self) -> Mapping[str, tuple[float, float, float]]:
+        """What others have published for this protocol and network; nothing where the data are others."""
+        other_data = any(key.startswith("DATASETS.") for key in self.options[::2])
+        return {} if other_data else PUBLISHED.get((self.protocol, self.network), {})
+
 
 def labels_of(weights: Sequence[str]) -> dict[str, str]:
     """{name of a line and folder: weights}; files of one name get their folder's in front.
@@ -208,7 +214,7 @@ def table_text(
             of_label = (frozen or {}).get(label, {})
             cells += [_mean_and_deviation([of_label[key]] if of_label else []) for key in FROZEN_COLUMNS]
         rows.append([label, f"{len(runs)} of {trials}", *cells])
-    published = PUBLISHED.get((settings.protocol, settings.network), {})
+    published = settings.published
     for name, values in published.items():
         cells = [f"{v:.1f}" for v in values]
         rows.append([f"published: {name}", "5", *cells, *[NO_VALUE] * (len(columns) - len(cells))])
@@ -268,7 +274,7 @@ def write_png(
     values_of = {key: [[run[key] for run in runs.values()] for runs in found.values()] for key in settings.columns}
     if settings.classification:
         values_of |= {key: [[frozen[n][key]] if n in frozen else [] for n in found] for key in FROZEN_COLUMNS}
-    published = PUBLISHED.get((settings.protocol, settings.network), {})
+    published = settings.published
     width = min(3, len(values_of)) if len(values_of) != 5 else 5
     height = -(-len(values_of) // width)
     figure = Figure(figsize=(3 * width, 3.5 * height), layout="constrained")

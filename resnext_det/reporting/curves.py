@@ -307,23 +307,27 @@ def _average_precision(axes: Axes, runs: Mapping[str, Metrics], colors: Mapping[
 
 
 def _top1_error(axes: Axes, runs: Mapping[str, Metrics], colors: Mapping[str, str]) -> None:
-    """Thin and dashed for training, thick for validation, by epoch where every run knows its own."""
+    """Thin and dashed for training, thick for validation, by epoch where every run knows its own.
+
+    Dotted where only the classes of the test compete: 5K-way and 1K-way of Figure 6 (TEST.AMONG both).
+    """
     rates = {name: _iterations_per_epoch(metrics) for name, metrics in runs.items() if _has_error(metrics)}
     by_epoch = all(rates.values())
     _name(axes, "Top-1 error", "epoch" if by_epoch else "iteration", "percent")
     for name, rate in rates.items():
-        for key in ("train/top1_error", "top1_error"):
+        for key, style in (("train/top1_error", "--"), ("top1_error", "-"), ("top1_error_among", ":")):
             if key not in runs[name]:
                 continue
             iterations, values = runs[name][key]
             x = (iterations + 1) / rate if by_epoch else iterations
-            if key == "top1_error":
-                marker = "o" if len(x) <= 30 else None
-                axes.plot(x, values, color=colors[name], linewidth=2.2, marker=marker, markersize=4)
+            if style == "--":
+                _curve(axes, (x, values), colors[name], linewidth=1.1, linestyle=style)
             else:
-                _curve(axes, (x, values), colors[name], linewidth=1.1, linestyle="--")
+                marker = "o" if len(x) <= 30 else None
+                axes.plot(x, values, style, color=colors[name], linewidth=2.2, marker=marker, markersize=4)
     axes.set_ylim(bottom=0)
-    _keys(axes, {"validation": "-", "training": "--"})
+    among = {"test's classes": ":"} if any("top1_error_among" in runs[name] for name in rates) else {}
+    _keys(axes, {"validation": "-", **among, "training": "--"})
 
 
 def _iterations_per_epoch(metrics: Metrics) -> float | None:

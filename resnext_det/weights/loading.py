@@ -21,6 +21,7 @@ _CLASS_LAYERS = {
     "roi_heads.box_predictor": 0,
     "roi_heads.mask_head.predictor": 0,
     "roi_heads.keypoint_head.score_lowres": 1,
+    "head.cls_score": 0,  # RetinaNet
 }
 
 

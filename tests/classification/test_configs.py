@@ -83,6 +83,9 @@ def test_the_recipes_of_the_paper() -> None:
     cifar = load(ROOT / "configs/cifar/resnext29_8x64d_cifar100.yaml").SOLVER
     assert (cifar.EPOCHS, tuple(cifar.STEPS), cifar.BASE_LR, cifar.IMS_PER_BATCH) == (300, (150, 225), 0.1, 128)
     assert cifar.WEIGHT_DECAY == 5e-4
+    small = load(ROOT / "configs/cifar/resnext29_16x64d_cifar.yaml")  # of the authors' README: 64 and 32 images
+    rates = [Plan.of(small, 50_000, processes=1).lr for small.SOLVER.IMS_PER_BATCH in (64, 32)]
+    assert rates == [0.05, 0.025]
     large = load(ROOT / "configs/imagenet5k/resnext50_32x4d.yaml").SOLVER
     assert large.EPOCHS * IMAGES["imagenet5k"] == pytest.approx(100 * IMAGES["imagenet"], rel=0.1)
 

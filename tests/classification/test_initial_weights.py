@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,3 +166,20 @@ def test_published_weights_are_evaluated(folder: Path, tmp_path: Path, monkeypat
     channels = ["MODEL.STEM_OUT_CHANNELS", "64", "MODEL.RES2_OUT_CHANNELS", "256"]
     call(folder, tmp_path / "run", "--eval-only", *weights, *channels)
     assert "backbone 265/265, fc 2/2" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_classes_go_by_their_names(folder: Path, tmp_path: Path, capsys) -> None:
+    """A folder of other classes: a run is not resumed on it, and another starts from what the classes share."""
+    call(folder, tmp_path / "run")
+    weights = tmp_path / "run" / "model_final.pth"
+    for split in ("train", "val"):
+        shutil.copytree(folder / split, tmp_path / split)
+        (tmp_path / split / "blue").rename(tmp_path / split / "green")
+    data = ["DATASETS.TRAIN", str(tmp_path / "train"), "DATASETS.TEST", str(tmp_path / "val"), "SOLVER.EPOCHS", "2"]
+    said = line(lambda: call(folder, tmp_path / "run", "--resume", *data), capsys)
+    assert "has 'green' and lacks 'blue'" in said
+    call(folder, tmp_path / "fine", "--init-from", str(weights), *data, "SOLVER.BASE_LR", "0.0")
+    assert "classes by name: kept red; new green; left out blue" in (tmp_path / "fine" / "log.txt").read_text()
+    before, after = (torch.load(run / "model_final.pth", weights_only=True)["model"]["fc.weight"]
+                     for run in (tmp_path / "run", tmp_path / "fine"))  # fmt: skip
+    assert torch.equal(after[1], before[1]) and not torch.equal(after[0], before[0])  # green stands first

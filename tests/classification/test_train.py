@@ -17,6 +17,7 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from reported import Reports, block, reports_of_all
 from torch import nn
+from torch._inductor.exc import InvalidCxxCompiler
 from torchvision.transforms import v2
 
 from resnext_det import UserError, create_model
@@ -418,3 +419,13 @@ def test_whole_numbers_are_floats_where_floats_are_due(tmp_path: Path) -> None:
     cfg = load_config(get_config(), str(tmp_path / "c.yaml"), ["INPUT.FLIP", "0"])
     assert (cfg.SOLVER.BASE_LR, cfg.INPUT.FLIP, cfg.SOLVER.EPOCHS) == (1.0, 0.0, 7)
     assert type(cfg.INPUT.FLIP) is float and type(cfg.SOLVER.EPOCHS) is int
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch) -> None:
+    def missing() -> str:
+        raise InvalidCxxCompiler
+
+    train_module.check_compiler()  # here there is one, or this torch keeps it elsewhere
+    monkeypatch.setattr("torch._inductor.cpp_builder.get_cpp_compiler", missing)
+    with pytest.raises(UserError, match=r"MODEL.COMPILE True: .* no C\+\+ compiler; install g\+\+"):
+        train_module.check_compiler()

@@ -101,6 +101,10 @@ def test_case_50_a_high_score_threshold_is_warned_about(caplog):
         (("SOLVER.REFERENCE_WORLD_SIZE", 8), "REFERENCE_WORLD_SIZE 8: has no effect here; set SOLVER.REFERENCE_BATCH"),
         (("TEST.EXPECTED_RESULTS", [["bbox", "AP", 38.5, 0.2]]), "TEST.EXPECTED_RESULTS .*: has no effect here"),
         (("TEST.PRECISE_BN.ENABLED", True, "SOLVER.EMA_DECAY", 0.9), "choose one of them"),
+        (("DATALOADER.SAMPLER_TRAIN", "X"), "choose from TrainingSampler, RepeatFactorTrainingSampler"),
+        (("DATALOADER.SAMPLER_TRAIN", "RepeatFactorTrainingSampler"), "REPEAT_THRESHOLD 0: .* such as 0.001"),
+        (("MODEL.META_ARCHITECTURE", "PanopticFPN"), "PanopticFPN: learns from maps of stuff"),
+        (("MODEL.KEYPOINT_ON", True), "ResNeXtC4ROIHeads has no keypoints"),
         (("MODEL.ANCHOR_GENERATOR.SIZES", [[]]), "above 0"),
         (("MODEL.ANCHOR_GENERATOR.SIZES", []), "above 0"),
         (("MODEL.ANCHOR_GENERATOR.SIZES", [[0]]), "above 0"),
@@ -109,6 +113,13 @@ def test_case_50_a_high_score_threshold_is_warned_about(caplog):
 def test_other_contradictions(pairs, words):
     with pytest.raises(UserError, match=words):
         check(*pairs)
+
+
+def test_crops_of_masks_need_shapely(monkeypatch):
+    monkeypatch.setattr(config_check, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="cuts polygons with shapely; pip install it"):
+        check("INPUT.CROP.ENABLED", True, "MODEL.MASK_ON", True)
+    check("INPUT.CROP.ENABLED", True)
 
 
 def test_a_warm_up_longer_than_the_run_is_warned_about(caplog):

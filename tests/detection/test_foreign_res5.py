@@ -250,7 +250,8 @@ def test_an_optimized_copy_keeps_what_is_foreign(backend):
 @pytest.mark.parametrize(
     ("place", "kind"),
     [(p, f"register_{k}") for p in ("res5", "res5.1", "pooler") for k in ("forward_hook", "forward_pre_hook")]
-    + [("res5.2.conv2", "register_forward_hook"), ("res5.2", "register_full_backward_hook")],
+    + [("res5.2.conv2", "register_forward_hook"), ("res5.2", "register_full_backward_hook")]
+    + [(f"res5.{p}norm", f"register_forward_{k}hook") for p in ("0.conv1.", "0.shortcut.", "") for k in ("", "pre_")],
 )
 def test_hooks_see_what_stocks_see(place, kind):
     seen, state = [], None
@@ -259,6 +260,9 @@ def test_hooks_see_what_stocks_see(place, kind):
         state = copy.deepcopy(model.state_dict())
         module, calls = model.roi_heads.get_submodule(place), []
         handle = getattr(module, kind)(lambda m, *given, calls=calls: calls.append(given[-1]))
+        if cls == "ResNeXtC4ROIHeads":
+            assert (model.train().roi_heads.plan() is None) == (not place.endswith("norm"))
+            assert model.eval().roi_heads.plan() is None, "a constant norm is folded, not called"
         losses_and_gradients(model, torch.float64)
         handle.remove()
         seen.append(calls)

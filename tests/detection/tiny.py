@@ -29,7 +29,9 @@ SEED: 1
 """
 
 
-def write_set(folder: Path, name: str, images: int, annotations: bool = True) -> tuple[str, str]:
+def write_set(
+    folder: Path, name: str, images: int, annotations: bool = True, *, masks: bool = False, keypoints: int = 0
+) -> tuple[str, str]:
     """Write a COCO-format set of ``images`` images; returns (json file, image folder)."""
     rng = np.random.default_rng(len(name))
     image_root = folder / name
@@ -51,6 +53,12 @@ def write_set(folder: Path, name: str, images: int, annotations: bool = True) ->
                 {"id": number, "image_id": i + 1, "category_id": (3, 8)[kind], "bbox": box, "area": box[2] * box[3],
                  "iscrowd": 0}
             )  # fmt: skip
+            if masks:
+                corners = [box[0], box[1], box[0] + box[2], box[1], box[0], box[1] + box[3]]
+                content["annotations"][-1]["segmentation"] = [corners]
+            if keypoints:
+                points = [box[0] + 3, box[1] + 3, 2] * keypoints
+                content["annotations"][-1] |= {"keypoints": points, "num_keypoints": keypoints}
         Image.fromarray(pixels).save(image_root / f"{i}.png")
         content["images"].append({"id": i + 1, "file_name": f"{i}.png", "width": 80, "height": 64})
     if not annotations:
@@ -63,12 +71,15 @@ def write_set(folder: Path, name: str, images: int, annotations: bool = True) ->
 class TinyRun:
     """Two registered sets under names of their own, and configurations over them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **kinds: object) -> None:
         self.folder = folder
         self.file = folder / "tiny.yaml"
         self.file.write_text(CONFIG, encoding="utf-8")
         self.train, self.test = f"{folder}_train", f"{folder}_test"
-        self.sets = [[self.train, *write_set(folder, "train", 6)], [self.test, *write_set(folder, "test", 3)]]
+        self.sets = [
+            [self.train, *write_set(folder, "train", 6, **kinds)],
+            [self.test, *write_set(folder, "test", 3, **kinds)],
+        ]
 
     def options(self, output: str, *more: object) -> list[str]:
         """``KEY VALUE`` pairs: the sets, OUTPUT_DIR under the folder, and ``more``."""

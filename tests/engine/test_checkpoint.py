@@ -13,6 +13,7 @@ import sys
 import pytest
 import torch
 from common import ROOT
+from detectron2.layers import FrozenBatchNorm2d
 from toy import ToyRun, equal
 
 from resnext_det.engine import checkpoint as module
@@ -20,6 +21,7 @@ from resnext_det.engine.checkpoint import LAST, RunCheckpointer, read_run_checkp
 from resnext_det.engine.evaluations import read_evaluations
 from resnext_det.engine.folder import locked
 from resnext_det.engine.logs import start_log
+from resnext_det.engine.run import SET_SIZE
 from resnext_det.errors import UserError
 
 
@@ -277,3 +279,22 @@ def test_wrong_content_is_one_line(tmp_path, changes, line):
     torch.save({"model": {}, "iteration": 1, "metadata": {}} | changes, path)
     with pytest.raises(UserError, match=line):
         read_run_checkpoint(path)
+
+
+def test_counters_of_norms_that_are_frozen_now_are_no_mistake(tmp_path):
+    """FREEZE_AT turns batch norms into frozen ones, which count no batches."""
+    model = torch.nn.BatchNorm2d(3)
+    RunCheckpointer(model, tmp_path, {}).save("model_0000000", iteration=0)
+    frozen = FrozenBatchNorm2d(3)
+    assert RunCheckpointer(frozen, tmp_path, {}).resume() == 0
+    assert torch.equal(frozen.weight, model.weight)
+    RunCheckpointer(frozen, tmp_path, {}).save("model_0000001", iteration=1)
+    assert RunCheckpointer(model, tmp_path, {}).resume() == 1
+
+
+def test_a_training_set_of_another_size_is_reported(tmp_path, caplog):
+    ToyRun(tmp_path, metadata={SET_SIZE: 12}).train(2)
+    ToyRun(tmp_path, metadata={SET_SIZE: 12}).train(4, resume=True)
+    assert "training set had" not in caplog.text
+    ToyRun(tmp_path, metadata={SET_SIZE: 9}).train(6, resume=True)
+    assert "model_final.pth: the training set had 12 images and has 9" in caplog.text

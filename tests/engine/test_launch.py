@@ -22,7 +22,7 @@ from resnext_det.engine.config import save_config
 from resnext_det.engine.evaluations import Evaluations
 from resnext_det.engine.launch import Place, _place_from_slurm, _place_from_torchrun, launch
 from resnext_det.engine.logs import start_log
-from resnext_det.engine.processes import decided_by_main
+from resnext_det.engine.processes import decided_by_main, enough_open_files
 from resnext_det.engine.signals import Stopped
 from resnext_det.errors import RunFailed, UserError
 from resnext_det.files import write_json
@@ -389,3 +389,15 @@ def test_patient_with_those_who_save_and_short_with_a_failure(ends, codes, monke
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(module.connection, "wait", wait)
     assert module._supervise([Slow(clock, *end) for end in ends]) == codes
+
+
+def test_too_few_open_files_for_the_workers(monkeypatch):
+    limits = [256, 1000]
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, pair: limits.__setitem__(slice(None), pair))
+    enough_open_files(8, 10)
+    assert limits == [1000, 1000], "as many as the system grants"
+    with pytest.raises(UserError, match="NUM_WORKERS 8: at most 1000 files may be open here, .* set it to 6, or"):
+        enough_open_files(8, 16)
+    enough_open_files(6, 16)
+    enough_open_files(0, 1000)

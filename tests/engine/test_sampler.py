@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from resnext_det.engine.sampler import SeededDataset, TrainingBatches, seed_everything, stream
+from resnext_det.engine.sampler import SeededDataset, TrainingBatches, repeated, seed_everything, stream
 
 
 def take(count, batches):
@@ -73,3 +73,33 @@ def test_seeding_covers_every_generator():
     other = draw()
     seed_everything((1, 2))
     assert draw() == first and all(a != b for a, b in zip(first, other, strict=True))
+
+
+@pytest.mark.parametrize(
+    "factors", [[1.0, 1.0, 1.0], [1.0, 2.5, 1.25, 4.0, 1.0], np.random.default_rng(3).uniform(1, 6, 200)]
+)
+def test_repeated_samples_stand_as_often_as_their_factors_say(factors):
+    """detectron2 repeats a sample the whole part of its factor times, or once more, and by it on average."""
+    factors = np.asarray(factors)
+    size, order = repeated(factors)
+    assert size == int(np.ceil(factors.sum()))
+    counts = np.array([np.bincount(order(5, epoch), minlength=len(factors)) for epoch in range(400)])
+    assert (counts.sum(axis=1) == size).all()
+    share = factors * size / factors.sum()
+    assert (counts >= np.floor(share - 1e-9)).all() and (counts <= np.ceil(share + 1e-9)).all()
+    assert np.abs(counts.mean(axis=0) - share).max() < 0.1  # 4 standard errors of a coin thrown 400 times
+    assert not np.array_equal(order(5, 0), order(5, 1)) and np.array_equal(order(5, 7), order(5, 7))
+
+
+@pytest.mark.parametrize("groups", [None, [0, 1, 0, 1, 0]])
+def test_repeated_samples_resume_and_are_shared_among_processes(groups):
+    size, order = repeated([1.0, 2.5, 1.25, 4.0, 1.0])
+
+    def batches(number, **place):
+        made = TrainingBatches(size, 2, 9, order_of=order, groups=groups, **place)
+        return list(itertools.islice(iter(made), number))
+
+    assert batches(20)[7:] == batches(13, start_batch=7)
+    if groups is None:
+        together = [batches(10, rank=rank, world_size=2) for rank in range(2)]
+        assert sorted(sum(batches(20), [])) == sorted(sum(sum(together, []), []))

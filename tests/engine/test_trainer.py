@@ -238,3 +238,30 @@ def test_a_run_that_has_ended_holds_neither_data_nor_hooks(tmp_path):
     run = ToyRun(tmp_path)
     run.train(1)
     assert run.trainer.data_loader == () and not run.trainer._hooks
+
+
+def test_momentum_goes_by_the_names_of_the_parameters(caplog):
+    """As after another FREEZE_AT or WEIGHT_DECAY_BIAS: other groups, other order, one more parameter."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 1))
+
+    def trainer(*groups: list[str]) -> Trainer:
+        named = dict(model.named_parameters())
+        settings = [{"params": [named[name] for name in group], "weight_decay": i} for i, group in enumerate(groups)]
+        return Trainer(model, torch.optim.SGD(settings, 0.1, momentum=0.9), seed=0)
+
+    first = trainer(["0.weight", "2.weight"], ["0.bias", "1.weight"])
+    first.iter = 0
+    model(torch.ones(4, 2)).sum().backward()
+    first.optimizer.step()
+    saved = first.state_dict()
+    assert saved["parameters"] == [["0.weight", "2.weight"], ["0.bias", "1.weight"]]
+    other = trainer(["2.weight", "2.bias", "0.bias"], ["0.weight"])
+    other.load_state_dict(saved)
+    for name, parameter in model.named_parameters():
+        buffer = other.optimizer.state.get(parameter, {}).get("momentum_buffer")
+        if name in ("0.weight", "0.bias", "2.weight"):
+            assert torch.equal(buffer, first.optimizer.state[parameter]["momentum_buffer"])
+        else:
+            assert buffer is None
+    assert [group["weight_decay"] for group in other.optimizer.param_groups] == [0, 1]
+    assert "restored by name for 3, new for 1, no longer used for 1" in caplog.text

@@ -20,11 +20,14 @@ import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
 from resnext_det import UserError
+from resnext_det.classification.config import check_config, get_config
+from resnext_det.classification.train import Plan
 from resnext_det.commands.study import main
+from resnext_det.engine.config import load_config
 from resnext_det.engine.signals import Stopped
 from resnext_det.paper import study
 from resnext_det.paper.reproduce import Command
-from resnext_det.paper.study import Chain, Runner, read_study
+from resnext_det.paper.study import Chain, Runner, chains_of, read_study
 
 ONE_GPU = ROOT / "configs" / "reproduce" / "one_gpu.yaml"
 
@@ -133,6 +136,25 @@ class TestFile:
         assert {step.benchmark for step in steps} >= {"grouped-conv", "networks", "c4-inference", "c4-train"}
         for step in steps:
             assert not step.settings or (ONE_GPU.parent / step.settings).is_file()
+
+    def test_the_study_of_one_core_has_settings_that_pretraining_takes(self, tmp_path, monkeypatch):
+        """And each of its steps differs from the others."""
+        monkeypatch.chdir(tmp_path)
+        seen = []
+        for step in read_study(str(ONE_GPU.with_name("one_core.yaml"))):
+            assert (ONE_GPU.parent / step.settings).is_file() and len(step.seeds) == 3
+            if step.table == 8:
+                continue
+            for split in ("train", "val"):
+                Path(step.data, split).mkdir(parents=True, exist_ok=True)
+            for one in chains_of(step, Path("o"), ONE_GPU.parent):
+                (command,) = one.commands
+                cfg = load_config(get_config(), str(command.config), list(command.options))
+                check_config(cfg)
+                Plan.of(cfg, 5000, processes=1)
+                cfg.OUTPUT_DIR = ""
+                seen.append(cfg.dump())
+        assert len(seen) == len(set(seen)) == 21
 
     @pytest.mark.parametrize(
         "text, message",

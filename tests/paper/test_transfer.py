@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+from common import ROOT
 
 from resnext_det import cli
+from resnext_det.detection.config import setup
 from resnext_det.errors import UserError
 from resnext_det.paper import transfer
-from resnext_det.paper.reproduce import Command
+from resnext_det.paper.reproduce import Command, options_of_file
 from resnext_det.paper.transfer import (
     Settings,
     command_of,
@@ -97,7 +99,9 @@ def test_none_is_a_random_backbone() -> None:
 
 def test_a_changed_protocol_is_labeled() -> None:
     text = table_text({"a": {}}, 2, Settings(Path("o"), options=("SOLVER.MAX_ITER", "9")))
-    assert "1 settings are not the protocol's" in text and "not run" in text
+    assert "1 settings are not the protocol's" in text and "not run" in text and "published" in text
+    text = table_text({"a": {}}, 2, Settings(Path("o"), options=("DATASETS.TEST", "('mine',)")))
+    assert "published" not in text.lower(), "other data"
 
 
 def test_protocols_with_masks_have_their_columns(tmp_path: Path) -> None:
@@ -142,3 +146,11 @@ def test_every_backbone_is_compared_with_the_first() -> None:
     runs = {name: {t: dict.fromkeys(("AP50", "AP", "AP75"), ap + t) for t in (0, 1)} for name, ap in aps.items()}
     text = table_text(runs, 2, Settings(Path("o")))
     assert "AP, b - a: +2.00" in text and "AP, c - a: +8.00" in text and "c - b" not in text
+
+
+def test_the_small_settings_are_of_the_protocol() -> None:
+    options = options_of_file(str(ROOT / "configs/reproduce/bccd_voc.yaml"))
+    command = command_of("none", "none", 0, Settings(Path("o"), batch=4, options=tuple(options)))
+    cfg = setup(str(command.config), [*command.options, "MODEL.DEVICE", "cpu"])
+    assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.RESNETS.DEPTH) == (3, 4, 14)
+    assert cfg.MODEL.RESNEXT.RES5_EXTRA_NORM and cfg.TEST.PRECISE_BN.ENABLED

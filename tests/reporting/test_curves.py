@@ -153,6 +153,22 @@ def test_top1_error_by_epoch(tmp_path):
     np.testing.assert_allclose(training.get_xdata()[[0, 9, 39]], [0.1, 1, 4])
 
 
+def test_both_ways_of_figure_6(tmp_path):
+    """Among all classes of training and among those of the test; a run that has one only shows one."""
+    lines = [
+        {"iteration": 10 * i + 9, "epoch": i + 1, "top1_error": 90.0 - 9 * i, "top1_error_among": 70.0 - 9 * i,
+         "train/top1_error": 95.0 - 9 * i} for i in range(5)
+    ]  # fmt: skip
+    runs = {"5k": read_metrics(write(tmp_path / "5k", *lines)), "1k": read_metrics(classifier(tmp_path / "1k"))}
+    axes = panel(curves_figure(runs), "Top-1 error")
+    training, validation, among = axes.lines[:3]
+    assert (training.get_linestyle(), validation.get_linestyle(), among.get_linestyle()) == ("--", "-", ":")
+    np.testing.assert_allclose(among.get_ydata(), [70, 61, 52, 43, 34])
+    np.testing.assert_allclose(among.get_xdata(), validation.get_xdata())
+    assert len(axes.lines) == 5 and len(axes.get_legend().get_texts()) == 3
+    save_figure(curves_figure(runs), tmp_path / "fig6.png")
+
+
 def test_top1_error_by_iteration_when_one_run_has_no_epochs_yet(tmp_path):
     started = write(tmp_path / "started", {"iteration": 3, "train/top1_error": 90.0})
     figure = curves_figure(read_runs([classifier(tmp_path / "done"), started]))

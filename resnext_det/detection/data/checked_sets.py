@@ -108,10 +108,12 @@ def check_sets(
             logger.warning("%s: not checked, since DATASETS.CHECK is off", name)
             continue
 
-        def check(name: str = name, first: Dataset | None = first) -> Dataset:
+        def check(name: str = name, first: Dataset | None = first) -> tuple[Dataset, list[str]]:
             return _check(name, name in train, classes, first, options)
 
-        found = decided_by_main(check)
+        found, points = decided_by_main(check)
+        if options.keypoints and metadata.get("keypoint_names") is None:
+            metadata.set(keypoint_names=points, keypoint_flip_map=_mirrored(points))
         own = {"thing_classes": found.class_names, "thing_dataset_id_to_contiguous_id": found.class_index()}
         if any(metadata.get(key) not in (None, value) for key, value in own.items()):
             raise UserError(
@@ -156,7 +158,8 @@ def _check(
     classes: ClassCount | None,
     first: Dataset | None,
     options: CheckOptions,
-) -> Dataset:
+) -> tuple[Dataset, list[str]]:
+    """The set as fixed, and the names of its keypoints."""
     start = time.perf_counter()
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.json_file, metadata.image_root
@@ -194,7 +197,25 @@ def _check(
     if first is not None and found.class_names != first.class_names:
         logger.warning("%s: its classes come in the order of the first set, %s", name, ", ".join(first.class_names[:5]))
         found = found.in_order_of(first.class_names, model=first.source)
-    return found
+    return found, _keypoint_names(document, found) if options.keypoints else []
+
+
+def _keypoint_names(document: dict, found: Dataset) -> list[str]:
+    named = next((c["keypoints"] for c in document["categories"] if c.get("keypoints")), ())
+    if not named and found.keypoints is not None:
+        logger.warning(
+            "%s: its categories do not name their keypoints, so a mirrored image keeps left and right as they are; "
+            "name them there, or set INPUT.RANDOM_FLIP none",
+            found.source,
+        )
+        named = range(len(next(filter(None, map(found.points, range(len(found)))), ())) // 3)
+    return [str(name) for name in named]
+
+
+def _mirrored(names: Sequence[str]) -> list[tuple[str, str]]:
+    """The keypoints that change places when an image is flipped, by their names: left_eye and right_eye."""
+    pairs = [(name, name.replace("left", "right")) for name in names if "left" in name]
+    return [pair for pair in pairs if pair[1] in names]
 
 
 _DOES = {

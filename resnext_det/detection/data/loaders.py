@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
@@ -16,6 +17,7 @@ from detectron2.data import (
 )
 from detectron2.data.build import filter_images_with_few_keypoints, filter_images_with_only_crowd_annotations
 from detectron2.data.datasets import register_coco_instances
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
@@ -23,7 +25,7 @@ from ...annotations import formats
 from ...annotations.check import ClassCount, dataset_dicts
 from ...annotations.dataset import Dataset
 from ...annotations.formats.voc import metric_year
-from ...engine.sampler import SeededDataset, TrainingBatches
+from ...engine.sampler import SeededDataset, TrainingBatches, repeated
 from ...engine.signals import outlive_stopping_signals
 from ...errors import UserError, nearest
 from ..class_count import class_count_from_config
@@ -32,6 +34,8 @@ from .mapper import CheckedDatasetMapper
 from .proposals import attach_proposals
 
 logger = logging.getLogger(__name__)
+
+SAMPLERS = ("TrainingSampler", "RepeatFactorTrainingSampler")
 
 
 def register_sets(entries: Sequence[Sequence[str]]) -> None:
@@ -173,6 +177,7 @@ class TrainingLoader:
         group_by_orientation: keep portrait and landscape images in separate batches, which saves padding.
         rank, world_size: this process among those of the run.
         sets: those that ``dicts`` are from, for :meth:`describe`.
+        repeat_factors: how often each of ``dicts`` stands in an epoch, on average; None for once.
 
     Raises:
         UserError: the batch cannot be shared evenly.
@@ -191,6 +196,7 @@ class TrainingLoader:
         rank: int = 0,
         world_size: int = 1,
         sets: Sequence[Dataset] = (),
+        repeat_factors: Sequence[float] | None = None,
     ) -> None:
         if total_batch_size < 1 or total_batch_size % world_size:
             raise UserError(
@@ -200,12 +206,15 @@ class TrainingLoader:
         self.dataset, self.sets = SeededDataset(self.dicts, mapper, seed), tuple(sets)
         self._order = {"batch_size": total_batch_size // world_size, "seed": seed}
         self._order |= {"rank": rank, "world_size": world_size}
+        self._epoch = len(dicts)
+        if repeat_factors is not None:
+            self._epoch, self._order["order_of"] = repeated(repeat_factors)
         orientation = [int(d["width"] > d["height"]) for d in dicts]
         if group_by_orientation and total_batch_size > world_size and len(set(orientation)) > 1:
             self._order["groups"] = orientation
 
     def _batches(self, start: int) -> TrainingBatches:
-        return TrainingBatches(len(self.dicts), start_batch=start, **self._order)
+        return TrainingBatches(self._epoch, start_batch=start, **self._order)
 
     def __iter__(self) -> Iterator[list[dict]]:
         return iter(
@@ -288,13 +297,9 @@ def train_loader_from_config(
         sets: of :func:`~.checked_sets.check_sets_from_config`.
         rank, world_size: of another process than this one, to look at what it reads.
     """
-    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
-        raise UserError(
-            f"DATALOADER.SAMPLER_TRAIN is {cfg.DATALOADER.SAMPLER_TRAIN}: only TrainingSampler can resume at the very "
-            "next batch, and it is the one used here"
-        )
+    dicts = train_dicts_from_config(cfg, sets) if dicts is None else dicts
     return TrainingLoader(
-        train_dicts_from_config(cfg, sets) if dicts is None else dicts,
+        dicts,
         mapper_from_config(cfg, is_train=True),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE,
         seed=seed,
@@ -304,7 +309,51 @@ def train_loader_from_config(
         rank=comm.get_rank() if rank is None else rank,
         world_size=comm.get_world_size() if world_size is None else world_size,
         sets=[sets[name] for name in cfg.DATASETS.TRAIN if name in sets] if sets else (),
+        repeat_factors=repeat_factors_from_config(cfg, dicts),
     )
+
+
+def check_sampler(cfg) -> None:
+    """Hold DATALOADER.SAMPLER_TRAIN against what can be resumed.
+
+    Raises:
+        UserError: a sampler that does not resume at the very next batch; a threshold that repeats nothing.
+    """
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name not in SAMPLERS:
+        raise UserError(
+            f"DATALOADER.SAMPLER_TRAIN is {name}: choose from {', '.join(SAMPLERS)}, which resume at the very next "
+            "batch"
+        )
+    if name == SAMPLERS[1] and not cfg.DATALOADER.REPEAT_THRESHOLD > 0:
+        raise UserError(
+            f"DATALOADER.REPEAT_THRESHOLD {cfg.DATALOADER.REPEAT_THRESHOLD:g}: {name} repeats images of classes that "
+            "fewer than this part of the images have; give a part above 0, such as 0.001"
+        )
+
+
+def repeat_factors_from_config(cfg, dicts: list[dict]) -> list[float] | None:
+    """How often DATALOADER.SAMPLER_TRAIN wants each image: detectron2's numbers by the rarest class in it, or None.
+
+    Raises:
+        UserError: as :func:`check_sampler`.
+    """
+    check_sampler(cfg)
+    name = cfg.DATALOADER.SAMPLER_TRAIN
+    if name != SAMPLERS[1]:
+        return None
+    more = (
+        {"sqrt": cfg.DATALOADER.REPEAT_SQRT} if "REPEAT_SQRT" in cfg.DATALOADER else {}
+    )  # of detectron2's main branch
+    known = [{"annotations": d.get("annotations", ())} for d in dicts]
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
+        known, cfg.DATALOADER.REPEAT_THRESHOLD, **more
+    )
+    logger.info(
+        "%s: %d of %d images repeat, up to %.1f times; a round that shows each is %d images",
+        *(name, int((factors > 1).sum()), len(dicts), factors.max(), math.ceil(factors.sum())),
+    )
+    return factors.tolist()
 
 
 def test_loader_from_config(cfg, name: str, sets: Mapping[str, Dataset] | None = None) -> Iterable[list[dict]]:
