@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from .engine.exits import run
 from .errors import UserError, nearest
+from .files import expanded
 
 COMMANDS = {
     "train": "train and evaluate a detector",
@@ -53,6 +55,8 @@ def call(name: str, argv: Sequence[str]) -> None:
     """
     if name not in COMMANDS:
         raise UserError(f"resnext-det {name}: no such command{nearest(name, COMMANDS)}; resnext-det --help lists them")
+    # A shell expands ~ only at the beginning of a word, not in --weights=~/x, and not what a program hands on.
+    argv = [re.sub(r"^(--[\w-]+=)?~(?=/|$)", lambda found: (found[1] or "") + expanded("~"), word) for word in argv]
     try:
         import_module(f"resnext_det.commands.{name.replace('-', '_')}").main(argv)
     except ModuleNotFoundError as error:

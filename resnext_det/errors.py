@@ -21,9 +21,12 @@ class RunFailed(RuntimeError):
     """
 
 
+_COMPARED = 200  # characters: the search takes the product of two lengths
+
+
 def nearest(word: str, words: Iterable[str]) -> str:
     """``"; did you mean X?"`` for the word nearest to ``word``, or an empty string when none is near."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.6)
+    close = difflib.get_close_matches(word[:_COMPARED], [w for w in words if len(w) <= _COMPARED], n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -32,3 +35,9 @@ def listed(items: Iterable[Any], most: int = 10) -> str:
     items = list(items)
     rest = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(str(item) for item in items[:most]) + rest
+
+
+def counted(number: int, thing: str) -> str:
+    """``1 error``, ``2 errors``, ``0 classes``."""
+    ending = "" if number == 1 else "es" if thing.endswith("s") else "s"
+    return f"{number} {thing}{ending}"

@@ -1,4 +1,7 @@
-"""Files and what is said of them: opened with limits, whole or not there, under safe names, shown as plain text."""
+"""Files and what is said of them: opened with limits, whole or not there, under safe names, shown as plain text.
+
+Our own files of JSON are read here, against a schema: users, other programs and bad disks change them too.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,13 @@ import math
 import os
 import re
 import shutil
+import socket
 import stat
 import unicodedata
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
@@ -22,6 +28,15 @@ SHOWN = 200
 
 CONFIG_BYTES = 1 << 20
 """Largest YAML file, list of classes or other small text of a user's."""
+
+STATE_BYTES = 1 << 26
+"""Largest file that one of our own programs has written as JSON."""
+
+COUNT = range(1 << 53)
+"""In a schema: a whole number from 0 on."""
+_SCALARS = (float, None)
+METRICS = {str: (float, None, {str: (float, None, {str: _SCALARS})})}
+"""Schema of ``results.json``: numbers by name, of one set, or by task and set."""
 
 _COMPONENT_BYTES = 200  # file systems take 255; a name grows by an ending and by what marks a half-written file
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, where Windows opens them
@@ -63,7 +78,9 @@ def read_regular(path: str | os.PathLike, limit: int) -> bytes:
     """All bytes of a user's file; errors as :func:`open_regular`, and for a file that cannot be read."""
     try:
         with open_regular(path, limit) as file:
-            data = file.read(limit + 1)
+            data = b""  # piece by piece: asked for ``limit`` bytes at once, Python sets as many aside for a small file
+            while len(data) <= limit and (piece := file.read(min(max(len(data), 1 << 20), limit + 1 - len(data)))):
+                data += piece
     except OSError as error:
         raise UserError(f"{shown(path)}: cannot be read: {error.strerror}") from None
     if len(data) > limit:  # it grew, or lies in a file system that states no sizes
@@ -176,7 +193,8 @@ def _in_place_of(path: str | os.PathLike, ending: str) -> Iterator[Path]:
     if not path.name:  # "." or ""
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{_cut(path.name)}.{os.getpid()}{ending}")
+    part = path.with_name(f".{_cut(path.name)}.{os.getpid()}_{_machine()}{ending}")
+    _sweep(path.parent)
     try:
         _remove(part)  # of a killed process with this number, or planted
         yield part
@@ -197,6 +215,48 @@ def _in_place_of(path: str | os.PathLike, ending: str) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             _remove(part)
+
+
+@cache
+def _machine() -> str:
+    """This machine or container: processes of others have numbers that mean nothing here."""
+    with suppress(OSError):
+        return f"{zlib.crc32((socket.gethostname() + os.readlink('/proc/self/ns/pid')).encode()):08x}"
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+_PART = re.compile(r"\.(.+)\.(\d+)_(\w+)\.part(\.(?!before$)\w+)?(\.before)?")
+_swept: set[str] = set()
+
+
+def _sweep(folder: Path) -> None:
+    """Once in a process for each folder: remove what processes of this machine left there when they were killed."""
+    place = os.path.realpath(folder)
+    if place in _swept:
+        return
+    _swept.add(place)
+    with suppress(OSError):
+        for name in sorted(os.listdir(folder)):
+            found = _PART.fullmatch(name)
+            if found is None or found[3] != _machine() or _is_alive(int(found[2])):
+                continue
+            left, target = folder / name, folder / found[1]
+            with suppress(OSError):
+                # Killed between the two renamings of a folder: the earlier one goes back.
+                if found[5] and not os.path.lexists(target) and _cut(found[1]) == found[1]:
+                    left.rename(target)
+                else:
+                    _remove(left)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # another user's
+        return True
+    return True
 
 
 def _cut(name: str) -> str:
@@ -227,6 +287,79 @@ def _flush(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def read_state(path: str | os.PathLike, schema: Any, fix: str) -> Any:
+    """What one of our own JSON files holds.
+
+    Args:
+        schema: of :func:`misfit`.
+        fix: what the user can do where it does not fit, such as "start without --resume".
+
+    Raises:
+        UserError: no regular file, more than :data:`STATE_BYTES`, not JSON, or a value that does not fit.
+    """
+    return parse_state(read_regular(path, STATE_BYTES), schema, shown(path), fix)
+
+
+def parse_state(text: bytes | str, schema: Any, where: str, fix: str) -> Any:
+    """As :func:`read_state`, of the text itself; ``where`` it stands is for the message."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also digits by the thousand, and what is not UTF-8
+        raise UserError(f"{where}: is not JSON ({shown(error, 80)}); {fix}") from None
+    if reason := misfit(value, schema):
+        raise UserError(f"{where}: {reason}; {fix}")
+    return value
+
+
+def misfit(value: Any, schema: Any, place: str = "it") -> str:
+    """Why a value of JSON does not fit ``schema``, naming its place; "" where it fits.
+
+    Args:
+        schema: a type (``float`` is any finite number, ``object`` anything), None, a range of whole numbers; a tuple of
+            such, one of which must fit, containers last; ``[item]``, a list; ``[a, b]``, a list of that length;
+            ``{"key": ..., "key?": ..., str: ...}``: keys that must and may be there, and all others.
+    """
+    if isinstance(schema, tuple):
+        reasons = [misfit(value, one, place) for one in schema]
+        return "" if "" in reasons else reasons[-1]
+    if isinstance(schema, list) and isinstance(value, list):
+        if len(schema) > 1 and len(value) != len(schema):
+            return f"{place} has {len(value)} values, not {len(schema)}"
+        kinds = schema if len(schema) > 1 else schema * len(value)
+        reasons = (misfit(item, kind, f"{place}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
+        return next(filter(None, reasons), "")
+    if isinstance(schema, dict) and isinstance(value, dict):
+        missing = [key for key in schema if key is not str and not key.endswith("?") and key not in value]
+        if missing:
+            return f"{place} has no {missing[0]}"
+        inside = "" if place == "it" else f"{place}."
+        kinds = ((key, schema.get(key, schema.get(f"{key}?", schema.get(str, object)))) for key in value)
+        return next(filter(None, (misfit(value[key], kind, inside + shown(key, 40)) for key, kind in kinds)), "")
+    if _is_a(value, schema):
+        return ""
+    return f"{place} is {shown(repr(value), 60)}, not {_KINDS_OF_VALUES.get(_name(schema), 'what it must be')}"
+
+
+def _is_a(value: Any, schema: Any) -> bool:
+    if schema is None:
+        return value is None
+    if isinstance(schema, range):
+        return type(value) is int and value in schema
+    if schema is float:
+        return type(value) in (int, float) and -1e308 < value < 1e308
+    return isinstance(schema, type) and (type(value) is schema or schema is object)
+
+
+def _name(schema: Any) -> str:
+    return schema.__name__ if isinstance(schema, type) else type(schema).__name__
+
+
+_KINDS_OF_VALUES = {
+    "NoneType": "null", "range": "a whole number in its range", "float": "a number", "int": "a whole number",
+    "str": "a text", "bool": "true or false", "dict": "keys and values", "list": "a list",
+}  # fmt: skip
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

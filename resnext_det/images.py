@@ -70,6 +70,7 @@ class ImageHeader:
         orientation: EXIF's, 1 (upright) to 8.
         mode: Pillow's name for channels and depth, such as ``RGB``, ``CMYK``, ``I;16``.
         frames: more than one in an animation or a TIFF of several pages.
+        format: Pillow's name for the kind of file, one of :data:`FORMATS`.
     """
 
     width: int
@@ -77,6 +78,7 @@ class ImageHeader:
     orientation: int
     mode: str
     frames: int
+    format: str = ""
 
     @property
     def turned(self) -> bool:
@@ -130,6 +132,12 @@ def read_header(path: str | Path, *, max_megapixels: float = MAX_MEGAPIXELS) -> 
         return describe(image)
 
 
+def format_of_name(name: str) -> str:
+    """The format that the ending of a file's name stands for; "" for other endings."""
+    Image.init()
+    return Image.registered_extensions().get(Path(name).suffix.lower(), "")
+
+
 def check_policy(policy: str) -> None:
     """Raises UserError for anything but one of :data:`POLICIES`."""
     if policy not in POLICIES:
@@ -173,7 +181,7 @@ def describe(image: Image.Image) -> ImageHeader:
     """The header of an open image."""
     orientation = _orientation(image)
     width, height = image.size[::-1] if orientation >= 5 else image.size
-    return ImageHeader(width, height, orientation, image.mode, _frames(image))
+    return ImageHeader(width, height, orientation, image.mode, _frames(image), image.format or "")
 
 
 def decode(path: str | Path, max_megapixels: float, *, truncated: bool = False) -> None:

@@ -5,8 +5,21 @@ import stat
 
 import pytest
 
+from resnext_det import files
 from resnext_det.errors import UserError
-from resnext_det.files import atomic_path, atomic_write, expanded, open_regular, read_regular, safe_component, shown
+from resnext_det.files import (
+    COUNT,
+    METRICS,
+    atomic_path,
+    atomic_write,
+    expanded,
+    misfit,
+    open_regular,
+    read_regular,
+    read_state,
+    safe_component,
+    shown,
+)
 
 
 def test_only_regular_files_are_opened(tmp_path):
@@ -84,7 +97,8 @@ def test_nothing_is_written_through_a_link(tmp_path, writer):
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / "a.txt").symlink_to(victim)
-    for part in (f".a.txt.{os.getpid()}.part", f".a.txt.{os.getpid()}.part.txt"):
+    process = f"{os.getpid()}_{files._machine()}"
+    for part in (f".a.txt.{process}.part", f".a.txt.{process}.part.txt"):
         (tmp_path / part).symlink_to(victim)
     with writer(tmp_path / "a.txt") as file:
         if writer is atomic_path:
@@ -119,3 +133,53 @@ def test_the_longest_name_can_be_written(tmp_path):
     with atomic_write(tmp_path / name) as file:
         file.write("x")
     assert os.listdir(tmp_path) == [name]
+
+
+SCHEMA = {"n": COUNT, "x?": (float, None), "list?": [str], "box?": [float] * 4, "deep?": [{"a": bool}], str: object}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ({"n": 0, "x": 1, "list": ["a"], "box": [1, 2.5, 3, 4], "deep": [{"a": True}], "other": {}}, ""),
+        ({"n": 3, "x": None}, ""),
+        ({}, "it has no n"),
+        ([], "it is [], not keys and values"),
+        ({"n": True}, "n is True, not a whole number in its range"),
+        ({"n": -1}, "n is -1, not a whole number in its range"),
+        ({"n": 1 << 60}, f"n is {1 << 60}, not a whole number in its range"),
+        ({"n": 1, "x": 10**400}, "x is 1000"),
+        ({"n": 1, "x": float("nan")}, "x is nan, not"),
+        ({"n": 1, "list": ["a", 2]}, "list[1] is 2, not a text"),
+        ({"n": 1, "box": [1, 2, 3]}, "box has 3 values, not 4"),
+        ({"n": 1, "deep": [{"a": 1}]}, "deep[0].a is 1, not true or false"),
+        ({"n": "\x1b[2J" * 100}, "n is '\\x1b[2J"),
+    ],
+)
+def test_a_value_that_does_not_fit_its_schema_is_named(value, reason):
+    found = misfit(value, SCHEMA)
+    assert found.startswith(reason) and bool(found) == bool(reason) and found.isprintable() and len(found) < 200
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "1" * 5000, '{"AP": 1e999}', '{"AP": "x"}', "\x00", "3"])
+def test_a_state_file_that_is_none_is_one_line_with_the_fix(tmp_path, text):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=r"results.json: .*; remove it$"):
+        read_state(tmp_path / "results.json", METRICS, "remove it")
+    (tmp_path / "results.json").write_bytes(b'{"AP": 1, "bbox": {"a": {"AP": null}}}')
+    assert read_state(tmp_path / "results.json", METRICS, "remove it")["AP"] == 1
+
+
+def test_what_killed_writers_have_left_is_removed_once_and_a_folder_between_its_names_goes_back(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_swept", set())
+    here, alive = f"99999999_{files._machine()}", f".b.json.{os.getppid()}_{files._machine()}.part"
+    stay = [alive, ".c.json.99999999_other.part", ".a.part", ".x"]
+    for name in (f".a.json.{here}.part", f".v.mp4.{here}.part.mp4", *stay):
+        (tmp_path / name).write_text("half")
+    (tmp_path / f".out.{here}.part").mkdir()
+    (tmp_path / f".out.{here}.part.before").mkdir()
+    (tmp_path / f".out.{here}.part.before" / "file").write_text("earlier")
+    with atomic_write(tmp_path / "a.json") as file:
+        file.write("{}")
+    assert sorted(os.listdir(tmp_path)) == sorted([*stay, "a.json", "out"])
+    assert (tmp_path / "out" / "file").read_text() == "earlier"

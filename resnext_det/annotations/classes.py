@@ -29,14 +29,19 @@ def match_classes(
     for names, where in ((model_names, model), (set_names, source)):
         twice = [name for name, number in Counter(names).items() if number > 1]
         if twice:
-            raise UserError(f"{where}: several classes are called {listed(map(ascii, twice), 5)}; rename them")
+            raise UserError(f"{where}: several classes are called {listed(map(_quoted, twice), 5)}; rename them")
     place = {name: i for i, name in enumerate(set_names)}
     unknown = [name for name in model_names if name not in place]
     new = [name for name in set_names if name not in set(model_names)]
     if unknown or new:
         hint = nearest(new[0], unknown) if new and unknown else ""
         raise UserError(
-            f"{source}: its classes are not those of {model}: it has {listed(map(ascii, new), 5) or 'nothing new'} and "
-            f"lacks {listed(map(ascii, unknown), 5) or 'none'}{hint}; give both the same names, or train on this set"
+            f"{source}: its classes are not those of {model}: it has {listed(map(_quoted, new), 5) or 'nothing new'} "
+            f"and lacks {listed(map(_quoted, unknown), 5) or 'none'}{hint}; give both the same names, or train on "
+            "this set"
         )
     return [place[name] for name in model_names]
+
+
+def _quoted(name: object) -> str:
+    return ascii(str(name)[:80])

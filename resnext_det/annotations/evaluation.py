@@ -185,13 +185,24 @@ def _in_a_new_process(truth: Dataset, detections: Detections, iou_type: str, *ke
     names = ("max_detections", "image_ids", "kpt_oks_sigmas")
     call = (truth, detections, iou_type), dict(zip(names, keywords, strict=True))
     code = (
-        "import pickle, sys; from resnext_det.annotations.evaluation import evaluate; "
-        "given, named = pickle.load(sys.stdin.buffer); pickle.dump(evaluate(*given, **named), sys.stdout.buffer)"
+        "import pickle, sys; from resnext_det.annotations.evaluation import _answer; "
+        "pickle.dump(_answer(*pickle.load(sys.stdin.buffer)), sys.stdout.buffer)"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, input=pickle.dumps(call), stdout=subprocess.PIPE, env=environment, check=True)
-    return pickle.loads(done.stdout)
+    answer = pickle.loads(done.stdout)
+    if isinstance(answer, UserError):
+        raise answer
+    return answer
+
+
+def _answer(given: tuple, named: dict[str, Any]) -> Evaluation | UserError:
+    """:func:`evaluate`'s, with bad input as a value: an error of its process would be a traceback in this one."""
+    try:
+        return evaluate(*given, **named)
+    except UserError as error:
+        return error
 
 
 def check_detections(truth: Dataset, detections: Detections, iou_type: str = "bbox") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from ..files import open_regular, shown
 from .classes import match_classes
 from .coco import Detections
 from .dataset import Dataset
+from .reading import read_json
 
 
 def match_files(files: Iterable[str], images: Sequence[Mapping[str, Any]], source: str) -> dict[str, int]:
@@ -51,11 +51,7 @@ def read_predictions(path: str | os.PathLike, truth: Dataset) -> Detections | No
     with open_regular(path) as file:
         if not file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
             return None
-        file.seek(0)
-        try:
-            content = json.load(file)
-        except (ValueError, RecursionError):
-            return None  # whoever reads it as results says what is wrong
+    content = read_json(path)
     parts = [content.get(key) for key in ("images", "categories", "annotations")]
     if not all(isinstance(part, list) and all(isinstance(item, dict) for item in part) for part in parts):
         return None
@@ -63,6 +59,9 @@ def read_predictions(path: str | os.PathLike, truth: Dataset) -> Detections | No
     if not all("score" in record for record in annotations) or not all("file_name" in image for image in images):
         return None
     source = shown(path)
+    for item in [*images, *categories]:
+        if not isinstance(item.get("id"), int | str):
+            raise UserError(f"{source}: an image or category has no id, a number or text; predict again")
     files = [str(image["file_name"]) for image in images]
     ids = match_files(files, truth.image_records(), truth.source)
     image_ids = {image.get("id"): ids[file] for image, file in zip(images, files, strict=True)}
@@ -74,8 +73,8 @@ def read_predictions(path: str | os.PathLike, truth: Dataset) -> Detections | No
         for record in annotations:
             record["image_id"] = image_ids[record["image_id"]]
             record["category_id"] = category_ids[record["category_id"]]
-    except KeyError as error:
+    except (KeyError, TypeError) as error:  # TypeError: a list in place of an id
         raise UserError(
-            f"{source}: an annotation's image or category {error} is not in the file; predict again"
+            f"{source}: an annotation's image or category {shown(error)} is not in the file; predict again"
         ) from None
     return Detections.from_records(annotations, source)

@@ -30,19 +30,22 @@ _BEGINNINGS = (
 )
 
 
-def read_json(path: str | os.PathLike, hint: str = "give the annotations' JSON file") -> Any:
+def read_json(
+    path: str | os.PathLike, hint: str = "give the annotations' JSON file", *, limit: int | None = None
+) -> Any:
     """What a JSON file holds; a byte order mark of UTF-8 is passed over.
 
     Args:
         path: a regular file.
         hint: follows "no such file".
+        limit: most bytes that it may have.
 
     Raises:
         UserError: missing, another kind of file, or broken JSON: where, and the likely reason.
     """
-    text = _text(path, hint)
+    text = _text(path, hint, limit)
     with _one_line_errors(path, text), no_cycle_search():
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_one_of_each)
 
 
 def stream_list(path: str | os.PathLike, hint: str = "give the results' JSON file") -> Iterator[list]:
@@ -52,11 +55,11 @@ def stream_list(path: str | os.PathLike, hint: str = "give the results' JSON fil
         UserError: as :func:`read_json`; the file is not a list, and what it is instead.
     """
     text = _text(path, hint)
-    decode = json.JSONDecoder().raw_decode
+    decode = json.JSONDecoder(object_pairs_hook=_one_of_each).raw_decode
     with _one_line_errors(path, text), no_cycle_search():
         at = _after_space(text, 0)
         if text[at : at + 1] != "[":
-            raise UserError(f"{shown(path)}: {_not_a_list(json.loads(text))}")
+            raise UserError(_not_a_list(json.loads(text)))
         at = _after_space(text, at + 1)
         items: list = []
         ended = text[at : at + 1] == "]"
@@ -80,14 +83,25 @@ def stream_list(path: str | os.PathLike, hint: str = "give the results' JSON fil
             raise json.JSONDecodeError("Extra data", text, end)
 
 
+def _one_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs; of a key that stands twice Python would keep the last, in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        which = f" in the object with id {shown(found['id'], 40)}" if "id" in found else ""
+        raise UserError(f"{shown(twice, 60)!r} stands twice{which}; keep one of them")
+    return found
+
+
 def _after_space(text: str, at: int) -> int:
     found = _SPACE.match(text, at)
     return found.end() if found else at
 
 
-def _text(path: str | os.PathLike, hint: str) -> str:
+def _text(path: str | os.PathLike, hint: str, limit: int | None = None) -> str:
     try:
-        with open_regular(path) as file:
+        with open_regular(path, limit) as file:
             data = file.read()
     except UserError as error:
         if str(error).endswith("no such file"):
@@ -112,8 +126,8 @@ def _text(path: str | os.PathLike, hint: str) -> str:
 def _one_line_errors(path: str | os.PathLike, text: str) -> Iterator[None]:
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{shown(path)}: {error}") from None
     except json.JSONDecodeError as error:
         raise UserError(_json_error(path, text, error)) from None
     except (RecursionError, ValueError) as error:  # very deep nesting, integers of thousands of digits

@@ -9,9 +9,9 @@ processes and workers read, and a resumed run continues at the very next batch.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import os
+import re
 import tarfile
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..errors import UserError
-from ..files import atomic_write, read_regular, safe_component, shown, write_json
+from ..files import atomic_write, read_regular, read_state, safe_component, shown, write_json
 from ..images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from .augmentation import Sample
 from .data import ImageFolder, ImageSet, match_classes, open_image
@@ -30,6 +30,12 @@ logger = logging.getLogger(__name__)
 
 INDEX, ENTRIES = "index.json", "index.npy"
 ENTRY = np.dtype([("shard", "<i4"), ("offset", "<i8"), ("size", "<i4"), ("label", "<i4")])
+_NPY_HEAD = re.compile(  # all that numpy.save writes before such entries; numpy makes nothing of what a file says
+    rb"\x93NUMPY\x01\x00..\{'descr': "
+    + re.escape(repr(np.lib.format.dtype_to_descr(ENTRY)).encode())
+    + rb", 'fortran_order': False, 'shape': \((\d{1,12}),\), \} *\n",
+    re.DOTALL,
+)
 MAX_CLASSES = 1_000_000
 _INDEX_BYTES = 1 << 30  # about 50 million images
 OPEN_FILES = 64  # per worker; a set may have more shards than a process may open files
@@ -123,10 +129,7 @@ def index_shards(root: str, classes: Sequence[str] | None = None) -> int:
     if not paths:
         raise UserError(f"{root}: no *.tar files")
     if classes is None and (folder / INDEX).is_file():
-        try:
-            classes = _facts(folder)[0]
-        except ValueError as error:
-            raise UserError(f"{folder / INDEX}: torn; remove it, or give the class names: --classes FILE") from error
+        classes = _facts(folder)[0]
     shards, entries = [], []
     for number, path in enumerate(paths):
         samples = _read_shard(path)
@@ -152,13 +155,11 @@ def _read_index(root: Path) -> tuple[list[str], list[dict], np.ndarray]:
             raise UserError(f"{root / name}: no such file; write it: {again}")
     try:
         classes, shards = _facts(root)
-        file = io.BytesIO(read_regular(root / ENTRIES, _INDEX_BYTES))
-        version = np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file) if version == (1, 0) else ((), False, None)
-        data = file.read()
-        if dtype != ENTRY or len(shape) != 1 or shape[0] * ENTRY.itemsize != len(data):
+        data = read_regular(root / ENTRIES, _INDEX_BYTES)
+        head = _NPY_HEAD.match(data)
+        if head is None or len(data) - head.end() != int(head[1]) * ENTRY.itemsize:
             raise ValueError(f"{ENTRIES} holds no entries")
-        entries = np.frombuffer(data, ENTRY)
+        entries = np.frombuffer(data, ENTRY, offset=head.end())
         if (
             not ((0 <= entries["shard"]) & (entries["shard"] < len(shards))).all()
             or (np.diff(entries["shard"]) < 0).any()
@@ -171,7 +172,7 @@ def _read_index(root: Path) -> tuple[list[str], list[dict], np.ndarray]:
             raise ValueError("a place behind the shard's end")
         if not ((0 <= entries["label"]) & (entries["label"] < len(classes))).all():
             raise ValueError("a class without a name")
-    except (ValueError, SyntaxError, EOFError, MemoryError) as error:
+    except ValueError as error:
         raise UserError(f"{root}: its index is torn ({shown(error)}); write it anew: {again}") from error
     return classes, shards, entries
 
@@ -180,24 +181,16 @@ def _facts(root: Path) -> tuple[list[str], list[dict]]:
     """(class names, shards) of ``index.json``.
 
     Raises:
-        ValueError: not what :func:`index_shards` writes.
+        UserError: not what :func:`index_shards` writes.
     """
-    try:
-        facts = json.loads(read_regular(root / INDEX, _INDEX_BYTES))
-        classes, shards = facts["classes"], facts["shards"]
-        names = [safe_component(shard["name"], "shard") for shard in shards]
-        numbers = [shard["bytes"] for shard in shards]
-    except UserError:
-        raise
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{INDEX}: {type(error).__name__}") from None
-    if not (isinstance(classes, list) and classes and all(isinstance(name, str) for name in classes)):
-        raise ValueError(f"{INDEX}: classes are no list of names")
-    if not isinstance(shards, list) or len(set(names)) < len(names) or len(set(classes)) < len(classes):
-        raise ValueError(f"{INDEX}: a name that stands twice")
-    if not all(type(number) is int and 0 <= number < 1 << 50 for number in numbers):
-        raise ValueError(f"{INDEX}: bytes are no number")
-    return classes, shards
+    schema = {"classes": [str], "shards": [{"name": str, "bytes": range(1 << 50)}]}
+    fix = f"remove it and write it anew: tools/make_shards.py --index {root} --classes FILE"
+    facts = read_state(root / INDEX, schema, fix)
+    names = [safe_component(shard["name"], f"{root / INDEX}: shard") for shard in facts["shards"]]
+    for kind, given in (("shards", names), ("classes", facts["classes"])):
+        if not given or len(set(given)) < len(given):
+            raise UserError(f"{root / INDEX}: its {kind} are none, or one stands twice; {fix}")
+    return facts["classes"], facts["shards"]
 
 
 def _read_shard(path: Path) -> list[tuple[int, int, int]]:

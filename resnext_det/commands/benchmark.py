@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from ..benchmarks import BENCHMARKS
 from ..errors import UserError
-from ..files import write_json
+from ..files import read_state, shown, write_json
 from .arguments import at_least
 
 if TYPE_CHECKING:
@@ -94,17 +93,15 @@ def _known(file: str, machine: Mapping[str, object]) -> dict[str, Row]:
     """
     if not Path(file).is_file():
         return {}
-    try:
-        earlier = json.loads(Path(file).read_text(encoding="utf-8"))
-        rows, of = earlier.get("rows"), earlier["machine"]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"--json {file}: not a benchmark's results; name another file") from error
+    schema = {"machine": dict, "rows?": (None, {str: {str: (float, str, None)}})}
+    earlier = read_state(file, schema, "it is not a benchmark's results: name another file for --json")
+    rows, of = earlier.get("rows"), earlier["machine"]
     if not rows:
         return {}
     for key in ("processor", "gpu", "torch", "settings"):
         if of.get(key) != machine[key]:
             raise UserError(
-                f"--json {file}: its rows were measured with other {key} ({of.get(key)}; here {machine[key]}); "
+                f"--json {file}: its rows were measured with other {key} ({shown(of.get(key))}; here {machine[key]}); "
                 "name another file or remove it"
             )
     return rows

@@ -1,21 +1,30 @@
-"""The command ``tools/check_dataset.py``."""
+"""The command ``tools/check_dataset.py``: one set, or all that a run's config names."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..errors import UserError, counted
 from ..files import shown
 from ..images import MAX_MEGAPIXELS, POLICIES
-from .arguments import at_least
+from .arguments import TRUST_PICKLE, at_least
+
+if TYPE_CHECKING:
+    from ..annotations.check import CheckedDataset, Options
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the findings; errors end in a :class:`UserError`, after the fixed copy is written."""
-    parser = argparse.ArgumentParser(description="Check a data set in COCO's format before training on it.")
-    parser.add_argument("--json", required=True, help="annotations: COCO's JSON, or another format's file or folder")
-    parser.add_argument("--images", required=True, help="folder of the images")
+    parser = argparse.ArgumentParser(description="Check data sets before training on them.")
+    parser.add_argument("--json", help="annotations: COCO's JSON, or another format's file or folder")
+    parser.add_argument("--images", help="folder of the images")
+    parser.add_argument(
+        "--config-file", metavar="FILE",
+        help="a run's YAML: look for all that its model and evaluation need, in its sets or in that of --json",
+    )  # fmt: skip
     parser.add_argument("--fix", metavar="OUT", help="write a fixed copy to this new file; nothing is left out of it")
     parser.add_argument(
         "--fix-drop", action="store_true", help="with --fix: leave out images and objects that are unusable"
@@ -34,9 +43,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=at_least(1), help="threads that read images; default one per core")
     parser.add_argument("--list", type=at_least(0), default=20, help="findings of a kind to list")
     parser.add_argument("--shares-with", metavar="FOLDER", help="images of another split: name those that both have")
+    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the config")
     args = parser.parse_args(argv)
-    from ..annotations.check import ClassCount, Options, inspect_coco, inspect_document, report, write_fixed
-    from ..annotations.formats import read
+    if (args.json is None) != (args.images is None) or not (args.json or args.config_file):
+        raise UserError("check: give --json and --images, or --config-file with the sets of a run")
+    if args.opts and not args.config_file:
+        raise UserError(f"check: {shown(args.opts[0])} is a setting of a run: give its --config-file")
+    if args.json is None and (args.fix or args.shares_with):
+        raise UserError("check: --fix and --shares-with are for one set: give --json and --images")
+    from ..annotations.check import ClassCount, Options, inspect_document, report, write_fixed
 
     options = Options(
         policy=args.policy,
@@ -54,11 +70,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         model_classes=None if args.num_classes is None else ClassCount(args.num_classes),
         expected_names=_classes(args.like) if args.like else None,
     )
-    if args.json.lower().endswith(".json"):
-        checked = inspect_coco(args.json, args.images, options)
-    else:
-        checked = inspect_document(read(args.json, args.images).document, args.json, args.images, options)
-    print(report(checked))
+    wrong: list[str] = []
+    for where, checked in _checks(args, options):
+        print(report(checked))
+        if checked.errors:
+            wrong.append(f"{shown(where)}: {counted(checked.errors, 'error')}, listed above")
     if args.shares_with:
         from ..annotations.formats.source import is_image
         from ..annotations.splitting import shared_images
@@ -71,8 +87,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.fix:
         document = write_fixed(checked, args.fix, drop=args.fix_drop)
         checked = inspect_document(document, args.fix, args.images, options, decode=False)
-        print(f"{shown(args.fix)} written: {checked.errors} errors, {checked.warnings} warnings left")
-    checked.raise_errors()
+        left = f"{counted(checked.errors, 'error')}, {counted(checked.warnings, 'warning')} left"
+        print(f"{shown(args.fix)} written: {left}")
+        checked.raise_errors()
+    elif wrong:
+        raise UserError("; ".join(wrong))
+
+
+def _checks(args: argparse.Namespace, options: Options) -> Iterator[tuple[str, CheckedDataset]]:
+    """(a file or the name of a set, what was found in it) of what the flags name."""
+    from ..annotations.check import inspect_coco, inspect_document
+    from ..annotations.formats import read, recognize
+
+    if args.config_file:
+        from ..detection.config import setup  # torch takes seconds to import
+        from ..detection.data.inspection import inspect_sets
+
+        cfg = setup(args.config_file, args.opts)
+        one = (args.json, args.images) if args.json else None
+        yield from inspect_sets(cfg, options, one, trust_pickle=args.trust_pickle)
+    elif args.json.lower().endswith(".json") and not (Path(args.json).is_file() and recognize(args.json) != "coco"):
+        yield args.json, inspect_coco(args.json, args.images, options)
+    else:
+        yield args.json, inspect_document(read(args.json, args.images).document, args.json, args.images, options)
 
 
 def _classes(json_file: str) -> list[str]:

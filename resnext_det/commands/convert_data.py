@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..annotations import LABEL_FORMATS
 from ..files import shown
-from ..makers.folders import new_folder
+from ..makers.folders import is_made, new_folder, recipe
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,7 +23,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print(f"{shown(args.input)}: {recognize(args.input)}")
     sources = {split: read_checked(path, args.images) for split, path in splits_of(args.input).items()}
-    with new_folder(args.output) as part:
+    made_by = recipe("convert-data", args.input, *{s.image_root for s in sources.values()}, to=args.to)
+    if is_made(args.output, made_by):
+        print(f"{shown(args.output)}: is there already, made of the same files")
+        return
+    with new_folder(args.output, made_by) as part:
         lost = write(sources, part, args.to)
     for split, source in sources.items():
         counts = f"{len(source.document['images'])} images, {len(source.document.get('annotations', ()))} objects"

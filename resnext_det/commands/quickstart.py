@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..engine.signals import run_command
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import atomic_write, read_state
 
 OUTPUT = Path("output/quickstart")
 PRETRAIN, DETECTOR = OUTPUT / "pretrain", OUTPUT / "detector"
@@ -37,15 +36,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     for number, (title, command) in enumerate(STEPS, 1):
         print(f"\n[{number}/{len(STEPS)}] {title}\n    resnext-det {shlex.join(command)}\n", flush=True)
-        if code := subprocess.run([sys.executable, "-m", "resnext_det.cli", *command]).returncode:
+        if code := run_command([sys.executable, "-m", "resnext_det.cli", *command]):
             raise UserError(f"{command[0]} ended with code {code}; fix what it says and call quickstart again")
     print(f"\n{summary()}\n{draw()}\n{time.perf_counter() - start:.0f} seconds in all")
 
 
 def summary() -> str:
     """The two trainings' numbers, from their ``results.json``."""
-    errors = json.loads((PRETRAIN / "results.json").read_text(encoding="utf-8"))
-    boxes = json.loads((DETECTOR / "results.json").read_text(encoding="utf-8"))["bbox"]
+    again = "remove it and call quickstart again"
+    errors = read_state(PRETRAIN / "results.json", {"top1_error": float, "top5_error": float}, again)
+    numbers = {"AP50": float, "AP": float, "AP75": float}
+    boxes = read_state(DETECTOR / "results.json", {"bbox": numbers}, again)["bbox"]
     return (
         f"classification of unseen digits: top-1 error {errors['top1_error']:.1f}%, top-5 {errors['top5_error']:.1f}%\n"
         f"detection in unseen scenes: AP@0.5 {boxes['AP50']:.1f}, AP {boxes['AP']:.1f}, AP@0.75 {boxes['AP75']:.1f}"

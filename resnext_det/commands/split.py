@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import shown, write_json
-from ..makers.folders import new_folder
+from ..makers.folders import is_made, new_folder, recipe
 from .arguments import at_least
 
 
@@ -38,9 +38,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     splits = split_document(source.document, source.image_root, shares, args.seed)
     if args.folds:
         splits = {name: part for k in range(args.folds) for name, part in _fold(splits, f"fold{k}").items()}
-    with new_folder(args.output) as part:
-        for name, document in splits.items():
-            write_json(part / f"instances_{name}.json", document)
+    settings = {"shares": shares, "seed": args.seed}
+    made_by = recipe("split", args.input, source.image_root, **settings)
+    if not is_made(args.output, made_by):
+        with new_folder(args.output, made_by) as part:
+            for name, document in splits.items():
+                write_json(part / f"instances_{name}.json", document)
     for name, document in splits.items():
         counts = f"{len(document['images'])} images, {len(document['annotations'])} objects"
         print(f"{args.output / f'instances_{name}.json'}: {counts}")

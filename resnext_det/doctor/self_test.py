@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from ..engine.checkpoint import read_run_checkpoint
+from ..engine.signals import GRACE, end_command, start_command
 from ..errors import RunFailed
 from ..files import atomic_write
 from ..makers.synthetic import classification_config, detection_config
@@ -64,10 +65,14 @@ def self_test() -> None:
 def _call(*words: object) -> None:
     """A command of this package, as a user calls it."""
     command = [sys.executable, "-m", "resnext_det.cli", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        raise RunFailed(f"self-test: resnext-det {words[0]} ended with code {done.returncode}: {' '.join(last)}")
+    child = start_command(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, errors = child.communicate()
+    finally:
+        end_command(child, GRACE)
+    if child.returncode:
+        last = errors.strip().splitlines()[-1:]
+        raise RunFailed(f"self-test: resnext-det {words[0]} ended with code {child.returncode}: {' '.join(last)}")
 
 
 @contextlib.contextmanager

@@ -8,9 +8,29 @@ import re
 import sys
 
 from ..errors import RunFailed, UserError
+from ..files import shown
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """No space left, over quota, over the size limit of files."""
+
+_SHORTAGES = {
+    "out of memory; take smaller images, a smaller network or a smaller batch (in a training SOLVER.ACCUMULATE shares "
+    "one out over several passes)": re.compile(
+        r"can't allocate memory|[Cc]annot allocate memory|bad_alloc|bad allocation|could not create a primitive"
+        r"|failed to map segment|[Uu]nable to allocate|out of memory|mmap length is greater|OutOfMemory"
+    ),
+    "too many open files; raise the limit (ulimit -n 4096), or lower DATALOADER.NUM_WORKERS": re.compile(
+        r"Too many open files|received 0 items of ancdata"
+    ),
+    "too little shared memory; enlarge /dev/shm (docker: --shm-size=8g), or set DATALOADER.NUM_WORKERS 0": re.compile(
+        r"shared memory|/torch_\w+|Bus error|/dev/shm"
+    ),
+    "no more processes or threads may start; raise the limit (ulimit -u), or lower OMP_NUM_THREADS and "
+    "DATALOADER.NUM_WORKERS": re.compile(
+        r"can't start new thread|Resource temporarily unavailable|pthread_create|Thread creation failed"
+    ),
+}
+"""What there is too little of, with the fix, and the words in which libraries say so."""
 
 PLACES = {
     errno.EACCES: "give permission, or name another place",
@@ -38,6 +58,19 @@ _LOST = re.compile(
 """What torch says when another process of the run is gone."""
 
 
+def _shortage(error: BaseException, text: str) -> str:
+    """One of :data:`_SHORTAGES`; "" for another error."""
+    memory, files, shared, threads = _SHORTAGES
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return memory
+    if isinstance(error, OSError) and error.errno is not None:  # its text may hold any path
+        numbers = {errno.ENOMEM: memory, errno.EMFILE: files, errno.ENFILE: files, errno.EAGAIN: threads}
+        return shared if error.errno in FULL and "/torch_" in text else numbers.get(error.errno, "")
+    if not isinstance(error, RuntimeError | OSError | ImportError):
+        return ""
+    return next((told for told, words in _SHORTAGES.items() if words.search(text)), "")
+
+
 def cause_of(error: BaseException) -> BaseException:
     """The :class:`UserError` or :class:`RunFailed` that ``error`` stands for, or ``error`` itself."""
     if isinstance(error, RunFailed):  # reported already, in words that would match again
@@ -45,20 +78,13 @@ def cause_of(error: BaseException) -> BaseException:
     text = " ".join(str(error).split())
     if isinstance(error, UserError) and text.startswith("Caught"):  # raised in a data worker: its traceback comes along
         return UserError(text.rpartition(f"{type(error).__name__}: ")[2])
+    if shortage := _shortage(error, text):
+        return UserError(f"{shortage} ({shown(text)})" if text else shortage)
     if isinstance(error, OSError) and error.errno in FULL:
         return UserError(f"{error}; free some space and run it again (a training: with --resume)")
     if isinstance(error, OSError) and error.filename is not None and error.errno in PLACES:
         path = error.filename2 or error.filename  # of two, the one that was to be made
         return UserError(f"{os.fsdecode(path)}: {error.strerror.lower()}; {PLACES[error.errno]}")
-    if (
-        type(error).__name__ == "OutOfMemoryError"
-        or isinstance(error, RuntimeError)
-        and "can't allocate memory" in text
-    ):
-        return UserError(
-            f"out of memory ({text[:200]}); take smaller images, a smaller network or a smaller batch (in a training "
-            "SOLVER.ACCUMULATE shares one out over several passes)"
-        )
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
         return UserError(
             f"DETERMINISTIC True: {text.split(' does not')[0]} cannot be; set DETERMINISTIC False, or in a C4 detector "

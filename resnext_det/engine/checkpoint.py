@@ -20,7 +20,7 @@ from fvcore.common.checkpoint import Checkpointer
 from torch import nn
 
 from ..errors import UserError
-from ..files import atomic_write, open_regular, shown
+from ..files import CONFIG_BYTES, atomic_write, open_regular, read_regular, safe_component, shown
 from ..weights import LoadReport
 from ..weights.loading import COUNTER
 from ..weights.reading import read_torch
@@ -91,7 +91,7 @@ class RunCheckpointer(Checkpointer):
             return None
         if check is not None:
             check(data.get("metadata", {}), str(path))
-        _load_exactly(self.model, data["model"], path)
+        load_exactly(self.model, data["model"], path)
         for key, value in self.checkpointables.items():
             if key not in data:
                 raise UserError(
@@ -117,11 +117,6 @@ class RunCheckpointer(Checkpointer):
     def periodic_checkpoints(self) -> list[str]:
         """The files ``model_NNNNNNN.pth`` of the folder, oldest first."""
         return sorted(str(path) for path in Path(self.save_dir).glob("model_*.pth") if path.stem[6:].isdigit())
-
-    def remove_parts(self) -> None:
-        """Delete the half-written files of a killed run."""
-        for part in Path(self.save_dir).glob(".model_*.part"):
-            part.unlink(missing_ok=True)
 
     def newest_whole(self) -> tuple[Path, dict] | tuple[None, None]:
         """The newest whole checkpoint of the folder, and its content: the same in every process.
@@ -154,9 +149,9 @@ class RunCheckpointer(Checkpointer):
     def _newest_first(self) -> list[Path]:
         folder = Path(self.save_dir)
         files = sorted(folder.glob("model_*.pth"), key=_iteration, reverse=True)
-        named = self.get_checkpoint_file() if self.has_checkpoint() else ""
-        if named:
-            named = Path(named)
+        name = last_checkpoint(folder)
+        if name:
+            named = folder / name
             if named in files:
                 files.remove(named)
                 files.insert(0, named)
@@ -165,6 +160,20 @@ class RunCheckpointer(Checkpointer):
                     "%s names %s, which is not there; trying the newest of the others", folder / LAST, named.name
                 )
         return files
+
+
+def last_checkpoint(folder: str | os.PathLike) -> str:
+    """The name that ``last_checkpoint`` in ``folder`` holds; "" where there is none, or it holds something else."""
+    path = Path(folder) / LAST
+    if not path.exists():
+        return ""
+    try:
+        return safe_component(read_regular(path, CONFIG_BYTES).decode().strip(), f"{path}: checkpoint")
+    except UnicodeDecodeError:
+        logger.warning("%s: holds no name of a checkpoint", path)
+    except UserError as error:
+        logger.warning("%s", error)
+    return ""
 
 
 class BestCheckpointer(RunCheckpointer):
@@ -180,9 +189,10 @@ def _iteration(path: Path) -> int:
     if number:
         return int(number[1])
     try:
-        return int(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["iteration"])
-    except Exception:  # torch raises many kinds; resuming will say what is wrong with the file
+        found = read_torch(path, tensors=False)["iteration"]
+    except (UserError, TypeError, LookupError):  # resuming will say what is wrong with the file
         return -1
+    return found if type(found) is int else -1
 
 
 def seal(file: IO[bytes]) -> None:
@@ -241,8 +251,7 @@ def read_run_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     wrong = {
         "iteration": not (type(iteration) is int and 0 <= iteration < 1 << 50) and f"is {shown(repr(iteration))}",
         "metadata": not isinstance(data.get("metadata", {}), dict) and "is not keys and values",
-        "model": not (isinstance(model, dict) and all(isinstance(t, torch.Tensor) for t in model.values()))
-        and "is not named tensors",
+        "model": not is_state(model) and "is not named tensors",
     }
     for key, reason in wrong.items():
         if reason:
@@ -250,10 +259,20 @@ def read_run_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     return data
 
 
-def _load_exactly(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+def is_state(value: object) -> bool:
+    """Whether ``value`` is named tensors."""
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(t, torch.Tensor) for k, t in value.items())
+
+
+def load_exactly(model: nn.Module, state: dict[str, torch.Tensor], path: Path) -> None:
+    """Load every tensor of ``state``, read from ``path``, into the model.
+
+    Raises:
+        UserError: other names or shapes than the model's.
+    """
     own = model.state_dict()  # frozen batch norms lack the counter of the others
     wrong = [
-        key for key in own if not key.endswith(COUNTER) and (key not in state or state[key].shape != own[key].shape)
+        key for key in own if (not key.endswith(COUNTER) if key not in state else state[key].shape != own[key].shape)
     ]
     wrong += [key for key in state if not key.endswith(COUNTER) and key not in own]
     if wrong:

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import shutil
@@ -23,16 +22,21 @@ import torch
 from torch import nn
 
 from ..errors import UserError
-from ..files import atomic_write, write_json
+from ..files import COUNT, atomic_write, read_state, shown, write_json
+from ..weights.reading import read_torch
+from .checkpoint import is_state, load_exactly
 from .config import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
 WEIGHTS = "weights.pth"
-_FACTS = {key: int for key in ("iteration", "seed", "process", "processes", "accumulate")} | {
-    "precision": str, "learning_rate": list, "losses": list, "batches": list,
+_MANY = range(1, 1 << 20)
+_FACTS = {
+    "iteration": COUNT, "seed": COUNT, "process": range(1 << 20), "processes": _MANY, "accumulate": _MANY,
+    "precision": str, "learning_rate": [(float, None)], "losses": [{str: (float, None)}],
+    "batches": [{"batch": COUNT, "samples": [{"index": COUNT}]}],
 }  # fmt: skip
-"""What a replay needs of a ``process_R.json``."""
+"""Schema of a ``process_R.json``: what a replay needs."""
 
 
 def dump_folder(output_dir: str | Path, iteration: int) -> Path:
@@ -68,14 +72,10 @@ def read_dump(path: str | Path) -> dict[str, Any]:
         raise UserError(f"--replay {path}: holds no process_*.json; give a folder dump_NNNNNNN of a run")
     read = []
     for file in files:
-        try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
-            wrong = [key for key, kind in _FACTS.items() if not isinstance(facts[key], kind)]
-            if wrong:
-                raise TypeError(f"{wrong[0]} is {facts[wrong[0]]!r}")
-            read.append((_badness(facts["losses"]), {**facts, "folder": str(file.parent)}))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"--replay {file}: not a dump ({type(error).__name__}: {error})") from None
+        facts = read_state(file, _FACTS, "it is not what a run has dumped: give another to --replay")
+        if facts["process"] >= facts["processes"]:
+            raise UserError(f"{shown(file)}: process {facts['process']} of {facts['processes']}; give another dump")
+        read.append((_badness(facts["losses"]), {**facts, "folder": str(file.parent)}))
     return max(read, key=lambda pair: pair[0])[1]
 
 
@@ -91,22 +91,21 @@ def load_weights(model: nn.Module, folder: str | Path) -> None:
         UserError: no such file, or weights of another model.
     """
     path = Path(folder) / WEIGHTS
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)["model"]
-        model.load_state_dict(state)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; the process with the weights could not write them") from None
-    except Exception as error:  # torch raises many kinds
-        text = " ".join(str(error).split())
-        raise UserError(f"{path}: not the weights of this config's model ({text[:200]})") from None
+    if not path.exists():
+        raise UserError(f"{path}: no such file; the process with the weights could not write them")
+    content = read_torch(path)
+    state = content.get("model") if isinstance(content, dict) else None
+    if not is_state(state):
+        raise UserError(f"{path}: holds no weights of a dump; run the training again")
+    load_exactly(model, state, path)
 
 
 def summary(facts: dict[str, Any]) -> str:
     """The dump on one line."""
     samples = [sample for batch in facts["batches"] for sample in batch["samples"]]
-    names = ", ".join(str(sample.get("file_name", sample["index"])) for sample in samples[:4])
-    losses = "; ".join(", ".join(f"{k} {_shown(v)}" for k, v in part.items()) for part in facts["losses"])
-    rates = ", ".join(f"{rate:g}" for rate in facts["learning_rate"])
+    names = ", ".join(shown(sample.get("file_name", sample["index"])) for sample in samples[:4])
+    losses = "; ".join(", ".join(f"{shown(k)} {_shown(v)}" for k, v in part.items()) for part in facts["losses"])
+    rates = ", ".join(map(_shown, facts["learning_rate"]))
     more = f" and {len(samples) - 4} more" if len(samples) > 4 else ""
     return f"learning rate {rates}, losses: {losses}; images {names}{more}"
 

@@ -14,13 +14,14 @@ from detectron2.engine import HookBase
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 
-from ..errors import UserError
-from ..files import atomic_write, finite
+from ..files import COUNT, METRICS, STATE_BYTES, atomic_write, finite, parse_state, read_regular
 from .processes import decided_by_main
 
 logger = logging.getLogger(__name__)
 
 EVALUATIONS_FILE = "evaluations.jsonl"
+EVALUATION = {"iteration": COUNT, "images?": COUNT, str: (float, None, METRICS)}
+"""Schema of one of its lines."""
 
 
 class EarlyStop(BaseException):
@@ -166,15 +167,9 @@ def read_evaluations(path: str | os.PathLike) -> list[dict]:
     """
     if not os.path.isfile(path):
         return []
-    records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
-        try:
-            record = json.loads(line)
-            record["iteration"] + 0
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"{path}: line {number} is not an evaluation; remove the line, or the file") from None
-        records.append(record)
-    return records
+    lines = enumerate(read_regular(path, STATE_BYTES).splitlines(), start=1)
+    fix = "remove the line, or the file"
+    return [parse_state(line, EVALUATION, f"{path}: line {number}", fix) for number, line in lines]
 
 
 def write_evaluations(path: str | os.PathLike, records: list[dict]) -> None:

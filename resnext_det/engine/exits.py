@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import sys
@@ -11,7 +12,7 @@ from typing import TextIO
 from ..errors import RunFailed, UserError
 from ..files import shown
 from .causes import cause_of
-from .signals import Stopped
+from .signals import Stopped, Terminated, cleaning_up_on_sigterm, die_with_parent
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -22,14 +23,19 @@ EXIT_STOPPED = 75
 """Stopped by a signal, everything saved: the same command with --resume continues. (EX_TEMPFAIL of sysexits.h.)"""
 EXIT_INTERRUPTED = 130
 """Ctrl-C, as a shell reports it."""
+EXIT_TERMINATED = 143
+"""SIGTERM, as a shell reports it, where nothing was to be saved."""
 EXIT_PIPE = 141
 """The reader of our output, such as `head`, has left; as a shell reports a program that dies of it."""
 
 
 def run(main: Callable[[], object]) -> None:
     """Call ``main`` as a command: what ends it with a known cause becomes one line on stderr and an exit code."""
+    logging.raiseExceptions = False  # a disk that is full when a line is logged is told once, at the end
+    die_with_parent()
     try:
-        main()
+        with cleaning_up_on_sigterm():
+            main()
         sys.stdout.flush()
     except SystemExit:
         _can_print()
@@ -75,6 +81,8 @@ def exit_code(error: BaseException) -> int | None:
         return EXIT_STOPPED
     if isinstance(error, RunFailed):
         return EXIT_FAILED
+    if isinstance(error, Terminated):
+        return EXIT_TERMINATED
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     return None
@@ -83,9 +91,12 @@ def exit_code(error: BaseException) -> int | None:
 def exit_with(error: BaseException, code: int = EXIT_USER_ERROR) -> None:
     """Print the error on one line, whatever names from data it holds, and leave."""
     text = shown(" ".join(str(error).split()), limit=4000)
+    if isinstance(error, KeyboardInterrupt):
+        text = text or "interrupted"
     if text:
         try:
-            print(text if isinstance(error, Stopped) else f"error: {text}", file=sys.stderr, flush=True)
+            told = text if isinstance(error, Stopped | KeyboardInterrupt) else f"error: {text}"
+            print(told, file=sys.stderr, flush=True)
         except OSError:  # the code says it
             _silence(sys.stderr)
     sys.exit(code)

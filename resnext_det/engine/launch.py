@@ -32,9 +32,9 @@ from .. import compat
 from ..errors import RunFailed, UserError
 from .causes import cause_of
 from .determinism import make_deterministic
-from .exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR, exit_code
+from .exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_TERMINATED, EXIT_USER_ERROR, exit_code
 from .run import RunOptions
-from .signals import Stopped, die_with_parent, on_stopping_signals
+from .signals import Stopped, Terminated, cleaning_up_on_sigterm, die_with_parent, on_stopping_signals
 
 TIMEOUT = timedelta(minutes=30)
 MEETING = 600.0
@@ -108,9 +108,9 @@ def launch(
         started = mp.start_processes(
             _worker, nprocs=processes, args=(places, device, main, args, last_words), start_method="spawn", join=False
         )
-        codes = _supervise(started.processes)
+        codes, passed_on = _supervise(started.processes)
         if any(code != 0 for code in codes):
-            raise _cause(codes, Path(last_words))
+            raise _cause(codes, Path(last_words), passed_on)
     return None
 
 
@@ -142,16 +142,18 @@ def start_training(
     )
 
 
-def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
+def _supervise(processes: Sequence[BaseProcess]) -> tuple[list[int | None], set[int]]:
     """Wait for the processes, pass stopping signals on to them, and end all when one fails.
 
     torch's own waiting hangs on a process that stays in a collective operation and so ignores SIGTERM.
 
     Returns:
-        Their exit codes; None for one that had to be ended.
+        Their exit codes, None for one that had to be ended; and the signals that were passed on.
     """
+    passed_on: set[int] = set()
 
     def pass_on(number: int, frame: object) -> None:
+        passed_on.add(number)
         for process in processes:
             if process.is_alive():
                 os.kill(process.pid, number)
@@ -168,7 +170,7 @@ def _supervise(processes: Sequence[BaseProcess]) -> list[int | None]:
                     if process.is_alive():
                         getattr(process, end)()
                 _wait(processes, GRACE)
-    return codes
+    return codes, passed_on
 
 
 def _wait(processes: Sequence[BaseProcess], seconds: float | None, while_codes: Collection[int] | None = None) -> None:
@@ -184,15 +186,19 @@ def _wait(processes: Sequence[BaseProcess], seconds: float | None, while_codes: 
         connection.wait(running, left)
 
 
-def _cause(codes: Sequence[int | None], last_words: Path) -> BaseException:
+def _cause(codes: Sequence[int | None], last_words: Path, passed_on: Collection[int] = ()) -> BaseException:
     """The end of the run: a killed process before a user's mistake, and that before its effects on the others."""
+    codes = [-signal.SIGTERM if code == EXIT_TERMINATED else code for code in codes]
+    asked = signal.SIGTERM in passed_on
     for rank, code in enumerate(codes):
-        if code is not None and code < 0:
+        if code is not None and code < 0 and not (asked and code == -signal.SIGTERM):
             hint = "; too little memory is the usual cause" if code == -signal.SIGKILL else ""
             return RunFailed(
                 f"process {rank} of {len(codes)} was ended by {signal.Signals(-code).name}{hint}; the others were "
                 "ended; continue with --resume"
             )
+    if -signal.SIGTERM in codes and EXIT_STOPPED not in codes:
+        return Terminated("ended by SIGTERM")
     if None in codes and set(codes) <= {None, 0, EXIT_STOPPED}:  # it may have been the one that saves
         return RunFailed(
             f"process {codes.index(None)} of {len(codes)} was still there {LEAVING:.0f} s after another had "
@@ -218,7 +224,8 @@ def free_port() -> int:
 def _worker(local_rank: int, places: list[Place], device: str, main: Callable, args: tuple, last_words: str) -> None:
     die_with_parent()
     try:
-        _join(places[local_rank], device, main, args)
+        with cleaning_up_on_sigterm():
+            _join(places[local_rank], device, main, args)
     except (Exception, KeyboardInterrupt) as error:
         code = exit_code(error)
         if code is None:

@@ -267,7 +267,6 @@ class Run:
         return self.results
 
     def _prepare_folder(self, start: int) -> None:
-        self.checkpointer.remove_parts()
         if start == 0:
             archive(self.folder)
         if self._config:

@@ -10,14 +10,22 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STOPPING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+PARENT = "RESNEXT_DET_PARENT"
+"""Environment variable with the number of the process that has started a command."""
+
+GRACE = 60.0
+"""Seconds in which a training that was asked to stop finishes its step and saves."""
 
 ECHO = 5.0
 """Seconds in which a second stopping signal counts as the first one, arriving by another way."""
@@ -25,6 +33,28 @@ ECHO = 5.0
 
 class Stopped(Exception):
     """A signal has ended the run after its state was saved: the same command with ``--resume`` continues."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, where nothing else takes it: what is half done is cleaned up, as after Ctrl-C."""
+
+
+@contextmanager
+def cleaning_up_on_sigterm() -> Iterator[None]:
+    """While the block runs, SIGTERM raises :class:`Terminated`; a second one ends the process at once."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Terminated("ended by SIGTERM")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -60,14 +90,47 @@ class StopRequest:
             os.kill(os.getpid(), number)
 
 
+def start_command(line: Sequence[str], **options: Any) -> subprocess.Popen:
+    """Start a command of this package as a process that gets SIGTERM when this one ends, however it does."""
+    return subprocess.Popen(line, env={**os.environ, PARENT: str(os.getpid())}, **options)
+
+
+def run_command(line: Sequence[str], seconds: float | None = None, **options: Any) -> int:
+    """The exit code of a command of this package, which ends before this function does.
+
+    Raises:
+        subprocess.TimeoutExpired: it was ended after ``seconds``.
+    """
+    child = start_command(line, **options)
+    try:
+        return child.wait(seconds)
+    finally:
+        end_command(child, GRACE)
+
+
+def end_command(child: subprocess.Popen, seconds: float) -> None:
+    """SIGTERM, with which trainings save, and SIGKILL after ``seconds``; nothing where it has ended."""
+    if child.poll() is None:
+        child.terminate()
+    try:
+        child.wait(max(seconds, 0.1))
+    except subprocess.TimeoutExpired:  # its last checkpoint is whole
+        child.kill()
+        child.wait()
+
+
 def die_with_parent() -> None:
-    """Let SIGKILL end this process as soon as the thread that has started it ends; on Linux, elsewhere nothing."""
+    """Let this process end as soon as the thread that has started it ends; on Linux, elsewhere nothing.
+
+    A worker by SIGKILL, a command of :func:`start_command` by SIGTERM; one that nobody of ours has started never.
+    """
     parent = multiprocessing.parent_process()
-    if parent is None or not sys.platform.startswith("linux"):
+    number, pid = (signal.SIGTERM, os.environ.pop(PARENT, "")) if parent is None else (signal.SIGKILL, parent.pid)
+    if not pid or not sys.platform.startswith("linux"):
         return
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent.pid:  # it was faster
-        os.kill(os.getpid(), signal.SIGKILL)
+    ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG
+    if str(os.getppid()) != str(pid):  # it was faster
+        os.kill(os.getpid(), number)
 
 
 def outlive_stopping_signals(worker: int = 0) -> None:

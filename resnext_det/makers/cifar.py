@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..files import open_regular, safe_component, shown
 from ..images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from ..weights.reading import unpickle
-from .folders import new_folder
+from .folders import is_made, new_folder, recipe
 
 PIXELS = 3 * 32 * 32
 Part = tuple[str, np.ndarray, np.ndarray]
@@ -36,8 +36,11 @@ def unpack(archive: str | Path, out: str | Path) -> dict[str, int]:
         UserError: no such file, or another archive; ``out`` exists.
     """
     counts = {"train": 0, "test": 0}
+    made_by = recipe("make-cifar", archive)
+    if is_made(out, made_by):
+        return {split: sum(path.is_file() for path in Path(out, split).rglob("*")) for split in counts}
     try:
-        with open_regular(archive) as file, tarfile.open(fileobj=file) as tar, new_folder(out) as folder:
+        with open_regular(archive) as file, tarfile.open(fileobj=file) as tar, new_folder(out, made_by) as folder:
             files = {PurePosixPath(member.name): member for member in tar if member.isfile()}
             for place, data in _images(tar, files):
                 path = folder / place

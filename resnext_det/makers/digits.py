@@ -26,6 +26,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import read_state
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECIPE = 1
@@ -280,10 +281,9 @@ def make_digits(folder: Path | str, settings: Settings = Settings()) -> bool:  #
 
 def _read_manifest(file: Path) -> dict:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_state(file, dict, "")
+    except UserError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _count_images(folder: Path) -> int:

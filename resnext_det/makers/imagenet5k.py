@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files import atomic_write
-from .folders import new_folder
+from .folders import is_made, new_folder, recipe
 
 
 def largest_classes(full: str | os.PathLike, known: set[str], count: int) -> list[str]:
@@ -25,8 +25,10 @@ def largest_classes(full: str | os.PathLike, known: set[str], count: int) -> lis
 
 def link_classes(places: dict[str, Path], out: str | os.PathLike) -> None:
     """A folder of links ``out/class -> places[class]``, and the list ``out.txt``."""
-    with new_folder(out) as folder:
-        for name, place in places.items():
-            (folder / name).symlink_to(place.resolve(), target_is_directory=True)
+    made_by = recipe("make-imagenet5k", **{name: place.resolve() for name, place in places.items()})
+    if not is_made(out, made_by):
+        with new_folder(out, made_by) as folder:
+            for name, place in places.items():
+                (folder / name).symlink_to(place.resolve(), target_is_directory=True)
     with atomic_write(f"{out}.txt") as file:
         file.write("".join(f"{name}\n" for name in sorted(places)))

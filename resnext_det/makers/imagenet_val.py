@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
 import shutil
@@ -10,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .folders import new_folder
+from ..files import shown
+from .folders import is_made, new_folder, recipe
 
 DEVKIT_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 DEVKIT_CLASSES = "data/meta.mat"
@@ -35,8 +37,8 @@ def read_labels(path: str | os.PathLike) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".csv":
-            rows = csv.DictReader(text.splitlines())
-            labels = [label for _, label in sorted((r["ImageId"], r["PredictionString"].split()[0]) for r in rows)]
+            rows = [(r["ImageId"], r["PredictionString"].split()[0]) for r in csv.DictReader(text.splitlines())]
+            labels = _in_order(path, rows)
         else:
             labels = text.split()
     except (UnicodeDecodeError, csv.Error, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -47,6 +49,21 @@ def read_labels(path: str | os.PathLike) -> list[str]:
         if not WORDNET.fullmatch(label):
             raise UserError(f"{path}: entry {number} is {label!r}, not a WordNet id such as n01440764")
     return labels
+
+
+def _in_order(path: Path, rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Labels by the numbers in the images' names, which must be 1, 2, ... once each: one amiss would shift the rest."""
+    numbered: dict[int, str] = {}
+    for line, (name, label) in enumerate(rows, 2):
+        match = re.fullmatch(r".*_(\d{8})", name)
+        number = int(match[1]) if match else 0
+        if not 1 <= number <= len(rows) or number in numbered:
+            raise UserError(
+                f"{path}: ImageId of line {line} is {shown(name, 50)!r}; the numbers must be 1 to {len(rows)}, "
+                "each once"
+            )
+        numbered[number] = label
+    return [numbered[number] for number in sorted(numbered)]
 
 
 def _read_devkit(folder: Path) -> list[str]:
@@ -86,7 +103,10 @@ def sort_images(images: str | os.PathLike, labels: Sequence[str], out: str | os.
             f"{images}: {len(found)} images and {len(labels)} labels; image number {wrong[0]} {what} "
             f"({len(wrong)} such); unpack ILSVRC2012_img_val.tar there"
         )
-    with new_folder(out) as folder:
+    made_by = recipe("make-imagenet-val", images, labels=hashlib.sha256(" ".join(labels).encode()).hexdigest())
+    if is_made(out, made_by):
+        return len(set(labels))
+    with new_folder(out, made_by) as folder:
         for number, label in enumerate(labels, 1):
             place = folder / label / found[number].name
             place.parent.mkdir(exist_ok=True)

@@ -18,8 +18,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..annotations.reading import read_json
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import COUNT, atomic_write, misfit
 
 ARCHIVES = {
     "instances_val2014.json": "annotations_trainval2014.zip",
@@ -28,6 +29,10 @@ ARCHIVES = {
 MINIVAL = "instances_minival2014.json"
 REST = "instances_valminusminival2014.json"
 IMAGES = 5000
+_INSTANCES = {
+    "images": [{"id": COUNT, "width": COUNT, "height": COUNT}],
+    "annotations": [{"id": COUNT, "image_id": COUNT, "category_id": COUNT, "iscrowd": COUNT, "bbox": [float] * 4}],
+}
 TOLERANCE = 0.01  # pixels: the two publications may round a coordinate differently
 
 
@@ -131,9 +136,10 @@ def _read(file: Path) -> dict:
         archive = ARCHIVES.get(file.name)
         raise UserError(f"{file}: missing; it is in {archive}, published at cocodataset.org under Download")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        content["images"], content["annotations"]  # noqa: B018 (raises)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{file}: not a whole COCO instances file ({reason}); fetch it again") from error
+        content = read_json(file)
+        reason = misfit(content, _INSTANCES)
+    except UserError as error:
+        reason = str(error)
+    if reason:
+        raise UserError(f"{file}: not a whole COCO instances file ({reason}); fetch it again")
     return content

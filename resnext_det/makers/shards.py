@@ -10,7 +10,7 @@ import numpy as np
 from ..classification.data import ImageFolder
 from ..classification.shards import index_shards
 from ..errors import UserError
-from .folders import new_folder
+from .folders import is_made, new_folder, recipe
 
 NAME_LENGTH = 60  # of a file's own name in its key; a tar header holds 100 characters
 
@@ -27,7 +27,10 @@ def write_shards(image_set: ImageFolder, out: str | Path, per_shard: int = 5000,
         from webdataset import ShardWriter
     except ImportError as error:
         raise UserError("shards need the package webdataset: pip install 'resnext-det[webdataset]'") from error
-    with new_folder(out) as folder:
+    made_by = recipe("make-shards", image_set.root, per_shard=per_shard, seed=seed)
+    if is_made(out, made_by):
+        return len(list(Path(out).glob("*.tar")))
+    with new_folder(out, made_by) as folder:
         with ShardWriter(str(folder / "%06d.tar"), maxcount=per_shard, mtime=0, verbose=0, encoder=False) as writer:
             for number, index in enumerate(np.random.default_rng(seed).permutation(len(image_set))):
                 path = Path(image_set.files[index])

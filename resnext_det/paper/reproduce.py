@@ -7,11 +7,10 @@ also when another table wants the same training; what was interrupted is resumed
 
 from __future__ import annotations
 
-import json
+import itertools
 import math
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from ..config_files import config_folder, config_path, read_config
+from ..engine.signals import run_command
 from ..errors import UserError
-from ..files import write_json
+from ..files import METRICS, read_state, write_json
 from ..reporting.tables import Results, results_table
 from ..variants import Variant, parse_name
 from .tables import TABLES, Row, Table
@@ -29,6 +29,7 @@ from .tables import TABLES, Row, Table
 SETTINGS_FILE = "reproduce.json"
 TRAINED = "model_final.pth"
 RESULTS = "results.json"
+_SETTINGS = {"tool": str, "config": str, "options": [str]}  # of SETTINGS_FILE
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Command:
         """
         record = self.folder / SETTINGS_FILE
         if record.is_file():
-            earlier = json.loads(record.read_text(encoding="utf-8"))
+            earlier = read_state(record, _SETTINGS, "remove it, and its folder is made anew")
             if earlier != self.settings():
                 differ = [key for key in earlier if earlier[key] != self.settings().get(key)]
                 raise UserError(
@@ -114,7 +115,7 @@ class Command:
         """
         write_json(self.folder / SETTINGS_FILE, self.settings())
         print(f"$ {shlex.join(self.line())}", flush=True)
-        code = subprocess.run(self.line(), cwd=Path.cwd()).returncode
+        code = run_command(self.line())
         if code:
             raise UserError(f"{self.folder}: {self.tool} ended with code {code}, see above; the same command continues")
 
@@ -147,8 +148,13 @@ def plan(number: int | str, name: str, seed: int, settings: Settings) -> list[Co
     return _classification_plan(settings.output / f"table{number}" / name / f"seed{seed}", name, row, seed, settings)
 
 
-def _training(tool: str, config: Path, folder: Path, options: Iterable[str], settings: Settings) -> Command:
-    options = (*options, *settings.options, "OUTPUT_DIR", str(folder))
+def _training(
+    tool: str, config: Path, folder: Path, options: Iterable[str], settings: Settings, without: tuple[str, ...] = ()
+) -> Command:
+    """One training; keys that begin with ``without`` are for the other steps, and this one would refuse them."""
+    given = (*options, *settings.options)
+    kept = [pair for pair in zip(given[::2], given[1::2], strict=True) if not pair[0].startswith(without)]
+    options = (*itertools.chain.from_iterable(kept), "OUTPUT_DIR", str(folder))
     made = (folder / TRAINED, folder / RESULTS)
     return Command(tool, config, folder, options, made, ("--resume", "--num-gpus", str(settings.processes)))
 
@@ -183,7 +189,7 @@ def _detection_plan(folder: Path, name: str, row: Row, seed: int, settings: Sett
         return [_training("train", config, folder / "joint", options, settings)]
     rpn_config, fast_config = (_config(f"detection/paper/{step}-{row.config}.yaml") for step in ("RPN", "Fast"))
     width = _detector_width(rpn_config, settings.width)
-    rpn = _training("train", rpn_config, folder / "rpn", [*common, *width], settings)
+    rpn = _training("train", rpn_config, folder / "rpn", [*common, *width], settings, ("MODEL.ROI_",))
     train, test = names or (("coco_2014_train", "coco_2014_valminusminival"), ("coco_2014_minival",))
     files = {n: folder / "rpn" / "proposals" / f"{n}.pkl" for n in (*train, *test)}
     dump = Command(
@@ -197,7 +203,11 @@ def _detection_plan(folder: Path, name: str, row: Row, seed: int, settings: Sett
     options = [*common, *width]
     for split, of_split in (("TRAIN", train), ("TEST", test)):
         options += [f"DATASETS.PROPOSAL_FILES_{split}", str(tuple(str(files[n]) for n in of_split))]
-    return [rpn, dump, _training("train", fast_config, folder / "fast", options, settings)]
+    return [
+        rpn,
+        dump,
+        _training("train", fast_config, folder / "fast", options, settings, ("MODEL.RPN.", "MODEL.ANCHOR_GENERATOR.")),
+    ]
 
 
 def _config(name: str) -> Path:
@@ -292,7 +302,8 @@ def _whole(channels: int, width: Fraction) -> int:
 
 def read_results(command: Command) -> dict[str, Any] | None:
     """What ``results.json`` of a finished run holds; None where it is not finished."""
-    return json.loads((command.folder / RESULTS).read_text(encoding="utf-8")) if command.finished() else None
+    fix = "remove it, and the run is evaluated again"
+    return read_state(command.folder / RESULTS, METRICS, fix) if command.finished() else None
 
 
 def table_text(number: int | str, rows: Sequence[str], seeds: Sequence[int], settings: Settings) -> str:

@@ -7,7 +7,6 @@ them save and leave, and the same command continues another time.
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import shlex
@@ -17,7 +16,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -27,18 +26,29 @@ import torch
 
 from ..benchmarks import BENCHMARKS
 from ..config_files import read_yaml
+from ..engine.evaluations import EVALUATION
 from ..engine.exits import EXIT_STOPPED
-from ..engine.signals import on_stopping_signals
+from ..engine.signals import GRACE, end_command, on_stopping_signals, run_command, start_command
 from ..errors import UserError, nearest
-from ..files import atomic_write, write_json
-from .reproduce import RESULTS, SETTINGS_FILE, Command, Settings, command_line, options_of_file, plan
+from ..files import COUNT, METRICS, atomic_write, misfit, parse_state, read_state, safe_component, write_json
+from .reproduce import SETTINGS_FILE, Command, Settings, command_line, options_of_file, plan, read_results
 from .tables import PROTOCOLS, TABLES
-
-GRACE = 60.0
-"""Seconds that a training gets to finish its step and save, after it was asked to stop."""
 
 KEEP = 30.0
 """Seconds between two writings of the results while trainings run."""
+
+_STEP = {
+    "name": str, "benchmark?": str, "table?": (int, str), "rows?": [str], "seeds?": [COUNT], "protocol?": str,
+    "data?": str, "settings?": str, "set?": {str: object}, "width?": (str, float), "weights?": {str: str},
+    "minutes?": float, "arguments?": [object],
+}  # fmt: skip
+"""Schema of an entry of a study."""
+_RUNS = {
+    str: {
+        "command": str, "finished": bool, "results": METRICS, "iteration": (None, COUNT), "epoch": (float, None),
+    }
+}  # fmt: skip
+"""Schema of ``runs.json``."""
 
 CURVE, LOG = 60, 15
 """Points of a curve and lines of a log that are kept."""
@@ -98,10 +108,12 @@ def read_study(file: str) -> list[Step]:
     known = list(Step.__dataclass_fields__)
     steps = []
     for entry in entries:
-        where = f"study {file}, step {entry['name']}"
+        where = f"study {file}, step {safe_component(entry['name'], f'study {file}: step')}"
         for key in entry:
             if key not in known:
                 raise UserError(f"{where}: unknown key {key}{nearest(str(key), known)}")
+        if reason := misfit(entry, _STEP):
+            raise UserError(f"{where}: {reason}")
         step = Step(**entry)
         if bool(step.benchmark) == bool(step.table):
             raise UserError(f"{where}: needs either benchmark or table")
@@ -212,18 +224,14 @@ class Runner:
             chain.process.send_signal(signal.SIGTERM)
         end = time.monotonic() + GRACE
         for chain in running:
-            try:
-                chain.process.wait(max(end - time.monotonic(), 0.1))
-            except subprocess.TimeoutExpired:  # its last checkpoint is whole
-                chain.process.kill()
-                chain.process.wait()
+            end_command(chain.process, end - time.monotonic())
 
     def _stop(self, number: int, frame: object) -> None:
         self.stopping = True
 
 
 def _popen(line: Sequence[str], output: IO[str]) -> subprocess.Popen:
-    return subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT)
+    return start_command(line, stdout=output, stderr=subprocess.STDOUT)
 
 
 def run_benchmark(step: Step, results: Path, device: str, quick: bool, minutes: float) -> bool:
@@ -234,7 +242,7 @@ def run_benchmark(step: Step, results: Path, device: str, quick: bool, minutes: 
     """
     file = results / f"{step.name}.json"
     if file.is_file():
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_state(file, dict, "remove it, and the benchmark runs again")
         if "ratios" in found and not found.get("left"):
             return True
     line = [*command_line("benchmark"), step.benchmark, "--device", device, "--json", str(file)]
@@ -243,13 +251,13 @@ def run_benchmark(step: Step, results: Path, device: str, quick: bool, minutes: 
     line += ["--minutes", f"{minutes:.2f}"] if math.isfinite(minutes) else []
     print(f"{step.name}: {shlex.join(line[2:])}", flush=True)
     try:
-        code = subprocess.run(line, timeout=60 * minutes + GRACE if math.isfinite(minutes) else None).returncode
+        code = run_command(line, 60 * minutes + GRACE if math.isfinite(minutes) else None)
     except subprocess.TimeoutExpired:
         print(f"{step.name}: ended, the time is over; rows that were measured are kept", flush=True)
         return False
     if code:
         raise UserError(f"{step.name}: benchmark ended with code {code}, see above")
-    return not json.loads(file.read_text(encoding="utf-8")).get("left")
+    return not read_state(file, dict, "run the benchmark again").get("left")
 
 
 def drop_known(chains: Sequence[Chain], known: Mapping[str, dict]) -> None:
@@ -266,7 +274,7 @@ def drop_known(chains: Sequence[Chain], known: Mapping[str, dict]) -> None:
 def read_runs(results: Path) -> dict[str, dict]:
     """The runs that ``runs.json`` holds; none where there is no such file."""
     file = results / "runs.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_state(file, _RUNS, "remove it, and finished runs are collected again") if file.is_file() else {}
 
 
 def collect(steps: Sequence[Step], chains: Sequence[Chain], results: Path) -> None:
@@ -301,9 +309,9 @@ def of_run(command: Command, detection: bool) -> dict:
     folder = command.folder
     done = command.finished()
     config = folder / "config.yaml"
-    metrics = _records(folder / "metrics.json")
-    points = _records(folder / "evaluations.jsonl")
-    values = json.loads((folder / RESULTS).read_text(encoding="utf-8")) if done else (points[-1] if points else {})
+    metrics = _records(folder / "metrics.json", {})
+    points = _records(folder / "evaluations.jsonl", EVALUATION)
+    values = read_results(command) if done else (points[-1] if points else {})
     return {
         "command": _command_of(command),
         "machine": _machine(),
@@ -342,15 +350,13 @@ def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
-def _records(path: Path) -> list[dict]:
+def _records(path: Path, schema: dict) -> list[dict]:
     """The objects of a file of one a line, but those that are being written now or were cut off when a run ended."""
     records = []
     for line in _lines(path):
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return [record for record in records if isinstance(record, dict)]
+        with suppress(UserError):
+            records.append(parse_state(line, schema, "", ""))
+    return records
 
 
 def _table(numbers: Mapping[str, list[dict]], labels: Mapping[str, str], columns: Mapping[str, str]) -> list[str]:
@@ -360,13 +366,14 @@ def _table(numbers: Mapping[str, list[dict]], labels: Mapping[str, str], columns
         finished = [run["results"] for run in runs if run.get("finished")]
         cells = []
         for metric in columns:
-            values = [float(r[metric]) for r in finished if r.get(metric) is not None]
+            values = [float(r[metric]) for r in finished if isinstance(r.get(metric), int | float)]
             spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.2f}{spread}" if values else "not run")
         said = f"{len(finished)} of {len(runs)}"
         for run in runs:
             if run and not run["finished"]:
-                now = ", ".join(f"{columns[m]} {run['results'][m]:.2f}" for m in columns if run["results"].get(m))
+                found = {m: v for m in columns if isinstance(v := run["results"].get(m), int | float)}
+                now = ", ".join(f"{columns[m]} {value:.2f}" for m, value in found.items() if value)
                 place = f"epoch {run['epoch']:.0f}" if run["epoch"] else f"iteration {run['iteration']}"
                 said += f"; one unfinished at {place} ({now})"
         lines.append(f"| {labels[row]} | " + " | ".join(cells) + f" | {said} |")

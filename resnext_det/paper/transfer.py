@@ -20,6 +20,7 @@ from ..config_files import config_path
 from ..errors import UserError
 from ..files import atomic_path, atomic_write, safe_component, shown
 from ..reporting.tables import NO_VALUE, NOT_RUN
+from ..reporting.text import drawn
 from .reproduce import RESULTS, TRAINED, Command, image_folders, read_results
 
 PROTOCOLS = (
@@ -288,7 +289,7 @@ def write_png(
             for numbers in published.values():
                 axis.axhline(numbers[column], linestyle="--", linewidth=0.7, color="gray")
         axis.set_title(key)
-        axis.set_xticks(range(len(found)), [shown(label, 20) for label in found], rotation=20)
+        axis.set_xticks(range(len(found)), [drawn(shown(label, 20)) for label in found], rotation=20)
         axis.set_xlim(-0.5, len(found) - 0.5)
     figure.suptitle(f"Transfer {settings.protocol}, {settings.network} C4")
     with atomic_path(path) as part:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
@@ -107,12 +106,3 @@ class Drawings:
             writer.release()
             self._video = None
             unfinished.__exit__(None, None, None)
-
-
-def remove_unfinished(folder: Path, targets: Mapping[Path, Path]) -> None:
-    """Delete the half-written files of a killed process in ``folder``; no other may be at work there."""
-    names = {target.name for target in targets.values()}
-    for path in folder.glob(".*.part*"):
-        match = re.fullmatch(r"\.(.+)\.\d+\.part(\.\w+)?", path.name)
-        if match and match[1] in names:
-            path.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from ..errors import UserError
-from ..files import atomic_write, write_json
+from ..files import COUNT, atomic_write, parse_state, read_state, shown, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,12 @@ DETECTIONS_FILE = "detections.json"
 PARTS = "parts"
 MANIFEST = "manifest.json"
 VERSION = 1
+_RECORD = {
+    "unit": COUNT, "end?": bool, "best?": float, "broken?": str,
+    "image?": {"file_name": str, "width": COUNT, "height": COUNT, "frame?": COUNT},
+    "annotations?": [{"bbox": [float] * 4, "score": float, "category_id": object}],
+}  # fmt: skip
+"""Schema of a line of a part."""
 
 
 def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> set[int]:
@@ -51,7 +57,8 @@ def begin(folder: Path, settings: Mapping[str, Any], *, resume: bool) -> set[int
     wanted = {"version": VERSION, **json.loads(json.dumps(settings))}
     with _locked(parts, alone=True):
         if resume and (parts / MANIFEST).exists():
-            _compare(_read_manifest(parts / MANIFEST), wanted, folder)
+            manifest = read_state(parts / MANIFEST, {"version": int}, "start without --resume")
+            _compare(manifest, wanted, folder)
             return whole_units(folder, cut=True)
         if resume:
             logger.info("--resume: %s holds no run yet, so this is a new one", folder)
@@ -101,16 +108,6 @@ def _archive(folder: Path) -> None:
     )  # fmt: skip
 
 
-def _read_manifest(path: Path) -> dict:
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); start without --resume") from None
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path}: is no manifest of a prediction; start without --resume")
-    return manifest
-
-
 def _compare(found: Mapping, wanted: Mapping, folder: Path) -> None:
     for key in [*wanted, *found]:
         if found.get(key) != wanted.get(key):
@@ -142,11 +139,13 @@ def whole_units(folder: Path, *, cut: bool = False) -> set[int]:
 
 def _record(line: bytes) -> dict | None:
     """None for a line that is not whole."""
-    try:
-        record = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    if not line.endswith(b"\n"):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("unit"), int) else None
+    try:
+        record = parse_state(line, _RECORD, "", "")
+    except UserError:
+        return None
+    return None if ("image" in record) != ("annotations" in record) else record
 
 
 class Part:
@@ -215,12 +214,12 @@ def merge(folder: Path, categories: Sequence[Mapping[str, Any]], ids: Mapping[st
     with atomic_write(path) as file:
         file.write('{"images": [')
         for number, record in enumerate(_images(folder)):
-            image = {"id": ids[record["image"]["file_name"]] if ids else number + 1, **record["image"]}
+            image = {"id": _image_id(record, number, ids, folder), **record["image"]}
             file.write((",\n" if number else "") + json.dumps(image))
         file.write(f'],\n"categories": {json.dumps(list(categories))},\n"annotations": [')
         annotation = 0
         for number, record in enumerate(_images(folder)):
-            image_id = ids[record["image"]["file_name"]] if ids else number + 1
+            image_id = _image_id(record, number, ids, folder)
             for found in record["annotations"]:
                 annotation += 1
                 area = found["bbox"][2] * found["bbox"][3]
@@ -228,6 +227,13 @@ def merge(folder: Path, categories: Sequence[Mapping[str, Any]], ids: Mapping[st
                 file.write((",\n" if annotation > 1 else "") + json.dumps(whole))
         file.write("]}\n")
     return path
+
+
+def _image_id(record: Mapping[str, Any], number: int, ids: Mapping[str, int] | None, folder: Path) -> int:
+    name = record["image"]["file_name"]
+    if ids is not None and name not in ids:
+        raise UserError(f"{folder / PARTS}: holds {shown(name)}, which is no input of this run; start without --resume")
+    return number + 1 if ids is None else ids[name]
 
 
 def _images(folder: Path) -> Iterator[dict]:

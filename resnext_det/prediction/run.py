@@ -21,7 +21,7 @@ from ..files import shown
 from ..images import MAX_MEGAPIXELS
 from ..reporting.boxes import drawable
 from . import parts
-from .drawings import Drawings, remove_unfinished, targets
+from .drawings import Drawings, targets
 from .inputs import Frame, frames_in, frames_of, is_video
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,6 @@ def predict(
 
     def begin() -> set[int]:
         done = parts.begin(folder, whole, resume=resume)
-        remove_unfinished(folder, drawn)
         return done
 
     done = decide(begin)

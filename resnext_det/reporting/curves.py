@@ -5,7 +5,6 @@ matplotlib's figures are used directly: nothing global is set, no window system 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import statistics
@@ -20,8 +19,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 
 from ..config_files import read_yaml
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import COUNT, atomic_write, parse_state, read_state
 from ..variants import Variant, parse_name
+from .text import drawn
 
 Metrics = dict[str, tuple[np.ndarray, np.ndarray]]
 """{metric: (iterations, values)}, both (N,), iterations rising; a value may be NaN."""
@@ -55,10 +55,10 @@ def read_metrics(run: str | os.PathLike) -> Metrics:
     last = -1
     for text in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            line = json.loads(text)
-            iteration = int(line.pop("iteration"))
-        except (ValueError, TypeError, KeyError, AttributeError):
+            line = parse_state(text, {"iteration": COUNT}, "", "")
+        except UserError:
             continue
+        iteration = line.pop("iteration")
         if iteration < last:
             lines = {i: values for i, values in lines.items() if i <= iteration}
         last = iteration
@@ -75,7 +75,7 @@ def read_metrics(run: str | os.PathLike) -> Metrics:
 
 
 def _is_number(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    return value is None or type(value) is float or (type(value) is int and -1e308 < value < 1e308)
 
 
 def read_runs(runs: Sequence[str | os.PathLike]) -> dict[str, Metrics]:
@@ -120,7 +120,7 @@ def curves_figure(runs: Mapping[str, Metrics]) -> Figure:
         draw(axes, runs, colors)
         _finish(axes)
     if several:
-        handles = [Line2D([], [], color=colors[name], linewidth=2.5, label=name) for name in runs]
+        handles = [Line2D([], [], color=colors[name], linewidth=2.5, label=drawn(name)) for name in runs]
         figure.legend(handles=handles, loc="upper center", ncols=per_line, frameon=False, fontsize=11)
     return figure
 
@@ -149,14 +149,14 @@ def size_figure(series: Mapping[str, Sequence[Point]], *, error: str = "test err
         points = sorted(points)
         size, value = [p[0] for p in points], [p[1] for p in points]
         bars = [p[3] if len(p) > 3 else 0 for p in points]
-        axes.plot(size, value, color=color, marker=marker, markersize=7, linewidth=1.8, label=name)
+        axes.plot(size, value, color=color, marker=marker, markersize=7, linewidth=1.8, label=drawn(name))
         if any(bars):
             axes.errorbar(size, value, bars, color=color, linestyle="none", capsize=4)
         # The curve that ends lowest has its labels below, the others above: labels must not overlap.
         below = len(ends) > 1 and points[-1:] and points[-1][1] == ends[0]
         for x, y, label, *_ in points:
             axes.annotate(
-                label,
+                drawn(label),
                 (x, y),
                 xytext=(-6, -5) if below else (6, 5),
                 textcoords="offset points",
@@ -189,7 +189,8 @@ def read_sizes(runs: Sequence[str | os.PathLike]) -> dict[str, list[Point]]:
     for run in map(Path, runs):
         try:
             name = read_yaml(run / "config.yaml")["MODEL"]["NAME"]
-            results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+            numbers = {"parameters": float, "top1_error": float}
+            results = read_state(run / "results.json", numbers, "evaluate the run again")
             network = parse_name(name), results["parameters"] / 1e6
             errors.setdefault(network, []).append(results["top1_error"])
         except (OSError, ValueError, KeyError, TypeError) as error:

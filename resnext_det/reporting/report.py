@@ -24,7 +24,7 @@ from ..errors import UserError
 from ..files import atomic_write
 from ..files import shown as plain
 from ..images import MAX_MEGAPIXELS, read_image
-from .boxes import draw_boxes
+from .boxes import draw_boxes, drawable
 from .text import drawn, fonts
 
 SCORE_THRESHOLD = 0.5
@@ -161,6 +161,10 @@ def _by_ap(evaluation: Evaluation) -> list[tuple[int, float, float]]:
     return sorted((row for row in rows if not math.isnan(row[1])), key=lambda row: (-row[1], row[0]))
 
 
+def _class_drawn(evaluation: Evaluation, k: int) -> str:
+    return drawn(evaluation.class_names[k], f"id {evaluation.category_ids[k]}")
+
+
 def _bars(evaluation: Evaluation) -> Figure:
     rows = _by_ap(evaluation)
     half = CLASSES_DRAWN // 2
@@ -170,7 +174,7 @@ def _bars(evaluation: Evaluation) -> Figure:
     places = np.arange(len(rows))
     axes.barh(places, [row[2] for row in rows], color="#b7cfe8", label="AP50")
     axes.barh(places, [row[1] for row in rows], color="#123c69", height=0.45, label="AP")
-    axes.set_yticks(places, [drawn(evaluation.class_names[row[0]]) for row in rows])
+    axes.set_yticks(places, [_class_drawn(evaluation, row[0]) for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.grid(axis="x", alpha=0.3)
@@ -189,7 +193,7 @@ def _precision_recall(evaluation: Evaluation, objects: np.ndarray) -> Figure:
     names = sorted(rows, key=lambda row: -objects[row[0]])[:CURVES_DRAWN]
     colors = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.9, max(len(names), 1)))
     for (k, _, ap50), color in zip(names, colors, strict=False):
-        label = f"{drawn(evaluation.class_names[k])} {ap50:.1f}"
+        label = f"{_class_drawn(evaluation, k)} {ap50:.1f}"
         axes.plot(evaluation.recall_thresholds, curves[:, k], color=color, linewidth=1.2, label=label)
     if rows:
         mean = curves[:, [row[0] for row in rows]].mean(axis=1)
@@ -301,7 +305,8 @@ def _pair(
 ) -> str:
     here = np.flatnonzero(truth.image == image)
     found = np.flatnonzero(shown.image_ids == truth.image_ids[image])
-    boxes, names = truth.boxes[here], [plain(name, NAME_SHOWN) for name in truth.class_names]
+    boxes, ids = truth.boxes[here], truth.category_ids.tolist()
+    names = [drawable(plain(name, NAME_SHOWN), f"id {i}") for name, i in zip(truth.class_names, ids, strict=True)]
     pixels, scale = _image_shrunk(truth, image, image_root, np.concatenate([boxes, shown.boxes[found]]), max_megapixels)
     crowds = truth.iscrowd[here].tolist()
     colors = [

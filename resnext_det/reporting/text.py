@@ -16,9 +16,16 @@ _WIDE = (
 """Families that have what matplotlib's own font lacks; of these the system's are used."""
 
 
-def drawn(name: str) -> str:
-    """A name from data as text of a drawing: one line, and a dollar is a dollar, not the beginning of a formula."""
-    return shown(name, _LENGTH).replace("$", r"\$")
+def drawn(name: str, instead: str = "") -> str:
+    """A name from data as text of a drawing: one line, and a dollar is a dollar, not the beginning of a formula.
+
+    Args:
+        instead: drawn where no font of :func:`fonts` has all its letters.
+    """
+    text = shown(name, _LENGTH)
+    if instead and not text.isascii() and not _letters().issuperset(map(ord, text)):
+        return instead
+    return text.replace("$", r"\$")
 
 
 @cache
@@ -28,3 +35,12 @@ def fonts() -> list[str]:
 
     known = {font.name for font in font_manager.fontManager.ttflist}
     return ["DejaVu Sans", *(family for family in _WIDE if family in known)]
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """Codes of the letters that :func:`fonts` have."""
+    from matplotlib import font_manager, ft2font
+
+    paths = {font_manager.findfont(family) for family in fonts()}
+    return frozenset().union(*(ft2font.FT2Font(path).get_charmap() for path in paths))

@@ -71,7 +71,7 @@ def load_strictly(model: nn.Module, checkpoint: Any, *, allow_missing: Iterable[
     A classifier's trunk finds its places in a detector (``backbone.*``, ``backbone.bottom_up.*`` under a feature
     pyramid, ``roi_heads.res5.*`` in a C4 head) and a detector's in a classifier. Two things may stay new without being
     named: the heads of a detector that starts from a classifier, and a layer with one output per class if the number of
-        classes differs. Either the whole checkpoint is loaded or the model is left as it was.
+    classes differs. Either the whole checkpoint is loaded or the model is left as it was.
 
     Args:
         model: or the DistributedDataParallel that wraps it.

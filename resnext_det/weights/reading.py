@@ -144,15 +144,18 @@ def _bare(file: IO[bytes], size: int, encoding: str = "latin1") -> Any:
     return pickles.read(file, size, encoding=encoding)
 
 
-def read_torch(path: str | os.PathLike) -> Any:
+def read_torch(path: str | os.PathLike, *, tensors: bool = True) -> Any:
     """All that ``torch.save`` wrote to a file, on the CPU: plain values and tensors. Nothing in it is run.
+
+    Args:
+        tensors: read them; without, a :class:`.pickles.StoredTensor` stands for each.
 
     Raises:
         UserError: missing, torn, foreign or absurd file, or code.
     """
     with open_regular(path) as file, _one_line(shown(path), "a PyTorch file"):
         content, load = _open_torch(file, shown(path))
-        return pickles.loaded(content, load)
+        return pickles.loaded(content, load) if tensors else content
 
 
 def _open_torch(file: IO[bytes], name: str) -> tuple[Any, Callable[[StoredTensor], Tensor | Refused]]:

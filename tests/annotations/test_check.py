@@ -455,3 +455,124 @@ def test_check_coco_counts_the_other_errors(root, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(doc))
     with pytest.raises(UserError, match="1 more: run tools/check_dataset.py --json"):
         check_coco(tmp_path / "data.json", root)
+
+
+def many(number: int, root, **values) -> dict:
+    """A document of so many small objects in the first image, each with these values."""
+    doc = document()
+    doc["annotations"] = [
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": [i % 50, i // 50, 4 + i % 7, 4], "iscrowd": 0, **values}
+        for i in range(1, number + 1)
+    ]
+    return doc
+
+
+def test_boxes_in_fractions_are_an_error_here_as_in_training(root):
+    doc = document()
+    for annotation in doc["annotations"]:
+        annotation["bbox"] = [v / 64 for v in annotation["bbox"]]
+        del annotation["area"]
+    assert "lie between 0 and 1: they look like fractions; multiply with the image's width" in error(doc, root)
+    doc["annotations"][1]["bbox"] = [0, 0, 2, 0.5]
+    assert "bbox-fractions" not in codes(inspect(doc, root), "error"), "one box is in pixels"
+
+
+@pytest.mark.parametrize("area", [1.0, 0, 10**7])
+def test_one_area_in_every_record_is_warned_about(root, area):
+    assert "area-same" in codes(inspect(many(12, root, area=area), root), "warning")
+    assert "area-same" not in codes(inspect(many(12, root), root), "warning"), "left out: width times height"
+    same = many(12, root, area=16.0, bbox=[1, 1, 4, 4])
+    assert "area-same" not in codes(inspect(same, root), "warning"), "the boxes are as large as each other"
+
+
+def test_only_crowds_stop_a_training_and_name_the_field(root):
+    doc = many(3, root, iscrowd=1)
+    assert "all-crowds" in codes(inspect(doc, root), "warning")
+    says = error(doc, root, for_training=True)
+    assert "annotations[].iscrowd: is 1 in every annotation" in says and "CVAT writes 1 for masks" in says
+    doc["annotations"][0]["iscrowd"] = 0
+    assert not inspect(doc, root, for_training=True).errors
+
+
+def test_an_image_of_crowds_alone_stays(root):
+    doc = document()
+    doc["annotations"].append({**doc["annotations"][0], "id": 3, "image_id": 2, "iscrowd": 1})
+    records = inspect(doc, root, for_training=True).dataset_dicts()
+    assert [a["iscrowd"] for a in records[1]["annotations"]] == [1]
+
+
+def test_very_many_objects_are_warned_about_by_the_limits_of_the_run(root):
+    doc = many(120, root)
+    assert "many-objects" in codes(inspect(doc, root), "warning")
+    checked = inspect(doc, root, max_detections=120, detections_per_image=100)
+    assert codes(checked, "warning") == {"more-objects-than-detections"}
+    assert "raise TEST.DETECTIONS_PER_IMAGE" in report(checked)
+    assert not codes(inspect(doc, root, max_detections=120, detections_per_image=120), "warning")
+
+
+def test_two_classes_of_one_name_are_an_error(root):
+    doc = document()
+    doc["categories"][1]["name"] = "cat"
+    assert "categories[].name: used by several classes: 'cat'; merge or rename them" in error(doc, root)
+
+
+def test_one_object_without_a_mask_stops_a_training_of_masks(root):
+    doc = document()
+    doc["annotations"][0]["segmentation"] = [[10, 20, 20, 20, 20, 30]]
+    says = error(doc, root, masks=True, for_training=True)
+    assert "annotations[1].segmentation (id 2): is missing, and the model learns masks (MODEL.MASK_ON True)" in says
+    assert codes(inspect(doc, root, masks=True), "warning") == {"mask-missing"}, "a set to evaluate on"
+    doc["annotations"][1]["iscrowd"] = 1
+    assert not inspect(doc, root, masks=True, for_training=True).errors
+
+
+@pytest.mark.parametrize("name", ["$1_$", "你好", "क", "a\x1b[31mb", "x\ny", "<b>&amp;", "../../x", "a" * 200])
+def test_names_of_classes_are_plain_text_in_the_report(root, name):
+    doc = document()
+    doc["categories"][0]["name"] = name
+    checked = inspect(doc, root)
+    assert not checked.errors and checked.metadata()["thing_classes"][0] == name
+    (line,) = [line for line in report(checked).splitlines() if line.startswith("      0      1 ")]
+    assert line.endswith(": 1") and line.isprintable()
+
+
+@pytest.mark.parametrize("name", ["", " ", "a" * 201, "a\0", "\ud800", 5, ["x"], None])
+def test_names_that_are_none_are_errors(root, name):
+    doc = document()
+    doc["categories"][0]["name"] = name
+    assert "categories[0].name (id 1)" in error(doc, root)
+
+
+def test_an_image_named_for_another_format_is_noted(root):
+    doc = document()
+    (root / "a.png").rename(root / "a.jpg")
+    doc["images"][0]["file_name"] = "a.jpg"
+    checked = inspect(doc, root)
+    assert codes(checked, "note") == {"named-otherwise"} and "a.jpg is PNG by its content" in report(checked)
+
+
+def test_a_broken_image_says_once_what_to_do(root):
+    (root / "a.png").write_bytes(b"no image")
+    says = error(document(), root)
+    assert says.count("replace") == 1 and "--policy skip or load (in training DATASETS.BROKEN_IMAGES)" in says
+
+
+def test_the_command_says_each_error_once_and_counts_them(root, tmp_path, capsys):
+    from resnext_det.commands.check import main
+
+    doc = document()
+    doc["annotations"][0]["category_id"] = 9
+    (tmp_path / "data.json").write_text(json.dumps(doc))
+    with pytest.raises(UserError, match=r"data.json: 1 error, listed above$"):
+        main(["--json", str(tmp_path / "data.json"), "--images", str(root)])
+    text = capsys.readouterr().out
+    assert text.count("9 is not among the categories") == 1 and text.endswith("\n1 error, 0 warnings\n")
+    assert "run tools/check_dataset.py" not in text
+    for line in (
+        [],
+        ["--json", "x.json"],
+        ["--json", "x", "--images", "y", "SEED", "1"],
+        ["--config-file", "x", "--fix", "y"],
+    ):
+        with pytest.raises(UserError, match="check: "):
+            main(line)

@@ -346,3 +346,216 @@ def test_a_fork_of_a_process_that_has_evaluated_evaluates_too():
     assert receive.poll(60), "it waits for threads that a fork does not have"
     np.testing.assert_equal(receive.recv(), here)
     child.join()
+
+
+# What pycocotools takes is taken, with its numbers
+
+
+def masks_set(seed: int = 0) -> tuple[dict, list[dict]]:
+    """Truth and detections with masks, boxes without any; every third of them polygons, the rest run lengths."""
+    rng = np.random.default_rng(seed)
+
+    def mask(i: int, x: int, y: int, w: int, h: int) -> dict | list:
+        if i % 3 == 0:
+            return [[x, y, x + w, y, x + w, y + h, x, y + h]]
+        pixels = np.zeros((100, 120), np.uint8, order="F")
+        pixels[y : y + h, x : x + w] = 1
+        encoded = mask_tools.encode(pixels)
+        return {"size": [int(v) for v in encoded["size"]], "counts": encoded["counts"].decode()}
+
+    objects, found = [], []
+    for i in range(24):
+        box = [int(v) for v in (*rng.integers(0, 60, 2), *rng.integers(8, 40, 2))]
+        ids = {"image_id": i % 4 + 1, "category_id": i % 2 + 1}
+        objects.append({**ids, "id": i + 1, "segmentation": mask(i, *box), "area": box[2] * box[3], "iscrowd": 0})
+        moved = [box[0] + int(rng.integers(0, 5)), *box[1:]]
+        found.append({**ids, "segmentation": mask(i + 1, *moved), "score": round(float(rng.random()), 1)})
+    images = [{"id": i, "width": 120, "height": 100} for i in (1, 2, 3, 4)]
+    return {
+        "images": images,
+        "categories": [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}],
+        "annotations": objects,
+    }, found
+
+
+def test_masks_without_boxes_in_both_files():
+    truth, found = masks_set()
+    theirs = pycocotools(truth, [{**r, "segmentation": runs_of(r["segmentation"])} for r in found], "segm")
+    same(evaluate(read_ground_truth(truth, with_masks=True), Detections.from_records(found), "segm"), theirs)
+    assert 10 < theirs.stats[0] * 100 < 95
+    with pytest.raises(UserError, match=r"annotations\[0\].bbox \(id 1\): is missing"):
+        read_ground_truth(truth)
+
+
+def runs_of(mask: dict | list) -> dict:
+    if isinstance(mask, dict):
+        return mask
+    return {**mask_tools.merge(mask_tools.frPyObjects(mask, 100, 120))}
+
+
+def test_results_with_masks_count_as_boxes_too():
+    """Polygons beside boxes are passed over; of run lengths alone the boxes around them count."""
+    truth, found = masks_set(1)
+    for record in truth["annotations"]:
+        x, y, w, h = mask_tools.toBbox(runs_of(record["segmentation"])).tolist()
+        record["bbox"] = [x, y, w, h]
+    boxes = [{**r, "bbox": mask_tools.toBbox(runs_of(r["segmentation"])).tolist()} for r in found]
+    theirs = pycocotools(truth, boxes)
+    for records in (boxes, [{**r, "segmentation": runs_of(r["segmentation"])} for r in found], found):
+        same(evaluate(read_ground_truth(truth), Detections.from_records(records)), theirs)
+    assert theirs.stats[0] > 0.1
+
+
+def test_ids_of_64_bits_and_of_digits():
+    truth, found = random_set(5, images=4)
+    plain = str(evaluate_detections(truth, found))
+    for number in (lambda i: i + 2**63, lambda i: str(i + 2**63), str):
+        truth_2, found_2 = copy.deepcopy((truth, found))
+        for record in truth_2["images"]:
+            record["id"] = number(record["id"])
+        for record in truth_2["annotations"] + found_2:
+            record["image_id"] = number(record["image_id"])
+        assert str(evaluate_detections(truth_2, found_2)) == plain
+    for wrong in (2**64, "00012", "x", 1.5, True, None, [1]):
+        with pytest.raises(UserError, match="image_id"):
+            evaluate_detections(truth, [{**found[0], "image_id": wrong}])
+
+
+@pytest.mark.parametrize("area", [2e18, 1e300, 2**70, 0, -5])
+def test_areas_of_any_size_are_numbers(area):
+    truth, found = random_set(6, images=6)
+    for record in truth["annotations"][::2]:
+        record["area"] = area
+    same(evaluate(read_ground_truth(truth), Detections.from_records(found)), pycocotools(truth, found))
+
+
+SQUARE = {"size": [100, 100], "counts": [0, 50, 9950]}
+BAD_MASKS = [
+    ([[[1, 1], [9, 1], [9, 9]]], "holds points as lists"), ([1, 1, 9, 1, 9, 9], "is not a list of polygons"),
+    ([[1, 1, 9, 9]], "a polygon of 4 numbers"), ([[1, 1, 9, 1, 9, 9, 5]], "a polygon of 7 numbers"),
+    ([["1", 1, 9, 1, 9, 9]], "something else than finite numbers"), ([[1, 1, 9, math.nan, 9, 9]], "finite numbers"),
+    ([[1, 1, 9, 1e12, 9, 9]], "finite numbers"), ([[]], "a polygon of 0 numbers"), ("x", "is neither polygons nor"),
+    (7, "is neither polygons nor"), ({"counts": [0, 50, 9950]}, "has no size"),
+    ({**SQUARE, "size": [100]}, "has no size"),
+    ({**SQUARE, "size": ["100", 100]}, "has no size"), ({**SQUARE, "size": [-100, -100]}, "has no size"),
+    ({**SQUARE, "size": [10**6, 10**6]}, "which no image has"), ({"size": [100, 100]}, "has no counts"),
+    ({**SQUARE, "counts": [0, 50]}, "do not add up"), ({**SQUARE, "counts": [-1, 10001]}, "not whole numbers from 0"),
+    ({**SQUARE, "counts": "\x01"}, "no compressed run lengths"),
+    ({**SQUARE, "counts": "hallo"}, "do not add up|no compr"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mask", "said"), BAD_MASKS)
+@pytest.mark.parametrize("where", ["truth", "detections"])
+def test_bad_masks_are_named_in_both_files(where, mask, said):
+    box = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 8, 8], "segmentation": SQUARE}
+    truth = {
+        "images": [{"id": 1, "width": 100, "height": 100}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{**box, "id": 5}],
+    }
+    found = [{**box, "score": 0.5}]
+    assert evaluate_detections(truth, found, "segm")["AP"] == pytest.approx(100)
+    (found if where == "detections" else truth["annotations"])[0]["segmentation"] = mask
+    place = "detection 0 has segmentation" if where == "detections" else r"annotations\[0\].segmentation \(id 5\)"
+    with pytest.raises(UserError, match=f"{place}.*({said})"):
+        evaluate_detections(truth, found, "segm")
+    if where == "truth":
+        assert evaluate_detections(truth, [{**box, "score": 0.5}])["AP"] == pytest.approx(100), "boxes need no mask"
+
+
+@pytest.mark.parametrize("size", [[50, 100], [100, 101], [200, 200]])
+def test_masks_of_another_size_than_their_image_are_named(size):
+    pixels = np.ones(size, np.uint8, order="F")
+    encoded = mask_tools.encode(pixels)
+    mask = {"size": size, "counts": encoded["counts"].decode()}
+    truth = {
+        "images": [{"id": 3, "width": 100, "height": 100}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 1, "image_id": 3, "category_id": 1, "bbox": [1, 1, 8, 8], "segmentation": SQUARE}],
+    }
+    found = [{"image_id": 3, "category_id": 1, "segmentation": mask, "score": 0.5}]
+    with pytest.raises(UserError, match=f"is {size[1]}x{size[0]} for image 3 of 100x100"):
+        evaluate_detections(truth, found, "segm")
+    truth["annotations"][0]["segmentation"] = mask
+    with pytest.raises(UserError, match=rf"annotations\[0\].segmentation .* is of {size[1]}x{size[0]} pixels"):
+        evaluate_detections(truth, found, "segm")
+
+
+# Numbers that would mislead are said
+
+
+def grid(number: int, classes: int = 1) -> tuple[dict, list[dict]]:
+    """One image of so many objects, each found."""
+    boxes = [[20.0 * (i % 30), 20.0 * (i // 30), 15.0 + i % 3, 15.0] for i in range(number)]
+    ids = [{"image_id": 1, "category_id": i % classes + 1, "bbox": box} for i, box in enumerate(boxes)]
+    truth = {
+        "images": [{"id": 1, "width": 640, "height": 640}],
+        "categories": [{"id": i, "name": f"class {i}"} for i in range(1, classes + 1)],
+        "annotations": [{**r, "id": i, "area": r["bbox"][2] * 15, "iscrowd": 0} for i, r in enumerate(ids, 1)],
+    }
+    return truth, [{**r, "score": 0.9} for r in ids]
+
+
+def test_more_objects_than_the_limit_are_said_and_the_limit_is_yours(tmp_path, caplog, capsys):
+    from resnext_det.commands.evaluate import main
+
+    truth, found = grid(300)
+    for name, content in (("gt", truth), ("dt", found)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    files = ["--gt", str(tmp_path / "gt.json"), "--dt", str(tmp_path / "dt.json"), "--out", str(tmp_path / "r.json")]
+    main(files)
+    assert "more than 100 objects of one class stand in 1 image, 300 at most" in caplog.text
+    assert "raise the limit: --max-detections" in caplog.text
+    low = json.loads((tmp_path / "r.json").read_text())["bbox"]
+    assert low["AP50"] == pycocotools(truth, found).stats[1] * 100 < 34
+    caplog.clear()
+    main([*files, "--max-detections", "300"])
+    high = json.loads((tmp_path / "r.json").read_text())["bbox"]
+    assert (
+        high["AP50"] == pytest.approx(100) and "more than" not in caplog.text and {"AR1", "AR10", "AR300"} < high.keys()
+    )
+    theirs = pycocotools(truth, found, limits=[1, 10, 300])
+    precision = theirs.eval["precision"]
+    assert high["AP"] == np.mean(precision[:, :, :, 0, -1]) * 100
+    caplog.clear()
+    truth, found = grid(300, classes=3)
+    evaluate(read_ground_truth(truth), Detections.from_records(found))
+    assert "more than" not in caplog.text, "100 of each class"
+
+
+@pytest.mark.parametrize("area", [1.0, 0, 10**7])
+def test_one_area_for_every_box_is_said(area, caplog):
+    truth, found = grid(12)
+    for record in truth["annotations"]:
+        record["area"] = area
+        record["bbox"][2] *= 1 + record["id"]
+    evaluate(read_ground_truth(truth), Detections.from_records(found))
+    assert f"is {area:g} in every annotation, and the boxes differ" in caplog.text
+
+
+def test_only_crowds_are_said(caplog):
+    truth, found = grid(3)
+    for record in truth["annotations"]:
+        record["iscrowd"] = 1
+    evaluation = evaluate(read_ground_truth(truth), Detections.from_records(found))
+    assert "is 1 in every annotation: crowds are neither trained on nor counted; write 0" in caplog.text
+    assert math.isnan(evaluation.results()["AP"]) and pycocotools(truth, found).stats[0] == -1
+    assert any("no object that counts" in reason for reason in evaluation.reasons())
+
+
+def test_fractions_are_said(caplog):
+    truth, found = grid(4)
+    for record in truth["annotations"]:
+        record["bbox"] = [v / 640 for v in record["bbox"]]
+    evaluate(read_ground_truth(truth), Detections.from_records(found))
+    assert "lie between 0 and 1: they look like fractions; multiply with the image's width and height" in caplog.text
+
+
+def test_two_classes_of_one_name_keep_their_own_numbers(caplog):
+    truth, found = grid(8, classes=2)
+    for category in truth["categories"]:
+        category["name"] = "cat"
+    results = evaluate_detections(truth, [r for r in found if r["category_id"] == 1])
+    assert "categories[].name: used by several classes: 'cat'" in caplog.text
+    assert results["AP-cat (id 1)"] == pytest.approx(100) and results["AP-cat (id 2)"] == 0

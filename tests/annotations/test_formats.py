@@ -215,7 +215,8 @@ BAD: list[tuple[str, object, object, str]] = [
         ("train: images\nval: images\nnames: [a]\n", "has the splits train, val; choose one"),
         ("train: labels\nnames: [a]\n", "holds no images"), ("train: labels/a.txt\nnames: [a]\n", "names no image"),
         ("train: images\nnames: [a]\npath: [1]\n", "path: '[1]' is no folder"),
-        ("!!python/object:os.system x", "not YAML"), (None, "no such file"),
+        ("!!python/object:os.system x", "only plain YAML"), ("names: [a]\nnames: [b]\n", "stands twice"),
+        ("train: images\nnames: [a]\nkpt_shape: 17\n", "kpt_shape: '17' is not"), (None, "no such file"),
     ]],
     *[("cvat", change, None, said) for change, said in [
         (('label="ant"', 'label="bee"'), "image 0, shape 1 (box): class 'bee' is not in the list"),
@@ -243,8 +244,8 @@ BAD: list[tuple[str, object, object, str]] = [
         (("[10, 5]", "[30, 5]"), "the box is 0 wide"), (("[10, 5]", "[1, 2], [3, 4]"), "are no rectangle"),
         (('"rectangle"', '"polygon"'), "are no polygon"), (("80", '"x"'), "imageWidth: 'x' is no size"),
         (("60", "-6"), "imageHeight: '-6' is no size"), (("60", "60.5"), "imageHeight"), (("80", "true"), "imageWidth"),
-        (('"a.png"', "[1]"), "imagePath: '[1]' is no text"), (("}]}", "}"), "not whole JSON"),
-        (b"\xff{", "not whole JSON"), ('{"shapes": 1}', "shapes: is not a list"), ("{}", "shapes: is not a list"),
+        (('"a.png"', "[1]"), "imagePath: '[1]' is no text"), (("}]}", "}"), "the file ends in the middle"),
+        (b"\xff{", "not UTF-8 text"), ('{"shapes": 1}', "shapes: is not a list"), ("{}", "shapes: is not a list"),
         ("[]", "shapes: is not a list"), ('{"shapes": [1]}', "shapes[0]: is not an object"),
         (("[{", "[[], {"), "shapes[0]: is not an object"),
     ]],
@@ -307,3 +308,24 @@ def test_the_check_reads_every_format(form: str, tmp_path: Path, capsys: pytest.
     path = make(form, tmp_path)
     cli.call("check", ["--json", str(path), "--images", read(path).image_root])
     assert "annotations: 1 used of 1" in capsys.readouterr().out
+
+
+def test_numbers_behind_a_box_are_keypoints_where_data_yaml_says_so(tmp_path: Path) -> None:
+    """Without ``kpt_shape`` a polygon that lacks a number would pass for a box and a point, as another box."""
+    path = make("yolo", tmp_path)
+    labels, points = tmp_path / "labels" / "a.txt", " .5 .5 2 .6 .6 1"
+    labels.write_text(YOLO + points.replace("2", "1"))
+    assert "segmentation" in read(path).document["annotations"][0], "ten numbers are five corners"
+    labels.write_text("0 .1 .1 .2 .1 .2 .2 .1")
+    with pytest.raises(UserError, match="line 1: 8 numbers are neither a box nor a polygon; .* kpt_shape in data.yaml"):
+        read(tmp_path / "." / "data.yaml", tmp_path)
+    other = tmp_path / "pose.yaml"
+    other.write_text("train: images\nnames: [ant]\nkpt_shape: [2, 3]\n")
+    labels.write_text(YOLO + points)  # a visibility of 2 is no part of a side
+    source = read(other)
+    (found,) = source.document["annotations"]
+    assert found["bbox"] == pytest.approx([10, 5, 20, 20], abs=1e-6) and "segmentation" not in found
+    assert source.notes == ["1 objects' keypoints left out, their boxes kept"]
+    other.write_text("train: images\nnames: [ant]\nkpt_shape: [3, 3]\n")
+    with pytest.raises(UserError, match="11 numbers are not 14: class, box and keypoints"):
+        read(other, tmp_path)

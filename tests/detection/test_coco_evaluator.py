@@ -200,3 +200,38 @@ def test_a_mistake_in_one_of_two_processes_is_reported_to_both(dataset, tmp_path
     assert all(text.startswith("UserError: ") for text in said.values())
     assert "missing.json: no such file" in said["missing"] and "image_id 1000 not among" in said["foreign"]
     assert f"{DETECTIONS_FILE}: is a directory" in said["unwritable"] and "has 3 classes" in said["class"]
+
+
+def test_masks_that_cannot_be_rated_leave_the_numbers_of_boxes(dataset, tmp_path, caplog):
+    name, path = dataset
+    inputs, found = outputs(path)
+    for output in found:
+        output["instances"].pred_masks = torch.ones(len(output["instances"]), 300, 400, dtype=torch.bool)
+    whole = results_of(FastCOCOEvaluator(name, tmp_path), *outputs(path))
+    results = results_of(FastCOCOEvaluator(name, tmp_path), inputs, found)  # the truth has no masks
+    assert list(results) == ["bbox"] and results["bbox"] == whole["bbox"]
+    assert (
+        "no AP of segm: " in caplog.text and "has no segmentation; without it only bbox can be evaluated" in caplog.text
+    )
+    assert "segmentation" in json.loads((tmp_path / DETECTIONS_FILE).read_text())[0]
+
+
+def test_the_key_for_detections_reaches_the_evaluation(dataset, tmp_path):
+    from detectron2.config import get_cfg
+
+    from resnext_det import add_resnext_config
+    from resnext_det.detection.evaluate import _evaluator
+
+    name, path = dataset
+    cfg = get_cfg()
+    add_resnext_config(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.TEST.REPORT = False
+    inputs, found = outputs(path)
+    for limit in (100, 2):
+        cfg.TEST.MAX_DETECTIONS = limit
+        ours = results_of(_evaluator(cfg, name, None), inputs, found)["bbox"]
+        theirs = COCOEvaluator(
+            name, output_dir=str(tmp_path / str(limit)), max_dets_per_image=limit, use_fast_impl=False
+        )
+        assert ours["AP"] == results_of(theirs, *outputs(path))["bbox"]["AP"] > 0 and f"AR{limit}" in ours

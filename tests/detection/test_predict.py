@@ -214,7 +214,7 @@ def test_command_line(tmp_path, monkeypatch):
         detector = Predictor(WhiteRectangle(), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=1000)
         return detector, *module.categories_of(cfg)
 
-    monkeypatch.setattr(command, "load_predictor", load)
+    monkeypatch.setattr("resnext_det.detection.prediction.command.load_predictor", load)
     files = [
         "--config-file",
         tmp_path / "config.yaml",

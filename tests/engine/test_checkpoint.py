@@ -16,6 +16,7 @@ from common import ROOT
 from detectron2.layers import FrozenBatchNorm2d
 from toy import ToyRun, equal
 
+from resnext_det import files
 from resnext_det.engine import checkpoint as module
 from resnext_det.engine.checkpoint import LAST, RunCheckpointer, read_run_checkpoint, seal_holds
 from resnext_det.engine.evaluations import read_evaluations
@@ -250,8 +251,9 @@ def test_a_new_run_archives_each_earlier_one(run, caplog):
 
 
 def test_what_a_killed_writer_left_is_removed(run):
-    part = run / ".model_0000007.pth.123.part"
+    part = run / f".model_0000007.pth.99999999_{files._machine()}.part"
     part.write_bytes(b"half")
+    files._swept.clear()  # as in a new process
     ToyRun(run).train(8, resume=True)
     assert not part.exists()
 

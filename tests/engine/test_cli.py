@@ -10,7 +10,7 @@ from common import ROOT
 
 from resnext_det.commands.arguments import parse_training_arguments
 from resnext_det.engine.exits import run
-from resnext_det.engine.signals import Stopped
+from resnext_det.engine.signals import Stopped, Terminated
 from resnext_det.errors import RunFailed, UserError
 from resnext_det.images import BrokenImage
 
@@ -31,7 +31,8 @@ def ended(error, capsys) -> tuple[object, str]:
         (BrokenImage("a.jpg: cannot be decoded"), 2, "error: a.jpg: cannot be decoded\n"),
         (RunFailed("a process died"), 1, "error: a process died\n"),
         (Stopped("stopped by SIGTERM"), 75, "stopped by SIGTERM\n"),
-        (KeyboardInterrupt(), 130, ""),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+        (Terminated("ended by SIGTERM"), 143, "ended by SIGTERM\n"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "No space left"),
         (UserError("Caught UserError in DataLoader worker process 0.\nOriginal Traceback ...\n"
                    "resnext_det.errors.UserError: a.jpg: broken\n"), 2, "error: a.jpg: broken\n"),

@@ -329,7 +329,7 @@ def test_stopping_signals_are_passed_on_to_the_processes(monkeypatch):
 
     monkeypatch.setattr(module.connection, "wait", lambda waiting, left: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(module.os, "kill", kill)
-    assert module._supervise([process]) == [75] and sent == [(12345, signal.SIGTERM)]
+    assert module._supervise([process]) == ([75], {signal.SIGTERM}) and sent == [(12345, signal.SIGTERM)]
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_patient_with_those_who_save_and_short_with_a_failure(ends, codes, monke
 
     monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(module.connection, "wait", wait)
-    assert module._supervise([Slow(clock, *end) for end in ends]) == codes
+    assert module._supervise([Slow(clock, *end) for end in ends])[0] == codes
 
 
 def test_too_few_open_files_for_the_workers(monkeypatch):

@@ -74,6 +74,14 @@ def test_validation_mistakes(tmp_path: Path) -> None:
         imagenet_val.read_labels(flat)
 
 
+@pytest.mark.parametrize("change", [("_00000002", ""), ("_00000002", "_00000003"), ("_00000002", "_00000009")])
+def test_a_row_that_names_no_image_or_one_twice_shifts_no_labels(tmp_path: Path, change) -> None:
+    file = kaggle(tmp_path)
+    file.write_text(file.read_text().replace(*change))
+    with pytest.raises(UserError, match="ImageId of line [45] is .*; the numbers must be 1 to 5, each once"):
+        imagenet_val.read_labels(file)
+
+
 def test_5k_takes_the_largest_classes(tmp_path: Path) -> None:
     for folder, name, count in [
         ("1k", "b", 1), ("1k", "d", 2), ("full", "a", 3), ("full", "b", 9), ("full", "c", 5), ("full", "e", 3),

@@ -70,3 +70,66 @@ def test_reporting_needs_no_detectron2():
         "assert not [name for name in sys.modules if name.startswith('detectron2.')]"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["$1_$", "$\\frac{", "a_{", "你好", "क", "\x1b[31mx", "x\ny", "<script>", "%s", "a" * 200]
+)
+@pytest.mark.filterwarnings("error:Glyph")
+def test_names_of_classes_and_files_are_plain_text(tmp_path, name):
+    truth = read_ground_truth(
+        {
+            "images": [{"id": 1, "file_name": f"{name}.png", "width": 60, "height": 50}],
+            "categories": [{"id": 1, "name": name}, {"id": 2, "name": "other"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 30, 30]}],
+        }
+    )
+    found = Detections.from_records([{"image_id": 1, "category_id": 1, "bbox": [5, 5, 30, 28], "score": 0.9}])
+    page = page_of(truth, found, tmp_path / "report.html", title=name)
+    assert "<script>" not in page and "\x1b" not in page and page.count("data:image/png") >= 3
+
+
+def colors(page: str) -> list[np.ndarray]:
+    """The images at the page's end: ground truth and detections."""
+    sources = re.findall(r'src="data:image/png;base64,([^"]*)"', page)[-2:]
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(source))).convert("RGB")) for source in sources]
+
+
+def one_image(tmp_path, width=60, height=50, **more) -> tuple:
+    truth = read_ground_truth(
+        {
+            "images": [{"id": 1, "file_name": "a.png", "width": width, "height": height}],
+            "categories": [{"id": 1, "name": "cat"}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}],
+        }
+    )
+    return truth, Detections.empty(), tmp_path / "report.html"
+
+
+def test_an_image_of_16_bits_is_shown_as_it_is_trained_on(tmp_path):
+    Image.fromarray(np.full((50, 60), 0x4000, dtype=np.uint16)).save(tmp_path / "a.png")
+    left, _ = colors(page_of(*one_image(tmp_path), image_root=tmp_path))
+    assert (left[-20:, -20:] == 0x40).all()
+
+
+def test_a_huge_entry_takes_no_memory_for_its_canvas(tmp_path):
+    import tracemalloc
+
+    given = one_image(tmp_path, width=10**6, height=10**6)
+    tracemalloc.start()
+    left, _ = colors(page_of(*given))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert left.shape == (560, 560, 3) and most < 100 << 20
+
+
+def test_the_limit_on_pixels_and_the_folder_hold_for_the_page(tmp_path):
+    Image.new("RGB", (60, 50), (250, 0, 0)).save(tmp_path / "a.png")
+    shown, _ = colors(page_of(*one_image(tmp_path), image_root=tmp_path))
+    assert (shown[-20:, -20:] == (250, 0, 0)).all()
+    gray, _ = colors(page_of(*one_image(tmp_path), image_root=tmp_path, max_megapixels=0.001))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").symlink_to(tmp_path / "a.png")
+    outside, _ = colors(page_of(*one_image(tmp_path), image_root=tmp_path / "in"))
+    for pixels in (gray, outside):
+        assert (pixels[-20:, -20:] == pixels[-1, -1]).all() and pixels[-1, -1].min() > 200

@@ -73,7 +73,7 @@ def _judge(
     row, image_id = int(table.rows[i]), int(table.ids[i])
     here = {"field": f"images[{row}]", "id": image_id}
     if isinstance(result, BrokenImage):
-        severity, does = "error", "replace it, or use the policy skip or load"
+        severity, does = "error", "or use --policy skip or load (in training DATASETS.BROKEN_IMAGES)"
         if policy == "load":
             result, salvaged = _salvage(path, result, max_megapixels)
             if salvaged:
@@ -96,6 +96,9 @@ def _judge(
         findings.add(
             "note", "several-frames", f"{path} has {result.frames} frames; the first is used", "nothing to do", **here
         )
+    named = images.format_of_name(path.name)
+    if named and result.format and not {named, result.format} <= {"JPEG", "MPO"} and named != result.format:
+        findings.add("note", "named-otherwise", f"{path} is {result.format} by its content", "rename it", **here)
     given = (int(table.widths[i]), int(table.heights[i]))
     actual = (result.width, result.height)
     if 0 in given:

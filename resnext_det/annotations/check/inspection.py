@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import UserError
+from ...errors import UserError, counted
 from ...files import atomic_write, shown
 from .. import masks as masks_room
 from ..dataset import Dataset, Texts, texts_of_json
@@ -97,9 +97,8 @@ class CheckedDataset:
         if not errors:
             return
         more = self.errors - 1
-        tail = (
-            f"; {more} more: run tools/check_dataset.py --json {self.json_file} --images {self.image_root} for the list"
-        )
+        images = "FOLDER" if self.image_root is None else self.image_root
+        tail = f"; {more} more: run tools/check_dataset.py --json {self.json_file} --images {images} for the list"
         raise UserError(f"{errors[0]}{tail if more else ''}")
 
     def metadata(self) -> dict:
@@ -344,7 +343,7 @@ def _compare_classes(categories: tables.Categories, options: Options, findings: 
     found, model = len(categories.ids), options.model_classes
     if model is not None and found != model.number:
         findings.add(
-            "error", "num-classes", f"has {found} classes, the model {model.number}",
+            "error", "num-classes", f"has {counted(found, 'class')}, the model {model.number}",
             f"set {model.key} {found}", field="categories",
         )  # fmt: skip
     expected = options.expected_names
@@ -465,5 +464,5 @@ def report(checked: CheckedDataset) -> str:
             f"  {i:>5} {value:>6} {shown(name)}: {counts[i]}"
             for i, (value, name) in enumerate(zip(categories.ids, categories.names, strict=True))
         ]
-    lines.append(f"{checked.errors} errors, {checked.warnings} warnings")
+    lines.append(f"{counted(checked.errors, 'error')}, {counted(checked.warnings, 'warning')}")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ...errors import counted
 from .. import masks
 from ..dataset import positions
 from . import columns
@@ -424,8 +425,8 @@ def _many(objects: Objects) -> tuple[int, str] | None:
     limit = objects.options.max_detections
     images, most = objects.crowded(limit, by_class=True)
     return (
-        (images, f"{images} images hold more than {limit} objects of one class, {most} at most, and an evaluation "
-         f"counts {limit} detections of a class in an image: AP stays low")
+        (images, f"more than {limit} objects of one class stand in {counted(images, 'image')}, {most} at most, and an "
+         f"evaluation counts {limit} detections of a class in an image: AP stays low")
         if images else None
     )  # fmt: skip
 
@@ -434,8 +435,8 @@ def _too_many(objects: Objects) -> tuple[int, str] | None:
     limit = objects.options.detections_per_image
     images, most = (0, 0) if limit is None else objects.crowded(limit, by_class=False)
     return (
-        (images, f"{images} images hold more than {limit} objects, {most} at most, and the model gives {limit} "
-         "detections")
+        (images, f"more than {limit} objects stand in {counted(images, 'image')}, {most} at most, and the model gives "
+         f"{limit} detections")
         if images else None
     )  # fmt: skip
 

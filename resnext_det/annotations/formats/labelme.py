@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import UserError
-from ...files import read_regular, shown
+from ...files import shown
+from ..reading import read_json
 from .source import Collector, Source, images_by_stem, number, polygon_area, polygon_box, sub_files, whole
 
 BYTES = 256 << 20
@@ -36,10 +36,7 @@ def read(path: Path, image_root: Path | None = None, names: Sequence[str] | None
 
 
 def _read_file(file: Path, collector: Collector, present: dict[str, str]) -> None:
-    try:
-        content = json.loads(read_regular(file, BYTES).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{shown(file)}: not whole JSON in UTF-8 ({shown(error, 80)}); save it again") from None
+    content = read_json(file, limit=BYTES)
     shapes = content.get("shapes") if isinstance(content, dict) else None
     if not isinstance(shapes, list):
         raise UserError(f"{shown(file)}: shapes: is not a list; this is no file of LabelMe's, take it out")

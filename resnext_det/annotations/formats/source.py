@@ -105,7 +105,7 @@ class Collector:
             "annotations": annotations,
             "categories": [{"id": number, "name": name} for name, number in ids.items()],
         }
-        notes = [f"{number} {what}" for what, number in self.left_out.items()]
+        notes = [f"{number} {what}" for what, number in self.left_out.items() if number]
         return Source(format, document, str(image_root), notes)
 
 

@@ -11,10 +11,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
+from ...config_files import read_yaml
 from ...errors import UserError
-from ...files import CONFIG_BYTES, read_regular, shown
+from ...files import shown
 from ...images import read_header
 from .source import Collector, Source, is_image, polygon_area, polygon_box, read_text
 
@@ -37,10 +36,11 @@ def read(
         UserError: the first mistake.
     """
     path = Path(path)
-    where = str(path)
+    where, keypoints = str(path), None
     if path.suffix.lower() in (".yaml", ".yml"):
         data, base = _data(path)
         names = names or _names(path, data)
+        keypoints = _keypoints(path, data)
         files = _split_images(path, data, base, split)
     else:
         base = path if path.is_dir() else path.parent
@@ -51,7 +51,7 @@ def read(
     collector = Collector(names, where)
     for file in files:
         try:
-            _read_image(file, root, collector, names)
+            _read_image(file, root, collector, names, keypoints)
         except UserError as error:
             collector.mistakes.append(str(error))
     return collector.source("yolo", root)
@@ -64,11 +64,7 @@ def splits_of(path: Path) -> list[str]:
 
 
 def _data(path: Path) -> tuple[dict, Path]:
-    try:
-        data = yaml.safe_load(read_regular(path, CONFIG_BYTES))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = shown(" ".join(str(error).split()), 120)
-        raise UserError(f"{shown(path)}: not YAML ({reason}); write names and train, val as Ultralytics does") from None
+    data = read_yaml(path, "labels")
     if not isinstance(data, dict):
         raise UserError(f"{shown(path)}: holds no keys; write names and train, val as Ultralytics does")
     base = data.get("path") or "."
@@ -90,6 +86,16 @@ def _names(path: Path, data: dict) -> list[str]:
     if count != len(names):
         raise UserError(f"{shown(path)}: nc: is {shown(count, 20)} and names has {len(names)}; make them equal")
     return _unique(path, [str(name) for name in names])
+
+
+def _keypoints(path: Path, data: dict) -> int | None:
+    """How many numbers the keypoints of an object are, as ``kpt_shape: [points, 2 or 3]`` says; None without it."""
+    shape = data.get("kpt_shape")
+    if shape is None:
+        return None
+    if not isinstance(shape, list) or len(shape) != 2 or not all(type(v) is int and v > 0 for v in shape):
+        raise UserError(f"{shown(path)}: kpt_shape: {shown(shape, 40)!r} is not [points, 2 or 3]; write that")
+    return shape[0] * shape[1]
 
 
 def _unique(path: Path, names: list[str]) -> list[str]:
@@ -171,7 +177,9 @@ def _labels_of(image: Path) -> Path:
     return image.with_suffix(".txt")
 
 
-def _read_image(image: Path, root: Path, collector: Collector, names: Sequence[str]) -> None:
+def _read_image(
+    image: Path, root: Path, collector: Collector, names: Sequence[str], keypoints: int | None = None
+) -> None:
     header = read_header(image)
     try:
         name = image.resolve().relative_to(root.resolve()).as_posix()
@@ -204,23 +212,23 @@ def _read_image(image: Path, root: Path, collector: Collector, names: Sequence[s
         if not all(map(math.isfinite, rest)):
             collector.mistake(labels, place, "holds NaN or infinity", "correct it")
             continue
-        if any(value > 1 + OUTSIDE or value < -OUTSIDE for value in rest):
+        if any(value > 1 + OUTSIDE or value < -OUTSIDE for value in (rest if keypoints is None else rest[:4])):
             text = "is no part of the image's sides: pixels?" if max(rest) > 2 else "leaves the image"
             collector.mistake(labels, place, f"{shown(line, 60)!r} {text}", "write parts of 0 to 1")
             continue
-        if len(rest) == 4:
-            x, y, w, h = rest
+        if len(rest) == 4 or len(rest) - 4 == keypoints:
+            x, y, w, h = rest[:4]
+            collector.left_out["objects' keypoints left out, their boxes kept"] += len(rest) > 4
             box = [(x - w / 2) * header.width, (y - h / 2) * header.height, w * header.width, h * header.height]
             collector.object(labels, place, image_id, names[int(kind)], box)
-        elif len(rest) >= 6 and len(rest) % 2 == 0:
+        elif keypoints is None and len(rest) >= 6 and len(rest) % 2 == 0:
             points = [v * (header.height if i % 2 else header.width) for i, v in enumerate(rest)]
             box, area = polygon_box(points), polygon_area(points)
             collector.object(labels, place, image_id, names[int(kind)], box, segmentation=[points], area=area)
-        elif len(rest) > 4 and (len(rest) - 4) % 3 == 0:
-            x, y, w, h = rest[:4]
-            collector.left_out["objects' keypoints left out, their boxes kept"] += 1
-            box = [(x - w / 2) * header.width, (y - h / 2) * header.height, w * header.width, h * header.height]
-            collector.object(labels, place, image_id, names[int(kind)], box)
         else:
             what = f"{len(words)} numbers are neither a box nor a polygon"
-            collector.mistake(labels, place, what, "write class x y width height, or class x1 y1 x2 y2 x3 y3 ...")
+            fix = "write class x y width height, or class x1 y1 x2 y2 x3 y3 ...; for keypoints kpt_shape in data.yaml"
+            if keypoints is not None:
+                what = f"{len(words)} numbers are not {5 + keypoints}: class, box and keypoints (kpt_shape)"
+                fix = "correct the line, or kpt_shape in data.yaml"
+            collector.mistake(labels, place, what, fix)

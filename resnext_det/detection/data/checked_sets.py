@@ -56,6 +56,27 @@ class CheckOptions:
     max_detections: int = 100
     detections_per_image: int | None = None
 
+    def looked_for(self, *, for_training: bool, classes: ClassCount | None, first: Sequence[str] | None) -> Options:
+        """The same for one set; ``first``: class names of the first set of the run, None for that set itself."""
+        policy = self.broken_images
+        if not for_training and policy == "skip":  # an evaluation sees every image that its set lists
+            policy = "error"
+        return Options(
+            model_classes=classes,
+            expected_names=None if first is None else list(first),
+            check_images=self.level in ("full", "headers"),
+            decode=self.level == "full",
+            policy=policy,
+            max_megapixels=self.max_megapixels,
+            follow_links=self.follow_links,
+            drop_unused_root=self.drop_unused_root,
+            for_training=for_training,
+            masks=self.masks,
+            keypoints=self.keypoints,
+            max_detections=self.max_detections,
+            detections_per_image=self.detections_per_image,
+        )
+
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
             raise UserError(
@@ -64,24 +85,26 @@ class CheckOptions:
         check_policy(self.broken_images)
 
 
+def check_options_from_config(cfg: CfgNode) -> CheckOptions:
+    """What DATASETS, MODEL and TEST say of the check."""
+    return CheckOptions(
+        level=cfg.DATASETS.CHECK,
+        broken_images=cfg.DATASETS.BROKEN_IMAGES,
+        max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS,
+        follow_links=cfg.DATASETS.FOLLOW_LINKS,
+        drop_unused_root=cfg.DATASETS.DROP_UNUSED_ROOT,
+        masks=cfg.MODEL.MASK_ON,
+        keypoints=cfg.MODEL.KEYPOINT_ON,
+        max_detections=cfg.TEST.MAX_DETECTIONS,
+        detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
+    )
+
+
 def check_sets_from_config(cfg: CfgNode, *, training: bool) -> dict[str, Dataset]:
     """:func:`check_sets` as DATASETS says."""
-    return check_sets(
-        cfg.DATASETS.TRAIN if training else (),
-        cfg.DATASETS.TEST,
-        classes=class_count_from_config(cfg),
-        options=CheckOptions(
-            level=cfg.DATASETS.CHECK,
-            broken_images=cfg.DATASETS.BROKEN_IMAGES,
-            max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS,
-            follow_links=cfg.DATASETS.FOLLOW_LINKS,
-            drop_unused_root=cfg.DATASETS.DROP_UNUSED_ROOT,
-            masks=cfg.MODEL.MASK_ON,
-            keypoints=cfg.MODEL.KEYPOINT_ON,
-            max_detections=cfg.TEST.MAX_DETECTIONS,
-            detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
-        ),
-    )
+    train = cfg.DATASETS.TRAIN if training else ()
+    options = check_options_from_config(cfg)
+    return check_sets(train, cfg.DATASETS.TEST, classes=class_count_from_config(cfg), options=options)
 
 
 def check_sets(
@@ -168,23 +191,9 @@ def _check(
     level = options.level
     if level == "auto":
         level = "full" if number <= DECODED_AT_MOST else "headers"
-    if not for_training and options.broken_images == "skip":  # an evaluation sees every image that its set lists
-        options = replace(options, broken_images="error")
     logger.info("checking %s: %d images, %s", name, number, _DOES[level])
-    looked_for = Options(
-        model_classes=classes,
-        expected_names=None if first is None else first.class_names,
-        check_images=level in ("full", "headers"),
-        decode=level == "full",
-        policy=options.broken_images,
-        max_megapixels=options.max_megapixels,
-        follow_links=options.follow_links,
-        drop_unused_root=options.drop_unused_root,
-        for_training=for_training,
-        masks=options.masks,
-        keypoints=options.keypoints,
-        max_detections=options.max_detections,
-        detections_per_image=options.detections_per_image,
+    looked_for = replace(options, level=level).looked_for(
+        for_training=for_training, classes=classes, first=None if first is None else first.class_names
     )
     checked = inspect_document(document, json_file, image_root, looked_for)
     checked.raise_errors()

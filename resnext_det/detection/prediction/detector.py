@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ...annotations.classes import match_classes
 from ...annotations.coco import Detections, read_ground_truth
+from ...engine.checkpoint import last_checkpoint
 from ...engine.config import load_config
 from ...errors import UserError
 from ...inference import CHOICES
@@ -150,11 +151,7 @@ def weights_in(file_or_folder: str | os.PathLike) -> tuple[str, str]:
     if not os.path.isdir(path):
         return path, ""
     folder = Path(path)
-    names = ["model_final.pth", "model_best.pth"]
-    try:
-        names.insert(0, os.path.basename((folder / "last_checkpoint").read_text(encoding="utf-8").strip()))
-    except (OSError, UnicodeDecodeError):
-        pass
+    names = [last_checkpoint(folder), "model_final.pth", "model_best.pth"]
     found = next((folder / name for name in names if name and (folder / name).is_file()), None)
     if found is None:
         raise UserError(f"{path}: holds no checkpoint of a training; give the file of the weights")
