@@ -41,6 +41,8 @@ import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 # isort: split
 from detectron2.config import get_cfg
 from PIL import Image, features
+from resnext_det.detection.prediction.parts import begin, merge, whole_units
+from resnext_det.detection.prediction.run import Summary
 from toy import ToyModel, ToyRun
 
 from resnext_det.annotations.check import Options, inspect_coco, inspect_document, report
@@ -55,8 +57,6 @@ from resnext_det.commands.benchmark import _known
 from resnext_det.detection.config import add_resnext_config
 from resnext_det.detection.config_check import check_config
 from resnext_det.detection.data.proposals import read_proposals, write_proposals
-from resnext_det.detection.prediction.parts import begin, merge, whole_units
-from resnext_det.detection.prediction.run import Summary
 from resnext_det.engine.checkpoint import seal
 from resnext_det.engine.config import load_config
 from resnext_det.engine.dump import load_weights, read_dump, summary
