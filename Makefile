@@ -10,7 +10,8 @@ BIN := $(VENV)/bin
 LOCK := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),requirements/linux-x86_64.txt)
 
 STAMP := $(VENV)/set-up
-UV := $(BIN)/uv pip install --python $(BIN)/python
+# Compiled once here: where PYTHONDONTWRITEBYTECODE is set, every process would compile torch anew, for seconds.
+UV := $(BIN)/uv pip install --compile-bytecode --python $(BIN)/python
 # pb1-detectron2 holds no C++ sources, so that step of its build is left out; its setup.py imports torch.
 DETECTRON2_OPTIONS := --no-build-isolation-package pb1-detectron2 \
 	--config-settings-package "pb1-detectron2:--global-option=build_py" \
