@@ -41,8 +41,6 @@ import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 # isort: split
 from detectron2.config import get_cfg
 from PIL import Image, features
-from resnext_det.detection.prediction.parts import begin, merge, whole_units
-from resnext_det.detection.prediction.run import Summary
 from toy import ToyModel, ToyRun
 
 from resnext_det.annotations.check import Options, inspect_coco, inspect_document, report
@@ -68,6 +66,8 @@ from resnext_det.makers.cifar import unpack
 from resnext_det.makers.shards import write_shards
 from resnext_det.paper.reproduce import SETTINGS_FILE, Command, options_of_file
 from resnext_det.paper.study import _table, of_run, read_runs, read_study
+from resnext_det.prediction.parts import begin, merge, whole_units
+from resnext_det.prediction.run import Summary
 from resnext_det.reporting.curves import read_metrics
 from resnext_det.weights import read_checkpoint, save_checkpoint
 from resnext_det.weights.reading import read_file, read_pickle, read_torch

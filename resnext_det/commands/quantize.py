@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..artifacts.about import OPENVINO, write_about
+from ..artifacts.about import OPENVINO, is_artifact, write_about
 from ..errors import UserError
 from ..files import atomic_path
 from .arguments import TRUST_PICKLE, at_least
@@ -32,6 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.max_drop is not None and not 0 <= args.max_drop < math.inf:
         raise UserError(f"--max-drop {args.max_drop:g}: give points of AP, 0 or more")
+    if os.path.isdir(args.output) and os.listdir(args.output) and not is_artifact(args.output):
+        raise UserError(
+            f"--output {args.output}: holds something else than an export, which would be replaced; name a new folder"
+        )
     from detectron2.modeling import build_model
 
     from ..artifacts.building import openvino_model, quantized, save_openvino
