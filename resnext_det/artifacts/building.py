@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from ..files import atomic_path
+from ..inference import runtime
 from .about import METADATA, About
 from .resizing import resizing_graph
-from .running import _openvino, text_of
+from .running import needed_openvino, text_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def write_onnx(core: str | os.PathLike, path: str | os.PathLike, about: About) -
 
 def openvino_model(core: str | os.PathLike) -> Any:
     """OpenVINO's model of the graph ``core``, in float."""
-    return _openvino().Core().read_model(os.fspath(core))
+    return needed_openvino().Core().read_model(os.fspath(core))
 
 
 def parts_of(model: Any) -> dict[str, list[str]]:
@@ -97,28 +98,18 @@ def quantized(
     Args:
         float_parts: of :data:`PARTS`, that stay in float.
     """
-    _openvino()
     import nncf
 
-    logging.getLogger("nncf").setLevel(logging.ERROR)
     model = openvino_model(core)
     parts = parts_of(model)
     kept = [name for part in float_parts for name in parts[part]]
-    inputs = list(examples)
-    ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
-    return nncf.quantize(
-        model,
-        nncf.Dataset(inputs, list),
-        preset=nncf.QuantizationPreset.MIXED,
-        subset_size=len(inputs),
-        # Sampling regions, decoding boxes and scores stay in float: NMS and thresholds look at their last digits.
-        ignored_scope=nncf.IgnoredScope(names=kept, types=["MatMul"], validate=False),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
-    )
+    # Sampling regions, decoding boxes and scores stay in float: NMS and thresholds look at their last digits.
+    ignored = nncf.IgnoredScope(names=kept, types=["MatMul"], validate=False)
+    return runtime.quantized(model, list(examples), ignored_scope=ignored)
 
 
 def save_openvino(model: Any, folder: Path) -> list[str]:
     """Write the two files of an OpenVINO model; returns their names."""
     names = ["detector.xml", "detector.bin"]
-    _openvino().serialize(model, *(str(folder / name) for name in names))
+    needed_openvino().serialize(model, *(str(folder / name) for name in names))
     return names

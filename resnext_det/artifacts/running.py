@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +14,7 @@ import numpy as np
 from ..annotations.coco import Detections
 from ..errors import UserError
 from ..files import shown
+from ..inference.runtime import load, signal_stack_kept
 from .about import METADATA, ONNX, About, parse, read_about
 from .resizing import resized
 
@@ -103,7 +102,7 @@ def _detections(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> D
 
 def _needed(package: str, extra: str) -> ModuleType:
     try:
-        return import_module(package)
+        return load(package)
     except ImportError as error:
         raise UserError(f"this detector is run by {package}: pip install 'resnext-det[{extra}]'") from error
 
@@ -133,28 +132,34 @@ def _by_onnxruntime(session: Any) -> Callable[[np.ndarray], Arrays]:
 
 
 def _read_openvino(graph: str) -> Any:
-    openvino = _openvino()
+    openvino = needed_openvino()
     try:
         return openvino.Core().read_model(graph)
     except Exception as error:
         raise UserError(f"{shown(graph)}: {NOT_OPENED} OpenVINO ({_first_line(error)}); export it again") from None
 
 
-def _openvino() -> ModuleType:
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # it would report usage home
+def needed_openvino() -> ModuleType:
+    """OpenVINO.
+
+    Raises:
+        UserError: it is not installed.
+    """
     return _needed("openvino", "openvino")
 
 
+@signal_stack_kept()
 def by_openvino(model: Any, about: About, threads: int) -> Callable[[np.ndarray], Arrays]:
     """Runs OpenVINO's model of the detector on RGB images; every thread has a request of its own."""
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = _openvino().Core().compile_model(model, "CPU", settings)
+    compiled = needed_openvino().Core().compile_model(model, "CPU", settings)
     own = threading.local()
 
     def run(image: np.ndarray) -> Arrays:
         request = getattr(own, "request", None)
         if request is None:
-            request = own.request = compiled.create_infer_request()
+            with signal_stack_kept():
+                request = own.request = compiled.create_infer_request()
         small = resized(image, about.min_size, about.max_size)
         ordered = small[:, :, ::-1] if about.channel_order == "BGR" else small
         pixels = np.ascontiguousarray(ordered.transpose(2, 0, 1)[None], dtype=np.float32)
