@@ -17,7 +17,7 @@ def load_detector(
     dtype: str = "auto",
     device: str = "auto",
     config: str | os.PathLike = "",
-    score_threshold: float = 0.5,
+    score_threshold: float | None = None,
     examples: Iterable[Any] = (),
     trust_pickle: bool = False,
 ) -> Detector:
@@ -31,7 +31,8 @@ def load_detector(
             layers of training as they are.
         device: "cpu", "cuda", ...; "auto" is a GPU where there is one.
         config: YAML file, for weights that do not hold theirs.
-        score_threshold: detections below it are left out.
+        score_threshold: detections below it are left out; by default the best of each class, as the evaluation in
+            training has found it, or 0.5 where the weights do not say.
         examples: images like those to come, on which "int8" measures its ranges; needed by it only.
         trust_pickle: also open weights that may run code.
 
@@ -58,7 +59,9 @@ def load_detector(
                         "dtype, device, config and examples")  # fmt: skip
     from .artifacts.running import ArtifactPredictor
     from .prediction.detector import Detector
+    from .prediction.run import DEFAULT_THRESHOLD
 
     predictor = ArtifactPredictor(file_or_folder)
     about = predictor.about
-    return Detector(predictor, about.class_names, about.category_ids, score_threshold=score_threshold)
+    threshold = about.thresholds or DEFAULT_THRESHOLD if score_threshold is None else score_threshold
+    return Detector(predictor, about.class_names, about.category_ids, score_threshold=threshold)

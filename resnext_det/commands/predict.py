@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--output", default="output/predictions", metavar="FOLDER", help="drawn copies, detections.json"
     )
-    parser.add_argument("--score-threshold", type=float, default=0.5, help="leave out detections below it")
+    parser.add_argument(
+        "--score-threshold", type=float, help="leave out detections below it (the best of each class, as trained)"
+    )
     parser.add_argument("--batch-size", type=at_least(1), default=1, help="images at a time")
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="images that cannot be read")
     parser.add_argument("--dtype", choices=CHOICES, help="over MODEL.RESNEXT.INFERENCE_DTYPE of the file")
@@ -39,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.input:
         raise UserError("no images: give files, folders or patterns, --input PATH")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    check_threshold(args.score_threshold)
+    if args.score_threshold is not None:
+        check_threshold(args.score_threshold)
     given = [*args.input, *args.opts]
     weights = args.weights or (given[given.index("MODEL.WEIGHTS") + 1] if "MODEL.WEIGHTS" in given[:-1] else "")
     if weights and is_artifact(weights):

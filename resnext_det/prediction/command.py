@@ -8,6 +8,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ..annotations.coco import read_ground_truth
 from ..annotations.dataset import Dataset
 from ..annotations.predicted import match_files
@@ -17,7 +19,7 @@ from ..errors import UserError, listed
 from ..files import shown
 from .inputs import find_inputs
 from .parts import DETECTIONS_FILE
-from .run import Summary, predict
+from .run import DEFAULT_THRESHOLD, Summary, predict
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,8 @@ def run_artifact(args: Namespace) -> None:
         truth = read_ground_truth(args.ids_from)
         image_ids = match_files(map(str, paths), truth.image_records(), f"--ids-from {args.ids_from}")
         category_ids = ids_of_classes(truth, about.class_names)
-    if args.score_threshold < about.model_threshold:
+    threshold = threshold_of(args, about.thresholds or DEFAULT_THRESHOLD, about.class_names)
+    if args.score_threshold is not None and args.score_threshold < about.model_threshold:
         logger.warning(
             "--score-threshold %g: the exported detector itself leaves out what is below %g",
             args.score_threshold, about.model_threshold,
@@ -43,11 +46,21 @@ def run_artifact(args: Namespace) -> None:
     summary = predict(
         predictor, paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, about.class_names, strict=True)],
-        image_ids=image_ids, settings=identity, batch_size=args.batch_size, score_threshold=args.score_threshold,
+        image_ids=image_ids, settings=identity, batch_size=args.batch_size, score_threshold=threshold,
         broken=args.broken, draw=not args.no_drawings, resume=args.resume, progress=logger.info,
     )  # fmt: skip
     assert summary is not None  # one process
-    tell(summary, folder, args.score_threshold, predictor.runtime)
+    tell(summary, folder, float(np.min(threshold)), predictor.runtime)
+
+
+def threshold_of(args: Namespace, own: float | list[float], class_names: Sequence[str]) -> float | list[float]:
+    """``--score-threshold``, or the detector's own."""
+    if args.score_threshold is not None:
+        return args.score_threshold
+    if isinstance(own, list):
+        pairs = [f"{name} {value:.3f}" for name, value in zip(class_names, own, strict=True)]
+        logger.info("thresholds of the weights, best F1 of each class: %s (--score-threshold)", listed(pairs, 10))
+    return own
 
 
 def tell(summary: Summary, folder: Path, threshold: float, device: str) -> None:

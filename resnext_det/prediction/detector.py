@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..images import MAX_MEGAPIXELS
 from .inputs import read_rgb
 from .result import Result, result_of
-from .run import check_threshold
+from .run import DEFAULT_THRESHOLD, above, check_threshold
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
@@ -31,7 +31,7 @@ class Detector:
     Attributes:
         class_names: of the model's classes, in their order.
         category_ids: of the same in the data set it was trained on.
-        score_threshold: detections below it are left out.
+        score_threshold: detections below it are left out; of several, below that of their class.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class Detector:
         class_names: Sequence[str],
         category_ids: Sequence[int],
         *,
-        score_threshold: float = 0.5,
+        score_threshold: float | Sequence[float] = DEFAULT_THRESHOLD,
         max_megapixels: float = MAX_MEGAPIXELS,
     ) -> None:
         check_threshold(score_threshold)
@@ -79,10 +79,10 @@ class Detector:
             ((found, vectors),) = self.predictor.with_features([pixels])
         else:
             (found,) = self.predictor([pixels])
-        above = found.scores >= threshold
+        kept = above(found, threshold)
         source = image if isinstance(image, str | os.PathLike) else pixels
-        vectors = None if vectors is None else vectors[above]
-        return result_of(found.take(above), self.class_names, self.category_ids, pixels.shape[:2], source, vectors)
+        vectors = None if vectors is None else vectors[kept]
+        return result_of(found.take(kept), self.class_names, self.category_ids, pixels.shape[:2], source, vectors)
 
 
 def pixels_of(image: ImageLike, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:

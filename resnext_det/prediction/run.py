@@ -26,6 +26,9 @@ from .inputs import Frame, frames_in, frames_of, is_video
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_THRESHOLD = 0.5
+"""Where neither the user nor the weights name one."""
+
 Detect = Callable[[Sequence[np.ndarray]], list[Detections]]
 """RGB images -> detections whose category ids are the model's classes."""
 
@@ -80,7 +83,7 @@ def predict(
     image_ids: Mapping[str, int] | None = None,
     settings: Mapping[str, Any] | None = None,
     batch_size: int = 1,
-    score_threshold: float = 0.5,
+    score_threshold: float | Sequence[float] = DEFAULT_THRESHOLD,
     broken: str = "error",
     draw: bool = True,
     resume: bool = False,
@@ -95,13 +98,13 @@ def predict(
     Every process of a run calls it with the same arguments, and takes its share.
 
     Args:
-        detect: as :class:`~resnext_det.detection.prediction.detector.Predictor`.
+        detect: a :data:`Detect`.
         paths: images and videos of :func:`~resnext_det.prediction.inputs.find_inputs`.
         categories: COCO's record of each of the model's classes.
         image_ids: {file: id} in ``detections.json``; by default 1, 2, ...
         settings: whatever else decides the results; a run is resumed with the same only.
         batch_size: images that go through the model together.
-        score_threshold: detections below it are left out.
+        score_threshold: detections below it are left out; of several, below that of their class.
         broken: ``error`` or ``skip``, for images that cannot be read.
         resume: continue the run in ``folder``.
         progress: called with the speed and the time left, about once a second.
@@ -168,7 +171,7 @@ class _Work:
 
     detect: Detect
     category_ids: Sequence[int]
-    score_threshold: float
+    score_threshold: float | Sequence[float]
     broken: str
     batch_size: int
     max_megapixels: float
@@ -202,7 +205,7 @@ class _Work:
                 yield str(error)
 
     def _record(self, frame: Frame, detections: Detections, drawings: Drawings | None) -> dict:
-        kept = detections.take(detections.scores >= self.score_threshold)
+        kept = detections.take(above(detections, self.score_threshold))
         if drawings is not None:
             drawings.add(frame, kept)
         height, width = frame.pixels.shape[:2]
@@ -235,7 +238,13 @@ class _Progress:
             self._last = now
 
 
-def check_threshold(value: float) -> None:
+def check_threshold(value: float | Sequence[float]) -> None:
     """Raises UserError for a score threshold outside 0 to 1; nan is outside."""
-    if not 0 <= value <= 1:
-        raise UserError(f"--score-threshold {value:g}: scores are between 0 and 1; give a number in that range")
+    for one in np.atleast_1d(value):
+        if not 0 <= one <= 1:
+            raise UserError(f"--score-threshold {one:g}: scores are between 0 and 1; give a number in that range")
+
+
+def above(detections: Detections, threshold: float | Sequence[float]) -> np.ndarray:
+    """(N,) bool: what scores ``threshold`` or more, or that of its class, one for each of the model's."""
+    return detections.scores >= (np.asarray(threshold)[detections.category_ids] if np.ndim(threshold) else threshold)

@@ -16,12 +16,13 @@ from PIL import Image
 pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 
-from artifacts.made import write  # noqa: E402
+from artifacts.made import about, write  # noqa: E402
 
 import resnext_det  # noqa: E402
 from resnext_det import UserError  # noqa: E402
 from resnext_det.artifacts.about import ABOUT, ONNX, read_about  # noqa: E402
 from resnext_det.artifacts.running import ArtifactPredictor  # noqa: E402
+from resnext_det.commands import predict  # noqa: E402
 
 
 @pytest.mark.parametrize("door", ["folder", "file"])
@@ -38,6 +39,19 @@ def test_three_lines_of_python(tmp_path: Path, door: str) -> None:
         detector(image, features=True)
     with pytest.raises(UserError, match="leave out dtype"):
         resnext_det.load_detector(folder, dtype="int8")
+
+
+def test_thresholds_of_the_export_count_unless_one_is_named(tmp_path: Path) -> None:
+    folder = write(tmp_path / "export", about(thresholds=[0.1, 0.8]))
+    image = np.zeros((40, 50, 3), dtype=np.uint8)
+    assert len(resnext_det.load_detector(folder)(image)) == 0, "the dog of 0.75 is below the dogs' own 0.8"
+    assert len(resnext_det.load_detector(folder, score_threshold=0.5)(image)) == 1
+    Image.fromarray(image).save(tmp_path / "one.png")
+    words = ["--weights", folder / ONNX, "--input", tmp_path / "one.png", "--no-drawings", "--output"]
+    predict.main([str(word) for word in [*words, tmp_path / "own"]])
+    predict.main([str(word) for word in [*words, tmp_path / "named", "--score-threshold", 0.5]])
+    numbers = [len(json.loads((tmp_path / n / "detections.json").read_text())["annotations"]) for n in ("own", "named")]
+    assert numbers == [0, 1]
 
 
 BARE = """

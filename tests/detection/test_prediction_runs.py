@@ -323,6 +323,28 @@ def test_three_lines_of_python(trained, tmp_path):
         detector(pixels[:, :, 0])
 
 
+def test_the_thresholds_of_the_weights_count_unless_one_is_named(trained, tmp_path, caplog):
+    tiny, weights = trained
+    path = Path(tiny.sets[1][2]) / "0.png"
+    data = torch.load(weights, weights_only=True)
+    every = load_detector(weights, dtype="fp32", device="cpu", score_threshold=0.0)(path)
+    median = float(np.median(every.scores))
+    thresholds = {name: median if name == every.names[0] else 0.0 for name in ("red", "blue")}
+    data["metadata"] |= {"thresholds": list(thresholds.values())}
+    torch.save(data, tmp_path / "w.pth")
+    found = load_detector(tmp_path / "w.pth", dtype="fp32", device="cpu")(path)
+    kept = [score >= thresholds[name] for name, score in zip(every.names, every.scores, strict=True)]
+    assert 0 < len(found) == sum(kept) < len(every)
+    words = ["--weights", tmp_path / "w.pth", "--dtype", "fp32", "--input", path]
+    with caplog.at_level("INFO"):
+        command.main([str(word) for word in [*words, "--output", tmp_path / "own"]])
+        command.main([str(word) for word in [*words, "--output", tmp_path / "named", "--score-threshold", 0]])
+    listed = ", ".join(f"{name} {value:.3f}" for name, value in thresholds.items())
+    assert caplog.text.count(f"best F1 of each class: {listed}") == 1
+    numbers = [len(json.loads((tmp_path / n / "detections.json").read_text())["annotations"]) for n in ("own", "named")]
+    assert numbers == [len(found), len(every)]
+
+
 def test_features_belong_to_their_boxes(trained):
     tiny, weights = trained
     detector = load_detector(weights, dtype="off", device="cpu", score_threshold=0.0)

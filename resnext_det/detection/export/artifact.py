@@ -40,6 +40,7 @@ def about_of(cfg: CfgNode, found: Mapping[str, Any], graph: str, precision: str)
         graph, precision: as :class:`~resnext_det.artifacts.about.About`.
     """
     category_ids, class_names = categories_of(cfg, found.get("class_names", ()))
+    own = found.get("thresholds") or ()
     versions = {"resnext_det": resnext_det.__version__}
     for package in ("torch", "detectron2", "onnx", "openvino", "nncf"):
         try:
@@ -55,7 +56,7 @@ def about_of(cfg: CfgNode, found: Mapping[str, Any], graph: str, precision: str)
         min_size=cfg.INPUT.MIN_SIZE_TEST,
         max_size=cfg.INPUT.MAX_SIZE_TEST,
         model_threshold=cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
-        thresholds=[float(value) for value in found.get("thresholds") or ()],
+        thresholds=[float(value) for value in own] if len(own) == len(class_names) else [],
         weights_sha256=sha256(locate(cfg.MODEL.WEIGHTS)[0]),
         versions=versions,
         config=cfg.dump(),

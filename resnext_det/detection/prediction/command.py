@@ -8,6 +8,7 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
@@ -16,7 +17,7 @@ from ...annotations.coco import read_ground_truth
 from ...annotations.predicted import match_files
 from ...engine.processes import decided_by_main
 from ...errors import UserError
-from ...prediction.command import ids_of_classes, tell
+from ...prediction.command import ids_of_classes, tell, threshold_of
 from ...prediction.inputs import find_inputs, spread
 from ...prediction.run import predict
 from ...weights.reading import sha256
@@ -51,8 +52,9 @@ def run(cfg: CfgNode, args: Namespace) -> None:
         truth = read_ground_truth(args.ids_from)
         image_ids = match_files(map(str, paths), truth.image_records(), f"--ids-from {args.ids_from}")
         category_ids = ids_of_classes(truth, class_names)
+    threshold = threshold_of(args, predictor.thresholds, class_names)
     key, own = own_threshold(cfg)
-    if args.score_threshold < own:
+    if args.score_threshold is not None and args.score_threshold < own:
         logger.warning(
             "--score-threshold %g: the model itself leaves out what is below %s %g; set %s %g to see it",
             args.score_threshold, key, own, key, args.score_threshold,
@@ -61,13 +63,13 @@ def run(cfg: CfgNode, args: Namespace) -> None:
         predictor, paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)],
         image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
-        batch_size=args.batch_size, score_threshold=args.score_threshold, broken=args.broken,
+        batch_size=args.batch_size, score_threshold=threshold, broken=args.broken,
         draw=not args.no_drawings, resume=args.resume, max_megapixels=limit, progress=logger.info if first else None,
         rank=comm.get_rank(), processes=comm.get_world_size(), decide=decided_by_main,
     )  # fmt: skip
     if summary is not None:
         logging.getLogger().setLevel(logging.INFO)  # the last process tells, whichever it is
-        tell(summary, folder, args.score_threshold, cfg.MODEL.DEVICE)
+        tell(summary, folder, float(np.min(threshold)), cfg.MODEL.DEVICE)
 
 
 def own_threshold(cfg: CfgNode) -> tuple[str, float]:

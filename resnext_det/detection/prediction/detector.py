@@ -28,6 +28,7 @@ from ...engine.config import load_config
 from ...errors import UserError
 from ...inference import CHOICES
 from ...prediction.detector import Detector, ImageLike, pixels_of
+from ...prediction.run import DEFAULT_THRESHOLD
 from ...weights import read_checkpoint
 from ..class_count import class_count_from_config
 from ..coco_evaluator import detections_of
@@ -40,7 +41,11 @@ logger = logging.getLogger(__name__)
 
 
 class Predictor:
-    """A detector that takes arrays: resized as in its test configuration, several at a time, one call after another."""
+    """A detector that takes arrays: resized as in its test configuration, several at a time, one call after another.
+
+    Attributes:
+        thresholds: the scores from which its weights say that detections are kept, one for each class, or one for all.
+    """
 
     def __init__(self, model: nn.Module, *, min_size: int, max_size: int, channel_order: str = "BGR"):
         """
@@ -55,6 +60,7 @@ class Predictor:
         self._model = model.eval()
         self._resize = ResizeShortestEdge([min_size, min_size], max_size)
         self._channel_order = channel_order
+        self.thresholds: float | list[float] = DEFAULT_THRESHOLD
         self._lock = threading.Lock()  # copies by OpenVINO and compiled ones serve one call at a time
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,7 +128,7 @@ def load_trained(
     dtype: str,
     device: str,
     config: str | os.PathLike,
-    score_threshold: float,
+    score_threshold: float | None,
     examples: Sequence[ImageLike],
     trust_pickle: bool,
 ) -> Detector:
@@ -138,7 +144,8 @@ def load_trained(
     predictor, ids, names = load_predictor(
         cfg, trust_pickle=trust_pickle, examples=lambda: (pixels_of(image, limit) for image in examples)
     )
-    return Detector(predictor, names, ids, score_threshold=score_threshold, max_megapixels=limit)
+    threshold = predictor.thresholds if score_threshold is None else score_threshold
+    return Detector(predictor, names, ids, score_threshold=threshold, max_megapixels=limit)
 
 
 def weights_in(file_or_folder: str | os.PathLike) -> tuple[str, str]:
@@ -238,7 +245,11 @@ def load_predictor(
     sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
     predictor = Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT)
     predictor.optimize(cfg, examples)
-    return predictor, *categories_of(cfg, found.get("class_names", ()))
+    ids, names = categories_of(cfg, found.get("class_names", ()))
+    own = found.get("thresholds") or []
+    if len(own) == len(names):
+        predictor.thresholds = list(own)
+    return predictor, ids, names
 
 
 def categories_of(cfg: CfgNode, class_names: Sequence[str] = ()) -> tuple[list[int], list[str]]:
