@@ -328,8 +328,9 @@ def test_the_thresholds_of_the_weights_count_unless_one_is_named(trained, tmp_pa
     path = Path(tiny.sets[1][2]) / "0.png"
     data = torch.load(weights, weights_only=True)
     every = load_detector(weights, dtype="fp32", device="cpu", score_threshold=0.0)(path)
-    median = float(np.median(every.scores))
-    thresholds = {name: median if name == every.names[0] else 0.0 for name in ("red", "blue")}
+    most = max(every.names, key=every.names.count)
+    median = float(np.median([score for name, score in zip(every.names, every.scores, strict=True) if name == most]))
+    thresholds = {name: median if name == most else 0.0 for name in ("red", "blue")}
     data["metadata"] |= {"thresholds": list(thresholds.values())}
     torch.save(data, tmp_path / "w.pth")
     found = load_detector(tmp_path / "w.pth", dtype="fp32", device="cpu")(path)
