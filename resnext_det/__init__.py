@@ -7,21 +7,21 @@ and ``detectron2.modeling`` are imported, in either order.
 from importlib import import_module
 
 from . import compat
-from .config_files import config_path
 from .errors import UserError
 from .variants import list_models
 
 __version__ = "0.1.0"
-__all__ = ["UserError", "config_path", "create_model", "list_models"]
+__all__ = ["UserError", "config_path", "create_model", "list_models", "load_detector"]
 
 _HOME = {
+    "config_path": "resnext_det.config_files",
     "create_model": "resnext_det.resnext",
     "add_resnext_config": "resnext_det.detection",
-    "load_detector": "resnext_det.detection.prediction.detector",
+    "load_detector": "resnext_det.loading",
 }
 
 if compat.register(lambda: import_module("resnext_det.detection")):
-    __all__ += ["add_resnext_config", "load_detector"]
+    __all__ += ["add_resnext_config"]
 
 
 def __getattr__(name: str):

@@ -21,6 +21,7 @@ COMMANDS = {
     "split": "training, validation and test sets of one labeled set",
     "convert-data": "labels of COCO, YOLO, VOC, CVAT and LabelMe as COCO, YOLO or VOC",
     "export": "write a C4 detector as ONNX and torch.export",
+    "quantize": "write a C4 detector in 8 bits for OpenVINO",
     "proposals": "write a detector's proposals, to train or test on",
     "reproduce": "the paper's tables, its numbers beside ours",
     "transfer": "pretrained backbones on VOC07+12 and COCO with a C4 detector",

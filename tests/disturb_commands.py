@@ -90,6 +90,7 @@ KILLED = [
          "--resume", (75,)),
     Case("export --weights IN/run --output OUT --format onnx"),
     Case("export --weights IN/run --output OUT --format torch"),
+    Case("quantize --weights IN/run --output OUT/int8 --calibration IN/shapes/images"),
     Case("convert IN/classes/model_final.pth OUT/weights.pth"),
     Case("convert IN/classes/model_final.pth OUT/weights.safetensors"),
     Case("make-shards IN/train OUT/shards --per-shard 8"),

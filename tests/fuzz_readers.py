@@ -55,8 +55,6 @@ from resnext_det.commands.benchmark import _known
 from resnext_det.detection.config import add_resnext_config
 from resnext_det.detection.config_check import check_config
 from resnext_det.detection.data.proposals import read_proposals, write_proposals
-from resnext_det.detection.prediction.parts import begin, merge, whole_units
-from resnext_det.detection.prediction.run import Summary
 from resnext_det.engine.checkpoint import seal
 from resnext_det.engine.config import load_config
 from resnext_det.engine.dump import load_weights, read_dump, summary
@@ -68,6 +66,8 @@ from resnext_det.makers.cifar import unpack
 from resnext_det.makers.shards import write_shards
 from resnext_det.paper.reproduce import SETTINGS_FILE, Command, options_of_file
 from resnext_det.paper.study import _table, of_run, read_runs, read_study
+from resnext_det.prediction.parts import begin, merge, whole_units
+from resnext_det.prediction.run import Summary
 from resnext_det.reporting.curves import read_metrics
 from resnext_det.weights import read_checkpoint, save_checkpoint
 from resnext_det.weights.reading import read_file, read_pickle, read_torch

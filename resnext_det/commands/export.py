@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from ..artifacts.about import write_about
 from ..errors import UserError
-from ..files import write_json
 from .arguments import TRUST_PICKLE, at_least
 
 logger = logging.getLogger(__name__)
 
-FORMATS = {"onnx": "detector.onnx", "torch": "detector.pt2"}
+FORMATS = {"onnx": "detector.onnx", "torch": "detector.pt2", "tensors": "tensors.onnx"}
+"""Files by --format: pixels to boxes in ONNX, the graph between resized batches and padded boxes, the same in ONNX."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,19 +25,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config-file", metavar="FILE", help="YAML; by default the one that the weights hold")
     parser.add_argument("--weights", metavar="FILE", help="of a trained detector, or its OUTPUT_DIR (MODEL.WEIGHTS)")
     parser.add_argument("--output", default="output/export", metavar="FOLDER", help="where the files go")
-    parser.add_argument("--format", choices=(*FORMATS, "all"), default="all")
+    parser.add_argument("--format", choices=(*FORMATS, "all"), default="all", help="all: onnx, torch")
     parser.add_argument("--check", action="append", default=[], metavar="PATH", help="image, folder or pattern")
     parser.add_argument("--images", "--pictures", type=at_least(1), default=20, help="at most so many of them")
+    parser.add_argument("--evaluate", action="store_true", help="measure accuracy on DATASETS.TEST with detector.onnx")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)
     from detectron2.modeling import build_model
 
+    from ..artifacts.building import write_onnx
+    from ..artifacts.running import ArtifactPredictor
+    from ..detection.export.artifact import about_of, measure
     from ..detection.export.comparison import check, runner, table
     from ..detection.export.graph import BATCH, INPUTS, OUTPUTS, SIDES, export_onnx, export_program, save_program
     from ..detection.initial_weights import apply_preset, load_initial_weights
-    from ..detection.prediction.detector import categories_of, config_of_arguments
-    from ..detection.prediction.inputs import find_inputs
+    from ..detection.prediction.detector import config_of_arguments
+    from ..prediction.inputs import find_inputs
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # onnxscript tells of each of its steps
     logger.setLevel(logging.INFO)
@@ -46,29 +52,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = find_inputs(args.check)[: args.images]
     model = build_model(cfg)
     found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
-    category_ids, class_names = categories_of(cfg, found.get("class_names", ()))
+    about = about_of(cfg, found, FORMATS["onnx"], "fp32")
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / name for kind, name in FORMATS.items() if args.format in (kind, "all")]
+    wanted = ("onnx", "torch") if args.format == "all" else (args.format,)
+    if args.evaluate and "onnx" not in wanted:
+        raise UserError("--evaluate runs detector.onnx: give --format onnx or all")
+    files = [folder / FORMATS[kind] for kind in wanted]
     program = export_program(model.eval())
-    agreement = {}
     for file in files:
-        if file.suffix == ".onnx":
+        if file.name == FORMATS["torch"]:
+            save_program(program, file)
+        elif file.name == FORMATS["tensors"]:
             export_onnx(program, file)
         else:
-            save_program(program, file)
+            with tempfile.TemporaryDirectory() as scratch:
+                core = Path(scratch, "core.onnx")
+                export_onnx(program, core)
+                write_onnx(core, file, about)
+                if args.evaluate:
+                    about.accuracy = measure(cfg, ArtifactPredictor(file))
+                    write_onnx(core, file, about)
+        about.files[file.name] = ""
         logger.info("wrote %s", file)
-        if inputs:
-            agreement[file.name] = check(cfg, model, runner(file), inputs)
-            print(table(agreement[file.name]))
-    about = {
-        "inputs": INPUTS, "outputs": OUTPUTS, "sides": SIDES, "most_images": BATCH,
-        "needs": {"detector.onnx": "onnxruntime", "detector.pt2": "torch, and import torchvision before it is loaded"},
-        "channel_order": cfg.INPUT.FORMAT, "min_size": cfg.INPUT.MIN_SIZE_TEST,
-        "max_size": cfg.INPUT.MAX_SIZE_TEST, "class_names": class_names, "category_ids": category_ids,
-        "agreement": {name: [asdict(o) for o in outcomes] for name, outcomes in agreement.items()},
-    }  # fmt: skip
-    write_json(folder / "detector.json", about)
+    agreement = {}
+    for file in files if inputs else ():
+        agreement[file.name] = check(cfg, model, runner(file), inputs)
+        print(table(agreement[file.name]))
+    write_about(
+        folder, about,
+        inputs=INPUTS, outputs=OUTPUTS, sides=SIDES, most_images=BATCH,
+        needs={"detector.onnx": "onnxruntime", "detector.pt2": "torch, and import torchvision before it is loaded"},
+        agreement={name: [asdict(o) for o in outcomes] for name, outcomes in agreement.items()},
+    )  # fmt: skip
     wrong = [f"{name}: {Path(o.image).name}" for name, outs in agreement.items() for o in outs if o.unmatched]
     if wrong:
         raise UserError(f"export: {len(wrong)} images differ from PyTorch, such as {wrong[0]}; see detector.json")

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
+from ..artifacts.about import is_artifact
+from ..errors import UserError
 from ..inference import CHOICES
+from ..prediction.run import check_threshold
 from .arguments import TRUST_PICKLE, at_least
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``tools/predict.py``."""
-    parser = argparse.ArgumentParser(description="Detect objects in images and videos.")
+    about = "Detect objects in images and videos. `predict DETECTOR PATH ...` is short for --weights and --input."
+    parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--config-file", metavar="FILE", help="YAML; by default the one that the weights hold")
-    parser.add_argument("--weights", metavar="FILE", help="of a trained detector, or its OUTPUT_DIR (MODEL.WEIGHTS)")
-    parser.add_argument(
-        "--input", required=True, nargs="+", metavar="PATH", help="files, folders, patterns; - for stdin"
-    )
+    parser.add_argument("--weights", metavar="FILE", help="of a trained detector, its OUTPUT_DIR, or an export")
+    parser.add_argument("--input", nargs="+", metavar="PATH", help="files, folders, patterns; - for stdin")
     parser.add_argument(
         "--output", default="output/predictions", metavar="FOLDER", help="drawn copies, detections.json"
     )
@@ -34,15 +37,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--ids-from", metavar="SET.json", help="image and category ids of this COCO set, by name")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
-    args = parser.parse_args(argv)
-    from ..detection.prediction.command import run, split_settings
-    from ..detection.prediction.detector import config_of_arguments
-    from ..detection.prediction.run import check_threshold
-    from ..engine.launch import launch
-
+    args = parser.parse_args(_with_flags(sys.argv[1:] if argv is None else argv))
+    if not args.input:
+        raise UserError("no images: give files, folders or patterns, --input PATH")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if args.score_threshold is not None:
         check_threshold(args.score_threshold)
+    given = [*args.input, *args.opts]
+    weights = args.weights or (given[given.index("MODEL.WEIGHTS") + 1] if "MODEL.WEIGHTS" in given[:-1] else "")
+    if weights and is_artifact(weights):
+        _predict_by_artifact(args, weights)
+        return
+    from ..detection.prediction.command import run, split_settings
+    from ..detection.prediction.detector import config_of_arguments
+    from ..engine.launch import launch
+
     args.input, args.opts = split_settings(args.input, args.opts)
     if args.dtype:
         args.opts += ["MODEL.RESNEXT.INFERENCE_DTYPE", args.dtype]
@@ -50,3 +59,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Processes started here have no standard input of their own.
     args.listed = tuple(sys.stdin) if args.workers > 1 and "-" in args.input else None
     launch(run, (cfg, args), processes=args.workers, device=cfg.MODEL.DEVICE)
+
+
+def _with_flags(argv: Sequence[str]) -> list[str]:
+    """``DETECTOR PATH ... --flags`` as ``--weights DETECTOR --flags ... --input PATH ...``."""
+    number = next((i for i, word in enumerate(argv) if word.startswith("-") and word != "-"), len(argv))
+    if number < 2:
+        return list(argv)
+    return ["--weights", argv[0], "--input", *argv[1:number], *argv[number:]]
+
+
+def _predict_by_artifact(args: argparse.Namespace, weights: str) -> None:
+    """What an export cannot be asked for is refused; torch and detectron2 are not imported."""
+    words = [word for word in (*args.input, *args.opts) if word not in ("MODEL.WEIGHTS", weights)]
+    settings = [word for word in words if word.isupper() and "." in word and not os.path.exists(word)]
+    if args.config_file or args.dtype or settings:
+        what = settings[0] if settings else "--config-file" if args.config_file else "--dtype"
+        raise UserError(
+            f"{what}: {weights} was exported with its settings; leave it out, or give the weights themselves"
+        )
+    if args.workers > 1:
+        raise UserError("--workers: an exported detector uses all threads in one process; leave it out")
+    from ..prediction.command import run_artifact
+
+    args.weights, args.input = weights, words
+    run_artifact(args)

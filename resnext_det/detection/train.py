@@ -17,6 +17,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..annotations.dataset import Dataset
+from ..artifacts.about import is_artifact
+from ..artifacts.running import ArtifactPredictor
 from ..engine.averaging import average_of
 from ..engine.checkpoint import RunCheckpointer
 from ..engine.config import save_config
@@ -34,6 +36,7 @@ from .config_check import check_config
 from .data.checked_sets import check_sets_from_config
 from .data.loaders import known_sets, register_sets, train_dicts_from_config, train_loader_from_config
 from .evaluate import check_metric, evaluate_model, in_order_of_model, thresholds_of, validation_loss
+from .export.artifact import evaluate_artifact
 from .initial_weights import (
     apply_preset,
     architecture,
@@ -73,6 +76,8 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
     del data  # its tensors
     _log_run(cfg)
     sets = check_sets_from_config(cfg, training=not options.eval_only)
+    if options.eval_only and not options.resume and is_artifact(cfg.MODEL.WEIGHTS):
+        return evaluate_artifact(cfg, ArtifactPredictor(cfg.MODEL.WEIGHTS), sets=sets)
     if options.eval_only:
         save_config(cfg, cfg.OUTPUT_DIR)
         model = build_model(cfg)

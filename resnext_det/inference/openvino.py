@@ -6,17 +6,12 @@ OpenVINO and NNCF, which quantises for it, are optional: ``pip install 'resnext-
 from __future__ import annotations
 
 import copy
-import ctypes
-import importlib
 import logging
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -24,41 +19,11 @@ from torch import Tensor, nn
 from ..errors import UserError
 from .fused import refuse_weights
 from .precision import multiplies_bf16
+from .runtime import load, quantized, signal_stack_kept
 
 logger = logging.getLogger(__name__)
 
 PRECISION_HINTS = {"fp32": "f32", "bf16": "bf16"}
-
-
-def load(package: str) -> ModuleType:
-    """Import ``openvino`` or ``nncf`` without the statistics that both report home: our users were not asked."""
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # both do without it
-    return importlib.import_module(package)
-
-
-class StackT(ctypes.Structure):
-    """C's ``stack_t``."""
-
-    _fields_ = [("ss_sp", ctypes.c_void_p), ("ss_flags", ctypes.c_int), ("ss_size", ctypes.c_size_t)]
-
-
-@contextmanager
-def _signal_stack_kept() -> Iterator[None]:
-    """This thread's alternative signal stack is the same after the block.
-
-    OpenVINO's CPU plugin sets one of its own, and when several of its objects go in another order than they came,
-    it leaves one that is no longer mapped: the next signal, such as the one that asks a training to stop, would then
-    end the process with a segmentation fault.
-    """
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    before = StackT()
-    if libc is not None:
-        libc.sigaltstack(None, ctypes.byref(before))
-    try:
-        yield
-    finally:
-        if libc is not None:
-            libc.sigaltstack(ctypes.byref(before), None)
 
 
 class Recorder(nn.Module):
@@ -111,7 +76,7 @@ class Recorder(nn.Module):
             # Examples are fewer at a time than calls of a fixed shape: NNCF sees them in a model of any batch.
             fixed = [x.shape for x in self.example]
             model.reshape({port: [-1, *port.partial_shape[1:]] for port in model.inputs})
-            model = _quantised(model, self.seen)
+            model = quantized(model, [[x.numpy() for x in inputs] for inputs in self.seen])
             if not self.dynamic:
                 model.reshape(dict(zip(model.inputs, fixed, strict=True)))
         rest = dtype if dtype in PRECISION_HINTS else "bf16" if multiplies_bf16("cpu") else "fp32"
@@ -142,7 +107,7 @@ class Compiled(nn.Module):
         self.settings, self.rows = settings, rows
         self._compile()
 
-    @_signal_stack_kept()
+    @signal_stack_kept()
     def _compile(self) -> None:
         core = load("openvino").Core()
         model = core.read_model(*(x.cpu().numpy().tobytes() for x in (self.graph, self.weights)))
@@ -152,7 +117,7 @@ class Compiled(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         request = getattr(self._threads, "request", None)
         if request is None:
-            with _signal_stack_kept():
+            with signal_stack_kept():
                 request = self._threads.request = self._compiled.create_infer_request()
         number = len(inputs[0])
         arrays = [self._filled_up(x.detach().float()).contiguous().numpy() for x in inputs]
@@ -187,23 +152,8 @@ def _serialized(model) -> tuple[Tensor, Tensor]:
         return tuple(torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8) for file in files)
 
 
-def _quantised(model, examples: Sequence[tuple[Tensor, ...]]):
-    """8 bits for the convolutions and what flows between them; the ranges are those of the examples."""
-    nncf = load("nncf")
-    logging.getLogger("nncf").setLevel(logging.ERROR)  # not what NNCF thinks of every node
-    # MINMAX: nothing is clipped. NNCF's default, means over the examples, cost a small detector a whole point of AP.
-    ranges = nncf.quantization.range_estimator.RangeEstimatorParametersSet.MINMAX
-    return nncf.quantize(
-        model,
-        nncf.Dataset(examples, lambda inputs: [x.numpy() for x in inputs]),
-        preset=nncf.QuantizationPreset.MIXED,  # the output of a ReLU has no sign, that of a sum has
-        subset_size=len(examples),
-        advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
-    )
-
-
 @torch.no_grad()
-@_signal_stack_kept()
+@signal_stack_kept()
 def compile_parts(model: nn.Module, dtype: str, calibration: Iterable | None) -> None:
     """Compile every :class:`Recorder` in ``model``; for int8 after it has run on ``calibration`` to show them examples.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +19,9 @@ from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import ImageList
 
 from resnext_det import UserError
+from resnext_det.artifacts.about import ONNX, OPENVINO, About, write_about
+from resnext_det.artifacts.building import openvino_model, parts_of, quantized, save_openvino, write_onnx
+from resnext_det.artifacts.running import ArtifactPredictor
 from resnext_det.commands.export import main
 from resnext_det.detection.config import setup
 from resnext_det.detection.export import comparison as export_command
@@ -30,7 +36,9 @@ from resnext_det.detection.export.graph import (
     sampling_matrix,
     save_program,
 )
+from resnext_det.detection.export.quantization import within
 from resnext_det.detection.optimize import optimize_for_inference
+from resnext_det.detection.prediction.detector import Predictor
 from resnext_det.detection.roi_align import axis_weights
 from resnext_det.weights import save_checkpoint
 
@@ -187,6 +195,15 @@ def exported():
     return model, export_program(model)
 
 
+@pytest.fixture(scope="module")
+def core(exported, tmp_path_factory) -> Path:
+    """Its ONNX; torch converts a program once."""
+    pytest.importorskip("onnxscript")
+    path = tmp_path_factory.mktemp("exported") / "core.onnx"
+    export_onnx(exported[1], path)
+    return path
+
+
 @new_enough
 @pytest.mark.slow
 def test_program_takes_every_size_and_batch(exported) -> None:
@@ -201,19 +218,80 @@ def test_program_takes_every_size_and_batch(exported) -> None:
 
 @new_enough
 @pytest.mark.slow
-def test_onnx_takes_every_size_and_batch(exported, tmp_path: Path) -> None:
-    pytest.importorskip("onnxscript")
+def test_onnx_takes_every_size_and_batch(exported, core: Path) -> None:
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-    model, program = exported
-    export_onnx(program, tmp_path / "detector.onnx")
-    domains = {node.domain for node in onnx.load(str(tmp_path / "detector.onnx")).graph.node}
+    model, _ = exported
+    domains = {node.domain for node in onnx.load(str(core)).graph.node}
     assert domains == {""}  # standard operators only
-    session = onnxruntime.InferenceSession(str(tmp_path / "detector.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(core), providers=["CPUExecutionProvider"])
     for sizes in ([(160, 97)], [(70, 180), (100, 64), (90, 90)]):
         single, originals, inputs = batch(*sizes)
         names = ("images", "sizes", "original_sizes")
         outputs = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
         assert_same(outputs, expected(model, single, originals))
+
+
+@new_enough
+@pytest.mark.slow
+def test_one_onnx_from_pixels_to_boxes_and_its_8_bits(exported, core: Path, tmp_path: Path) -> None:
+    """PyTorch's detections from uint8 images of any size; int8 loaded gives the bits of int8 in memory."""
+    for package in ("onnx", "onnxruntime", "openvino", "nncf"):
+        pytest.importorskip(package)
+    model, _ = exported
+    about = About(ONNX, "fp32", ["a", "b", "c"], [1, 2, 3], "BGR", 128, 200, model_threshold=0.05)
+    write_onnx(core, tmp_path / ONNX, about)
+    images = [np.random.randint(0, 256, (*size, 3), dtype=np.uint8) for size in ((300, 400), (120, 50), (131, 200))]
+    predictor = ArtifactPredictor(tmp_path / ONNX)
+    alone = Predictor(model, min_size=128, max_size=200, channel_order="BGR")
+    expected = [alone([image])[0] for image in images]  # beside larger ones it would be padded
+    for wanted, found in zip(expected, predictor(images), strict=True):
+        near = [np.abs(found.boxes - box).max(axis=1).min() < 1e-2 for box in wanted.boxes]
+        # Random weights: rounding decides a few of a hundred scores that differ in the fourth digit.
+        assert len(found.scores) == len(wanted.scores) > 10 and np.mean(near) > 0.9
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-3)
+
+    parts = parts_of(openvino_model(core))
+    assert {part: len(names) for part, names in parts.items()} == {"trunk": 13, "proposals": 3, "regions": 4}
+    inputs = [np.random.rand(1, 3, 128, 160).astype(np.float32) * 255, *[np.array([[128, 160]])] * 2]
+    graph = quantized(core, [inputs], ["trunk"])
+    about = About(OPENVINO, "int8", ["a", "b", "c"], [1, 2, 3], "BGR", 128, 200, model_threshold=0.05)
+    in_memory = ArtifactPredictor.of_model(graph, about, threads=1)
+    (tmp_path / "int8").mkdir()
+    about.files = dict.fromkeys(save_openvino(graph, tmp_path / "int8"), "")
+    write_about(tmp_path / "int8", about)
+    code = "import pickle, sys; from resnext_det.artifacts.running import ArtifactPredictor as P; "
+    code += "images = pickle.load(sys.stdin.buffer); found = [P(sys.argv[1], threads=1).arrays(i) for i in images]; "
+    code += "assert not {'torch', 'nncf', 'detectron2'} & sys.modules.keys(); pickle.dump(found, sys.stdout.buffer)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "int8")],
+        input=pickle.dumps(images),
+        capture_output=True,
+        check=True,
+    )
+    for image, found, wanted in zip(images, pickle.loads(done.stdout), expected, strict=True):
+        own = in_memory.arrays(image)
+        assert all(np.array_equal(x, y) for x, y in zip(own, found, strict=True)) and len(found[1]) > 10
+        assert not np.array_equal(own[1], wanted.scores.astype(np.float32)), "8 bits move scores"
+
+
+def test_parts_stay_in_float_until_the_drop_is_allowed() -> None:
+    costs = {"trunk": 0.5, "proposals": 0.05, "regions": 2.0}
+    asked: list[list[str]] = []
+
+    def build(kept):
+        asked.append(list(kept))
+        return sum(cost for part, cost in costs.items() if part not in kept)
+
+    def accuracy(drop: float) -> dict:
+        return {"bbox": {"AP": 50 - drop}}
+
+    assert within(build, accuracy, 50.0, 3.0)[:2] == (pytest.approx(2.55), []) and asked == [[]]
+    assert within(build, accuracy, 50.0, 0.6)[1] == ["regions"]
+    model, kept, results = within(build, accuracy, 50.0, 0.1)
+    assert kept == ["regions", "trunk"] and results["bbox"]["AP"] == pytest.approx(49.95)
+    assert within(build, accuracy, 50.0, 0.0)[1] == ["regions", "trunk", "proposals"]
+    with pytest.raises(UserError, match="gives no AP of boxes"):
+        within(build, lambda drop: {"bbox": {"AP": float("nan")}}, 50.0, 0.1)
 
 
 @new_enough
@@ -255,7 +333,8 @@ def test_an_interrupted_export_leaves_what_was_there(tmp_path: Path, monkeypatch
 def test_a_size_outside_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.export, "load", lambda path: SimpleNamespace(module=lambda: None))
     with pytest.raises(UserError, match="an image of 20x100 once resized; it takes sides of 32 to 16384 pixels"):
-        runner(tmp_path / "detector.pt2")(np.zeros((3, 20, 100), dtype=np.float32), (20, 100))
+        pixels = np.zeros((20, 100, 3), dtype=np.uint8)
+        runner(tmp_path / "detector.pt2")(pixels, pixels.transpose(2, 0, 1).astype(np.float32))
 
 
 @new_enough

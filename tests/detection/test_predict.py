@@ -22,8 +22,8 @@ from resnext_det.detection.config import add_resnext_config
 from resnext_det.detection.prediction import detector as module
 from resnext_det.detection.prediction.command import split_settings
 from resnext_det.detection.prediction.detector import Predictor
-from resnext_det.detection.prediction.inputs import find_inputs, read_rgb
-from resnext_det.detection.prediction.run import predict
+from resnext_det.prediction.inputs import find_inputs, read_rgb
+from resnext_det.prediction.run import predict
 
 
 class WhiteRectangle(torch.nn.Module):

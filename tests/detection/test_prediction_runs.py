@@ -35,10 +35,10 @@ from resnext_det.annotations.predicted import match_files, read_predictions
 from resnext_det.commands import evaluate as evaluate_command
 from resnext_det.commands import predict as command
 from resnext_det.detection.initial_weights import architecture
-from resnext_det.detection.prediction import parts
-from resnext_det.detection.prediction.drawings import targets
-from resnext_det.detection.prediction.inputs import find_inputs, frames_of, spread
-from resnext_det.detection.prediction.run import predict
+from resnext_det.prediction import parts
+from resnext_det.prediction.drawings import targets
+from resnext_det.prediction.inputs import find_inputs, frames_of, spread
+from resnext_det.prediction.run import predict
 from resnext_det.reporting import boxes
 from resnext_det.reporting.boxes import drawable
 from resnext_det.weights import save_checkpoint
@@ -328,9 +328,9 @@ def test_the_thresholds_of_the_weights_count_unless_one_is_named(trained, tmp_pa
     path = Path(tiny.sets[1][2]) / "0.png"
     data = torch.load(weights, weights_only=True)
     every = load_detector(weights, dtype="fp32", device="cpu", score_threshold=0.0)(path)
-    often = max(every.names, key=every.names.count)
-    best = max(float(score) for name, score in zip(every.names, every.scores, strict=True) if name == often)
-    thresholds = {name: best if name == often else 0.0 for name in ("red", "blue")}
+    most = max(every.names, key=every.names.count)
+    median = float(np.median([score for name, score in zip(every.names, every.scores, strict=True) if name == most]))
+    thresholds = {name: median if name == most else 0.0 for name in ("red", "blue")}
     data["metadata"] |= {"thresholds": list(thresholds.values())}
     torch.save(data, tmp_path / "w.pth")
     found = load_detector(tmp_path / "w.pth", dtype="fp32", device="cpu")(path)

@@ -68,7 +68,7 @@ def test_int8_without_images():
 
 def test_nothing_is_reported_home():
     code = (
-        "import sys; from resnext_det.inference.openvino import load; load('openvino'); load('nncf'); "
+        "import sys; from resnext_det.inference.runtime import load; load('openvino'); load('nncf'); "
         "assert sys.modules['openvino_telemetry'] is None"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
@@ -77,7 +77,8 @@ def test_nothing_is_reported_home():
 SIGNALLED = """
 import ctypes, faulthandler, gc, os, signal, torch
 from torch import nn
-from resnext_det.inference.openvino import Recorder, StackT, compile_parts
+from resnext_det.inference.openvino import Recorder, compile_parts
+from resnext_det.inference.runtime import StackT
 
 def stack():
     found = StackT()

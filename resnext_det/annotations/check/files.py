@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
-from tqdm import tqdm
 
 from ... import images
 from ...errors import UserError
@@ -42,6 +41,8 @@ def check_files(
     table.keep &= present
     unsized = (table.widths == 0) | (table.heights == 0)
     wanted = np.flatnonzero(present & (check_images | unsized))
+    from tqdm import tqdm  # exported detectors read sets without it
+
     results: list[ImageHeader | UserError] = []
     with images.quiet_pillow():
         paths = [root / table.file_names[i] for i in wanted]

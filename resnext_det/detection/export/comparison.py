@@ -12,15 +12,18 @@ import numpy as np
 import torch
 from torch import nn
 
+from ...artifacts.about import ONNX
+from ...artifacts.running import ArtifactPredictor
 from ...errors import UserError
+from ...prediction.inputs import read_rgb
 from ..data.mapper import ResizeShortestEdge
-from ..prediction.inputs import read_rgb
 from .graph import INPUTS, OUTPUTS, SIDES
 
 logger = logging.getLogger(__name__)
 
-Run = Callable[[np.ndarray, tuple[int, int]], list[np.ndarray]]
-"""Image (3, H, W) float32 as the detector takes it, (height, width) of the original -> boxes, scores, classes."""
+Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
+"""Pixels (H, W, 3) uint8 in RGB, and the same image (3, H', W') float32 as the detector takes it -> boxes, scores,
+classes."""
 
 
 @dataclass
@@ -47,6 +50,8 @@ class Agreement:
 
 def runner(path: Path) -> Run:
     """Runs an exported file; no detectron2 in it."""
+    if path.name == ONNX:
+        return ArtifactPredictor(path).arrays
     if path.suffix == ".onnx":
         try:
             import onnxruntime
@@ -71,8 +76,8 @@ def runner(path: Path) -> Run:
             with torch.no_grad():
                 return [output.numpy() for output in program(*map(torch.from_numpy, inputs))]
 
-    def run(image: np.ndarray, original: tuple[int, int]) -> list[np.ndarray]:
-        sizes = np.array([image.shape[1:]], dtype=np.int64), np.array([original], dtype=np.int64)
+    def run(pixels: np.ndarray, image: np.ndarray) -> Sequence[np.ndarray]:
+        sizes = np.array([image.shape[1:]], dtype=np.int64), np.array([pixels.shape[:2]], dtype=np.int64)
         boxes, scores, classes, count = call(image[None], *sizes)
         return [part[0, : int(count[0])] for part in (boxes, scores, classes)]
 
@@ -110,7 +115,7 @@ def check(cfg, model: nn.Module, run: Run, images: Sequence[Path]) -> list[Agree
         image = resize.get_transform(ordered).apply_image(ordered).transpose(2, 0, 1)
         image = np.ascontiguousarray(image, dtype=np.float32)
         height, width = pixels.shape[:2]
-        found = run(image, (height, width))
+        found = run(pixels, image)
         model.eval()
         (output,) = model([{"image": torch.from_numpy(image), "height": height, "width": width}])
         instances = output["instances"].to("cpu")

@@ -1,1 +1,1 @@
-"""A trained detector over images and videos: inputs, outputs, and nothing lost in between."""
+"""A trained detector ready to look at images: found, loaded, made fast."""

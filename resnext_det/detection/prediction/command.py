@@ -6,7 +6,6 @@ import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,16 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.utils import comm
 
 from ...annotations.coco import read_ground_truth
-from ...annotations.dataset import Dataset
 from ...annotations.predicted import match_files
 from ...engine.processes import decided_by_main
-from ...errors import UserError, listed
-from ...files import shown
+from ...errors import UserError
+from ...prediction.command import ids_of_classes, tell, threshold_of
+from ...prediction.inputs import find_inputs, spread
+from ...prediction.run import predict
 from ...weights.reading import sha256
 from ...weights.sources import locate
 from ..config import add_resnext_config
 from .detector import load_predictor
-from .inputs import find_inputs, spread
-from .parts import DETECTIONS_FILE
-from .run import Summary, predict
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +51,8 @@ def run(cfg: CfgNode, args: Namespace) -> None:
     if args.ids_from:
         truth = read_ground_truth(args.ids_from)
         image_ids = match_files(map(str, paths), truth.image_records(), f"--ids-from {args.ids_from}")
-        category_ids = _ids_of_classes(truth, class_names)
-    threshold = predictor.thresholds if args.score_threshold is None else args.score_threshold
-    if args.score_threshold is None and isinstance(threshold, list):
-        pairs = [f"{name} {value:.3f}" for name, value in zip(class_names, threshold, strict=True)]
-        logger.info("thresholds of the weights, best F1 of each class: %s (--score-threshold)", listed(pairs, 10))
+        category_ids = ids_of_classes(truth, class_names)
+    threshold = threshold_of(args, predictor.thresholds, class_names)
     key, own = own_threshold(cfg)
     if args.score_threshold is not None and args.score_threshold < own:
         logger.warning(
@@ -71,39 +65,17 @@ def run(cfg: CfgNode, args: Namespace) -> None:
         image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
         batch_size=args.batch_size, score_threshold=threshold, broken=args.broken,
         draw=not args.no_drawings, resume=args.resume, max_megapixels=limit, progress=logger.info if first else None,
+        rank=comm.get_rank(), processes=comm.get_world_size(), decide=decided_by_main,
     )  # fmt: skip
     if summary is not None:
         logging.getLogger().setLevel(logging.INFO)  # the last process tells, whichever it is
-        _tell(summary, folder, float(np.min(threshold)), cfg.MODEL.DEVICE)
-
-
-def _tell(summary: Summary, folder: Path, threshold: float, device: str) -> None:
-    if not summary.detections and summary.best is not None:
-        logger.warning("nothing scores %g or more; the best score is %.3f (--score-threshold)", threshold, summary.best)
-    if summary.broken:
-        logger.warning(
-            "skipped, cannot be read: %d, such as %s", len(summary.broken), listed(map(shown, summary.broken), 3)
-        )
-    logger.info(
-        "%d detections in %d images on %s, %d broken and skipped; %s",
-        summary.detections, summary.frames, device, len(summary.broken), folder / DETECTIONS_FILE,
-    )  # fmt: skip
+        tell(summary, folder, float(np.min(threshold)), cfg.MODEL.DEVICE)
 
 
 def own_threshold(cfg: CfgNode) -> tuple[str, float]:
     """The key by which the model itself leaves out detections, and its value."""
     section = "RETINANET" if cfg.MODEL.META_ARCHITECTURE == "RetinaNet" else "ROI_HEADS"
     return f"MODEL.{section}.SCORE_THRESH_TEST", cfg.MODEL[section].SCORE_THRESH_TEST
-
-
-def _ids_of_classes(truth: Dataset, class_names: Sequence[str]) -> list[int]:
-    known = dict(zip(truth.class_names, truth.category_ids.tolist(), strict=True))
-    if missing := [name for name in class_names if name not in known]:
-        raise UserError(
-            f"--ids-from {truth.source}: has no category {listed(map(repr, missing), 5)}; the model knows "
-            f"{listed(class_names, 5)}, the set {listed(truth.class_names, 5)}"
-        )
-    return [known[name] for name in class_names]
 
 
 def _applied(cfg: CfgNode) -> dict:

@@ -19,7 +19,6 @@ from detectron2.data import MetadataCatalog
 from detectron2.modeling import GeneralizedRCNN, build_model
 from detectron2.modeling.roi_heads import Res5ROIHeads, StandardROIHeads
 from detectron2.structures import Instances
-from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from ...annotations.classes import match_classes
@@ -27,8 +26,9 @@ from ...annotations.coco import Detections, read_ground_truth
 from ...engine.checkpoint import last_checkpoint
 from ...engine.config import load_config
 from ...errors import UserError
-from ...images import MAX_MEGAPIXELS
 from ...inference import CHOICES
+from ...prediction.detector import Detector, ImageLike, pixels_of
+from ...prediction.run import DEFAULT_THRESHOLD
 from ...weights import read_checkpoint
 from ..class_count import class_count_from_config
 from ..coco_evaluator import detections_of
@@ -36,13 +36,8 @@ from ..config import add_resnext_config
 from ..data.mapper import ResizeShortestEdge
 from ..initial_weights import apply_preset, load_initial_weights
 from ..optimize import for_inference
-from .inputs import read_rgb
-from .result import Result, result_of
-from .run import DEFAULT_THRESHOLD, above, check_threshold
 
 logger = logging.getLogger(__name__)
-
-ImageLike = str | os.PathLike | Image.Image | np.ndarray
 
 
 class Predictor:
@@ -127,119 +122,27 @@ def _region_features(heads: nn.Module, maps: dict[str, Tensor], found: Sequence[
     return vectors.split([len(one) for one in boxes])
 
 
-class Detector:
-    """A trained detector: ``detector(image)``. It may be shared by threads, and pickled.
-
-    Attributes:
-        class_names: of the model's classes, in their order.
-        category_ids: of the same in the data set it was trained on.
-        score_threshold: detections below it are left out; of several, below that of their class.
-    """
-
-    def __init__(
-        self,
-        predictor: Predictor,
-        class_names: Sequence[str],
-        category_ids: Sequence[int],
-        *,
-        score_threshold: float | Sequence[float] = DEFAULT_THRESHOLD,
-        max_megapixels: float = MAX_MEGAPIXELS,
-    ) -> None:
-        check_threshold(score_threshold)
-        self.predictor = predictor
-        self.class_names, self.category_ids = list(class_names), list(category_ids)
-        self.score_threshold, self.max_megapixels = score_threshold, max_megapixels
-
-    def __call__(
-        self, images: ImageLike | Iterable[ImageLike], *, score_threshold: float | None = None, features: bool = False
-    ) -> Result | list[Result]:
-        """Detect in one image, or in each of several.
-
-        Args:
-            images: a file, a Pillow image, an array (H, W, 3) uint8 in RGB, or several of these.
-            score_threshold: in place of the detector's own.
-            features: also give each box's feature vector.
-
-        Returns:
-            A result for one image, a list for several.
-
-        Raises:
-            UserError: an image that cannot be read, or an array of another shape or type.
-        """
-        if isinstance(images, ImageLike):
-            return self._one(images, score_threshold, features)
-        return [self._one(image, score_threshold, features) for image in images]
-
-    def _one(self, image: ImageLike, score_threshold: float | None, features: bool) -> Result:
-        threshold = self.score_threshold if score_threshold is None else score_threshold
-        check_threshold(threshold)
-        pixels = self._pixels(image)
-        vectors = None
-        if features:
-            ((found, vectors),) = self.predictor.with_features([pixels])
-        else:
-            (found,) = self.predictor([pixels])
-        kept = above(found, threshold)
-        source = image if isinstance(image, str | os.PathLike) else pixels
-        vectors = None if vectors is None else vectors[kept]
-        return result_of(found.take(kept), self.class_names, self.category_ids, pixels.shape[:2], source, vectors)
-
-    def _pixels(self, image: ImageLike) -> np.ndarray:
-        if isinstance(image, str | os.PathLike):
-            return read_rgb(image, max_megapixels=self.max_megapixels)
-        if isinstance(image, Image.Image):
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"image: Pillow's mode {image.mode} has no fixed range; convert it to RGB")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-            raise UserError(f"image: an array {image.shape} of {image.dtype}; give (H, W, 3) uint8 in RGB")
-        return image
-
-
-def load_detector(
+def load_trained(
     file_or_folder: str | os.PathLike,
     *,
-    dtype: str = "auto",
-    device: str = "auto",
-    config: str | os.PathLike = "",
-    score_threshold: float | None = None,
-    examples: Iterable[ImageLike] = (),
-    trust_pickle: bool = False,
+    dtype: str,
+    device: str,
+    config: str | os.PathLike,
+    score_threshold: float | None,
+    examples: Sequence[ImageLike],
+    trust_pickle: bool,
 ) -> Detector:
-    """A trained detector from its weights, which hold its configuration and class names.
-
-    Args:
-        file_or_folder: a checkpoint of a training, or its OUTPUT_DIR, of which the newest is taken.
-        dtype: how it computes: "fp32", "bf16", "fp16", "int8", "auto" for what the hardware is good at, "off" for the
-            layers of training as they are.
-        device: "cpu", "cuda", ...; "auto" is a GPU where there is one.
-        config: YAML file, for weights that do not hold theirs.
-        score_threshold: detections below it are left out; by default the best of each class, as the evaluation in
-            training has found it, or 0.5 where the weights do not say.
-        examples: images like those to come, on which "int8" measures its ranges; needed by it only.
-        trust_pickle: also open weights that may run code.
-
-    Raises:
-        UserError: no weights there, none that are a detector's, or no configuration in them.
-
-    Example:
-        >>> detector = resnext_det.load_detector("output/model_final.pth")
-        >>> result = detector("photo.jpg")
-        >>> result.names, result.boxes
-    """
+    """A detector from the weights of a training; arguments and errors are :func:`resnext_det.load_detector`'s."""
     if dtype not in CHOICES:
         raise UserError(f"dtype {dtype!r}: choose from {', '.join(CHOICES)}")
     weights, beside = weights_in(file_or_folder)
     opts = ["MODEL.DEVICE", device, "MODEL.RESNEXT.INFERENCE_DTYPE", dtype]
     cfg = config_of(weights, os.fspath(config), opts, beside=beside, trust_pickle=trust_pickle)
-    given = list(examples)
-    if dtype == "int8" and not given:
+    if dtype == "int8" and not examples:
         raise UserError("dtype 'int8' measures its ranges on images: give some dozen as examples=[...]")
     limit = cfg.DATASETS.MAX_MEGAPIXELS
-    reader = Detector.__new__(Detector)
-    reader.max_megapixels = limit
     predictor, ids, names = load_predictor(
-        cfg, trust_pickle=trust_pickle, examples=lambda: (reader._pixels(image) for image in given)
+        cfg, trust_pickle=trust_pickle, examples=lambda: (pixels_of(image, limit) for image in examples)
     )
     threshold = predictor.thresholds if score_threshold is None else score_threshold
     return Detector(predictor, names, ids, score_threshold=threshold, max_megapixels=limit)

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as mask_tools
 
-from ...annotations.coco import Detections
-from ...reporting.boxes import class_color, draw_boxes, drawable
+from ..annotations.coco import Detections
+from ..reporting.boxes import class_color, draw_boxes, drawable
 from .inputs import read_rgb
 
 
@@ -60,6 +59,8 @@ class Result:
             "data": {"class_name": np.array(self.names, dtype=str)},
         }
         if self.detections.masks:
+            from pycocotools import mask as mask_tools
+
             sizes = self.detections.mask_sizes
             assert sizes is not None
             masks = zip(self.detections.masks, sizes.tolist(), strict=True)

@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.utils import comm
 
-from ...annotations.coco import Detections
-from ...engine.processes import decided_by_main
-from ...engine.signals import Stopped, StopRequest, on_stopping_signals
-from ...errors import UserError
-from ...files import shown
-from ...images import MAX_MEGAPIXELS
-from ...reporting.boxes import drawable
+from ..annotations.coco import Detections
+from ..engine.signals import Stopped, StopRequest, on_stopping_signals
+from ..errors import UserError
+from ..files import shown
+from ..images import MAX_MEGAPIXELS
+from ..reporting.boxes import drawable
 from . import parts
 from .drawings import Drawings, targets
 from .inputs import Frame, frames_in, frames_of, is_video
@@ -91,14 +89,17 @@ def predict(
     resume: bool = False,
     max_megapixels: float = MAX_MEGAPIXELS,
     progress: Callable[[str], object] | None = None,
+    rank: int = 0,
+    processes: int = 1,
+    decide: Callable[[Callable[[], Any]], Any] = lambda function: function(),
 ) -> Summary | None:
     """Detect in every image and frame; drawn copies and ``detections.json`` go to ``folder``.
 
     Every process of a run calls it with the same arguments, and takes its share.
 
     Args:
-        detect: as :class:`~resnext_det.detection.prediction.detector.Predictor`.
-        paths: images and videos of :func:`~resnext_det.detection.prediction.inputs.find_inputs`.
+        detect: a :data:`Detect`.
+        paths: images and videos of :func:`~resnext_det.prediction.inputs.find_inputs`.
         categories: COCO's record of each of the model's classes.
         image_ids: {file: id} in ``detections.json``; by default 1, 2, ...
         settings: whatever else decides the results; a run is resumed with the same only.
@@ -107,6 +108,8 @@ def predict(
         broken: ``error`` or ``skip``, for images that cannot be read.
         resume: continue the run in ``folder``.
         progress: called with the speed and the time left, about once a second.
+        rank, processes: which process this is, and of how many.
+        decide: calls a function in one process and gives its result to all.
 
     Returns:
         What the whole run did; None in a process that ends before the last one, which merges the results.
@@ -130,10 +133,10 @@ def predict(
         done = parts.begin(folder, whole, resume=resume)
         return done
 
-    done = decided_by_main(begin)
+    done = decide(begin)
     if done:
         logger.info("--resume: %d of %d are done", sum(len(units[n]) for n in done), len(paths))
-    own = [n for n in range(len(units)) if n not in done][comm.get_rank() :: comm.get_world_size()]
+    own = [n for n in range(len(units)) if n not in done][rank::processes]
     work = _Work(detect, [c["id"] for c in categories], score_threshold, broken, batch_size, max_megapixels)
     names = [drawable(c["name"], str(c["id"])) for c in categories] if draw else []
     stop = StopRequest()
@@ -141,7 +144,7 @@ def predict(
     try:
         with (
             on_stopping_signals(stop),
-            parts.Part(folder, comm.get_rank()) as part,
+            parts.Part(folder, rank) as part,
             Drawings(drawn, names) if draw else nullcontext() as drawings,
         ):
             counter = _Progress(sum(frames_in(path) for n in own for path in units[n]) if progress else 0, progress)
@@ -155,7 +158,7 @@ def predict(
                 sum(len(units[n]) for n in parts.whole_units(folder)), len(paths), folder / parts.PARTS,
             )  # fmt: skip
         raise
-    if comm.get_world_size() > 1 and len(parts.whole_units(folder)) < len(units):
+    if processes > 1 and len(parts.whole_units(folder)) < len(units):
         logger.info("this process has done its share; the last one writes %s", parts.DETECTIONS_FILE)
         return None
     parts.merge(folder, categories, image_ids)

@@ -24,8 +24,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from ...errors import UserError
-from ...files import COUNT, atomic_write, parse_state, read_state, shown, write_json
+from ..errors import UserError
+from ..files import COUNT, atomic_write, parse_state, read_state, shown, write_json
 
 logger = logging.getLogger(__name__)
 

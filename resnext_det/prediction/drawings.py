@@ -8,14 +8,13 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
-from ...annotations.coco import Detections
-from ...errors import UserError
-from ...files import atomic_path, atomic_write
-from ...reporting.boxes import class_color, draw_boxes
-from .inputs import Frame, is_video
+from ..annotations.coco import Detections
+from ..errors import UserError
+from ..files import atomic_path, atomic_write
+from ..reporting.boxes import class_color, draw_boxes
+from .inputs import Frame, is_video, opencv
 
 CODECS = {".avi": "MJPG"}
 """Of drawn videos, by extension; mp4v for all others."""
@@ -67,7 +66,7 @@ class Drawings:
 
     def __init__(self, targets: Mapping[Path, Path], class_names: Sequence[str]) -> None:
         self._targets, self._class_names = targets, list(class_names)
-        self._video: tuple[AbstractContextManager[Path], cv2.VideoWriter] | None = None
+        self._video: tuple[AbstractContextManager[Path], Any] | None = None
 
     def __enter__(self) -> Drawings:
         return self
@@ -92,9 +91,9 @@ class Drawings:
                 drawn.save(file, format=FORMATS.get(target.suffix.lower(), "PNG"), quality=92)
             return
         if self._video is None:
-            code = cv2.VideoWriter_fourcc(*CODECS.get(target.suffix.lower(), "mp4v"))  # type: ignore[attr-defined]
+            code = opencv().VideoWriter_fourcc(*CODECS.get(target.suffix.lower(), "mp4v"))
             unfinished = atomic_path(target)
-            writer = cv2.VideoWriter(str(unfinished.__enter__()), code, frame.rate, drawn.size)
+            writer = opencv().VideoWriter(str(unfinished.__enter__()), code, frame.rate, drawn.size)
             self._video = unfinished, writer
             if not writer.isOpened():
                 raise UserError(f"{target}: OpenCV cannot write this video; use --no-drawings for the JSON alone")

@@ -8,15 +8,15 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
-import cv2
 import numpy as np
 
-from ...annotations.coco import listed
-from ...errors import UserError
-from ...files import shown
-from ...images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, BrokenImage, read_image
+from ..errors import UserError, listed
+from ..files import shown
+from ..images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, BrokenImage, read_image
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,18 @@ class Frame:
 def is_video(path: Path) -> bool:
     """By its ending."""
     return path.suffix.lower() in VIDEOS
+
+
+def opencv() -> ModuleType:
+    """OpenCV, which videos alone need.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module("cv2")
+    except ImportError as error:
+        raise UserError("videos are read and drawn by OpenCV: pip install opencv-python-headless") from error
 
 
 def find_inputs(inputs: Iterable[str], stdin: Iterable[str] = (), *, output: str | os.PathLike = "") -> list[Path]:
@@ -137,10 +149,10 @@ def frames_of(
     if not is_video(path):
         yield Frame(path, read_rgb(path, max_megapixels=max_megapixels))
         return
-    video = cv2.VideoCapture(str(path))
+    video = opencv().VideoCapture(str(path))
     try:
-        rate = video.get(cv2.CAP_PROP_FPS) or 25.0
-        declared = max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        rate = video.get(opencv().CAP_PROP_FPS) or 25.0
+        declared = max(int(video.get(opencv().CAP_PROP_FRAME_COUNT)), 0)
         index = number = failed = 0
         lost: list[str] = []
         # A failed read is no end: a decoder gives up at a damaged place and finds the next frame in the next read.
@@ -150,7 +162,7 @@ def frames_of(
                 failed += 1
                 continue
             if failed and index:
-                at = round(video.get(cv2.CAP_PROP_POS_MSEC) * rate / 1000)
+                at = round(video.get(opencv().CAP_PROP_POS_MSEC) * rate / 1000)
                 if index < at < declared:
                     lost.append(f"{index}" if at == index + 1 else f"{index} to {at - 1}")
                     index = at
@@ -180,9 +192,9 @@ def frames_in(path: Path) -> int:
     """How many there are, as a video's header says; at least 1."""
     if not is_video(path):
         return 1
-    video = cv2.VideoCapture(str(path))
+    video = opencv().VideoCapture(str(path))
     try:
-        return max(int(video.get(cv2.CAP_PROP_FRAME_COUNT)), 1)
+        return max(int(video.get(opencv().CAP_PROP_FRAME_COUNT)), 1)
     finally:
         video.release()
 

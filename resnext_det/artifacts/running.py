@@ -1,0 +1,180 @@
+"""A detector from its files: by onnxruntime or OpenVINO, with numpy and Pillow, without torch and detectron2."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from ..annotations.coco import Detections
+from ..errors import UserError
+from ..files import shown
+from ..inference.runtime import load, signal_stack_kept
+from .about import METADATA, ONNX, About, parse, read_about
+from .resizing import resized
+
+Arrays = Sequence[np.ndarray]
+NOT_OPENED = "cannot be opened by"
+
+
+class ArtifactPredictor:
+    """Images to detections; threads may share it, and it can be pickled: what wakes up opens its files again.
+
+    Attributes:
+        about: what the files say of themselves.
+        path: the folder, or an ONNX file.
+        runtime: what runs it, in words.
+    """
+
+    runtime = "onnxruntime"
+
+    def __init__(self, path: str | os.PathLike, *, threads: int = 0) -> None:
+        """
+        Args:
+            threads: of the processor; 0 takes what OMP_NUM_THREADS says, or all cores.
+
+        Raises:
+            UserError: files that are missing, damaged or of another kind, or a runtime that is not installed.
+        """
+        self.path, self._threads = os.fspath(path), threads
+        self._open()
+
+    @classmethod
+    def of_model(cls, model: Any, about: About, *, threads: int = 0) -> ArtifactPredictor:
+        """Of OpenVINO's model in memory; this one cannot be pickled."""
+        predictor = cls.__new__(cls)
+        predictor.path, predictor._threads, predictor.about, predictor.runtime = "", threads, about, "OpenVINO"
+        predictor._run = by_openvino(model, about, threads or _threads_of_environment())
+        return predictor
+
+    def _open(self) -> None:
+        threads = self._threads or _threads_of_environment()
+        if self.path.endswith(".onnx"):
+            session = _onnx_session(self.path, threads)
+            self.about = _about_in(session, self.path)
+            self._run = _by_onnxruntime(session)
+            return
+        self.about = read_about(self.path)
+        graph = os.path.join(self.path, self.about.graph)
+        if self.about.graph == ONNX:
+            self._run = _by_onnxruntime(_onnx_session(graph, threads))
+        else:
+            self.runtime = "OpenVINO"
+            self._run = by_openvino(_read_openvino(graph), self.about, threads)
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
+        """Detections in each of the RGB images (H, W, 3) uint8; boxes in pixels of the image as given."""
+        return [_detections(*self.arrays(image)) for image in images]
+
+    def arrays(self, image: np.ndarray, _: object = None) -> Arrays:
+        """Boxes ``x1, y1, x2, y2`` (N, 4), scores (N,) and classes (N,) in one image, best first."""
+        return self._run(np.ascontiguousarray(image))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "_threads": self._threads}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+
+def _threads_of_environment() -> int:
+    text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return int(text) if text.isdigit() and int(text) > 0 else cores
+
+
+def _detections(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> Detections:
+    boxes = boxes.astype(np.float32)
+    boxes[:, 2:] -= boxes[:, :2]
+    return Detections(
+        image_ids=np.zeros(len(boxes), dtype=np.int64),
+        category_ids=classes.astype(np.int64),
+        boxes=boxes,
+        scores=scores.astype(np.float64),
+    )
+
+
+def _needed(package: str, extra: str) -> ModuleType:
+    try:
+        return load(package)
+    except ImportError as error:
+        raise UserError(f"this detector is run by {package}: pip install 'resnext-det[{extra}]'") from error
+
+
+def _onnx_session(path: str, threads: int) -> Any:
+    onnxruntime = _needed("onnxruntime", "export")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    if not os.path.isfile(path):
+        raise UserError(f"{shown(path)}: no such file")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its own kinds come and go
+        raise UserError(f"{shown(path)}: {NOT_OPENED} onnxruntime ({_first_line(error)}); export it again") from None
+
+
+def _about_in(session: Any, path: str) -> About:
+    text = session.get_modelmeta().custom_metadata_map.get(METADATA)
+    if text is None:
+        raise UserError(f"{shown(path)}: not a detector of resnext-det export: nothing in it says what it is")
+    return parse(text, shown(path))
+
+
+def _by_onnxruntime(session: Any) -> Callable[[np.ndarray], Arrays]:
+    return lambda image: session.run(["boxes", "scores", "classes"], {"image": image})
+
+
+def _read_openvino(graph: str) -> Any:
+    openvino = needed_openvino()
+    try:
+        return openvino.Core().read_model(graph)
+    except Exception as error:
+        raise UserError(f"{shown(graph)}: {NOT_OPENED} OpenVINO ({_first_line(error)}); export it again") from None
+
+
+def needed_openvino() -> ModuleType:
+    """OpenVINO.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    return _needed("openvino", "openvino")
+
+
+@signal_stack_kept()
+def by_openvino(model: Any, about: About, threads: int) -> Callable[[np.ndarray], Arrays]:
+    """Runs OpenVINO's model of the detector on RGB images; every thread has a request of its own."""
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+    compiled = needed_openvino().Core().compile_model(model, "CPU", settings)
+    own = threading.local()
+
+    def run(image: np.ndarray) -> Arrays:
+        request = getattr(own, "request", None)
+        if request is None:
+            with signal_stack_kept():
+                request = own.request = compiled.create_infer_request()
+        small = resized(image, about.min_size, about.max_size)
+        ordered = small[:, :, ::-1] if about.channel_order == "BGR" else small
+        pixels = np.ascontiguousarray(ordered.transpose(2, 0, 1)[None], dtype=np.float32)
+        sizes = (np.array([size[:2]], dtype=np.int64) for size in (small.shape, image.shape))
+        boxes, scores, classes, count = request.infer([pixels, *sizes]).to_tuple()
+        return [part[0, : int(count[0])].copy() for part in (boxes, scores, classes)]
+
+    return run
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return shown(lines[-1] if lines else type(error).__name__, 160)
+
+
+def text_of(about: About) -> str:
+    """What an ONNX file carries under :data:`~.about.METADATA`."""
+    return json.dumps(about.to_json())
