@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from common import shared_data
+from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import ImageList
@@ -24,6 +25,7 @@ from resnext_det.artifacts.building import openvino_model, parts_of, quantized, 
 from resnext_det.artifacts.running import ArtifactPredictor
 from resnext_det.commands.export import main
 from resnext_det.detection.config import setup
+from resnext_det.detection.export import artifact
 from resnext_det.detection.export import comparison as export_command
 from resnext_det.detection.export import graph as export
 from resnext_det.detection.export.comparison import runner
@@ -272,6 +274,17 @@ def test_one_onnx_from_pixels_to_boxes_and_its_8_bits(exported, core: Path, tmp_
         own = in_memory.arrays(image)
         assert all(np.array_equal(x, y) for x, y in zip(own, found, strict=True)) and len(found[1]) > 10
         assert not np.array_equal(own[1], wanted.scores.astype(np.float32)), "8 bits move scores"
+
+
+def test_measuring_leaves_the_results_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = get_cfg()
+    folders = [cfg.OUTPUT_DIR]
+    for name in ("known_sets", "check_sets_from_config", "register_sets"):
+        monkeypatch.setattr(artifact, name, lambda *args, **more: None)
+    cfg.DATASETS.REGISTER = []
+    monkeypatch.setattr(artifact, "evaluate_artifact", lambda cfg, *args, **more: folders.append(cfg.OUTPUT_DIR))
+    artifact.measure(cfg, None)
+    assert folders[0] == cfg.OUTPUT_DIR != folders[1] and not Path(folders[1]).exists()
 
 
 def test_parts_stay_in_float_until_the_drop_is_allowed() -> None:

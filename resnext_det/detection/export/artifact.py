@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -107,7 +108,11 @@ def evaluate_artifact(
 
 
 def measure(cfg: CfgNode, predictor: Any) -> dict[str, dict]:
-    """Accuracy on DATASETS.TEST of a predictor that is an export, in a folder of its own below OUTPUT_DIR."""
+    """Accuracy on DATASETS.TEST of a predictor that is an export; results of OUTPUT_DIR, the training's, stay."""
     register_sets(cfg.DATASETS.REGISTER)
     known_sets(cfg.DATASETS.TEST, "TEST")
-    return evaluate_artifact(cfg, predictor, sets=check_sets_from_config(cfg, training=False))
+    cfg = cfg.clone()
+    cfg.defrost()
+    with tempfile.TemporaryDirectory() as cfg.OUTPUT_DIR:
+        cfg.freeze()
+        return evaluate_artifact(cfg, predictor, sets=check_sets_from_config(cfg, training=False))
