@@ -35,7 +35,8 @@ STATE_BYTES = 1 << 26
 COUNT = range(1 << 53)
 """In a schema: a whole number from 0 on."""
 _SCALARS = (float, None)
-METRICS = {str: (float, None, {str: (float, None, {str: _SCALARS})})}
+_TABLES = {"thresholds?": dict}  # curves, confusion and calibration, which nothing here reads back
+METRICS = {**_TABLES, str: (float, None, {**_TABLES, str: (float, None, {str: _SCALARS})})}
 """Schema of ``results.json``: numbers by name, of one set, or by task and set."""
 
 _COMPONENT_BYTES = 200  # file systems take 255; a name grows by an ending and by what marks a half-written file

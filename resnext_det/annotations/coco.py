@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import msgspec
 import numpy as np
 
 from ..errors import UserError, listed
@@ -24,7 +23,10 @@ from .check.columns import MISSING, boxes, get, integers
 from .check.findings import shorten
 from .check.inspection import Options, inspect_document, read_document
 from .dataset import Dataset
-from .reading import CHUNK, Found, stream_boxes, stream_list
+from .reading import CHUNK, stream_list
+
+if TYPE_CHECKING:
+    from .box_results import Found
 
 logger = logging.getLogger(__name__)
 
@@ -164,7 +166,11 @@ class Detections:
         Raises:
             UserError: as :func:`from_records`; not JSON, or no list of detections.
         """
-        with suppress(msgspec.MsgspecError, UserError, OSError, OverflowError):
+        from msgspec import MsgspecError  # a detector that has left with its own packages reads no results
+
+        from .box_results import stream_boxes
+
+        with suppress(MsgspecError, UserError, OSError, OverflowError):
             parts = [cls._of_boxes(found, str(path)) for found in stream_boxes(path)]
             return cls.concatenate(parts) if any(map(len, parts)) else cls.empty()
         return cls._of_chunks(stream_list(path), str(path))

@@ -44,13 +44,13 @@ PROPOSAL_AREAS = {"all": "", "small": "s", "medium": "m", "large": "l"}
 
 
 def metric_names(class_names: Sequence[str], max_detections: int = 100, *, proposals: bool = False) -> list[str]:
-    """What the results of an evaluation are called: of detections, or of proposals."""
+    """What is better the higher it is, in an evaluation of detections or of proposals."""
     if proposals:
         return [f"AR{letter}@{limit}" for limit in PROPOSAL_LIMITS for letter in PROPOSAL_AREAS.values()]
     areas = list(PROPOSAL_AREAS.values())[1:]
-    names = ["AP", "AP50", "AP75", *(f"AP{letter}" for letter in areas)]
+    names = ["AP", "AP50", "AP75", "F1", *(f"AP{letter}" for letter in areas)]
     names += [f"AR{limit}" for limit in sorted({1, 10, max_detections})] + [f"AR{letter}" for letter in areas]
-    return names + [f"{kind}-{name}" for kind in ("AP", "AP50") for name in class_names]
+    return names + [f"{kind}-{name}" for kind in ("AP", "AP50", "F1") for name in class_names]
 
 
 class FastCOCOEvaluator(DatasetEvaluator):

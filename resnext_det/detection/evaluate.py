@@ -87,11 +87,11 @@ def check_metric(cfg: CfgNode, class_names: Sequence[str]) -> None:
     if not name or proposals and name == "AP":  # the default
         return
     known = metric_names(() if proposals else class_names, cfg.TEST.MAX_DETECTIONS, proposals=proposals)
-    if name not in known and (class_names or not name.startswith(("AP-", "AP50-"))):
+    if name not in known and (class_names or not name.startswith(("AP-", "AP50-", "F1-"))):
         general = metric_names((), cfg.TEST.MAX_DETECTIONS, proposals=proposals)
         raise UserError(
             f"TEST.BEST_METRIC {name!r}: choose from {listed(general, 20)}"
-            f"{'' if proposals else ', AP-CLASS, AP50-CLASS'}, or empty for none{nearest(name, known)}"
+            f"{'' if proposals else ', AP-CLASS, AP50-CLASS, F1-CLASS'}, or empty for none{nearest(name, known)}"
         )
 
 

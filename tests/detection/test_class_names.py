@@ -79,7 +79,7 @@ def test_a_run_resumes_on_data_that_numbers_its_classes_otherwise(trained: TinyR
     assert all(torch.equal(whole["model"][name], other["model"][name]) for name in whole["model"])
     assert other["metadata"]["class_names"] == ["red", "blue"]
     found = json.loads((trained.folder / "whole/results.json").read_text())["bbox"]
-    assert set(metric_names(["red", "blue"])) == set(found)  # what TEST.BEST_METRIC may be
+    assert set(metric_names(["red", "blue"])) <= set(found)  # what TEST.BEST_METRIC may be
     assert (trained.folder / "whole/results.json").read_bytes() == (
         trained.folder / "swapped/results.json"
     ).read_bytes()
