@@ -462,7 +462,7 @@ def test_runs_killed_at_random_and_shared_by_workers_end_in_equal_bytes(trained,
     generator = random.Random(1)
     for workers in ("1", "2"):
         output = tmp_path / f"killed_{workers}"
-        for _ in range(6):
+        for _ in range(3):
             process = start(output, "--workers", workers)
             try:
                 process.wait(generator.uniform(0.4, 1.0) * seconds)
