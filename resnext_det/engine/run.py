@@ -7,7 +7,9 @@ step goes wrong or a signal comes.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from signal import Signals
@@ -274,6 +276,9 @@ class Run:
         """Write the last checkpoint, with what its evaluation has found."""
         self.checkpointer.metadata |= self._described
         self.checkpointer.save("model_final", iteration=done - 1)
+        # Numbers older than their network count as another network's, in the tables of ``reproduce`` and ``transfer``.
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(os.path.join(self.folder, "results.json"))
 
     def _prepare_folder(self, start: int) -> None:
         if start == 0:
