@@ -19,7 +19,7 @@ from ..files import atomic_write, shown
 from ..images import MAX_MEGAPIXELS, read_image
 from .boxes import draw_boxes
 
-LABEL, FOUND, OTHER = (214, 40, 40), (28, 126, 214), (190, 190, 190)
+LABEL, FOUND, OTHER = (214, 40, 40), (28, 126, 214), (96, 96, 96)
 SIDE = 360  # pixels, the longer side of a cut-out
 QUESTIONS = {
     "missing": "no label here?",
