@@ -28,7 +28,14 @@ from ..errors import UserError, listed, nearest
 from ..files import write_json
 from .class_count import class_count_from_config
 from .coco_evaluator import FastCOCOEvaluator, metric_names
-from .data.loaders import calibration_inputs, load_dicts, mapper_from_config, one_by_one, test_loader_from_config
+from .data.loaders import (
+    calibration_inputs,
+    component_of,
+    load_dicts,
+    mapper_from_config,
+    one_by_one,
+    test_loader_from_config,
+)
 from .optimize import for_inference
 from .voc_evaluator import VOCEvaluator
 
@@ -126,7 +133,7 @@ def in_order_of_model(
 def _evaluator(cfg: CfgNode, name: str, truth: Dataset | None) -> FastCOCOEvaluator:
     """VOC's for VOC's image sets, COCO's for all others."""
     options = {
-        "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", name.replace(os.sep, "_")),
+        "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", component_of(name)),
         "kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS,
         "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         "report": cfg.TEST.REPORT,

@@ -16,6 +16,7 @@ from detectron2.structures import BoxMode
 
 from resnext_det import UserError
 from resnext_det.commands.proposals import main as dump
+from resnext_det.commands.train import main as train
 from resnext_det.detection.data.proposals import attach_proposals, read_proposals, write_proposals
 from resnext_det.detection.train import run
 
@@ -106,3 +107,11 @@ def test_broken_files_are_named(tmp_path, content, message):
         read_proposals(path)
     with pytest.raises(UserError, match="no such file"):
         read_proposals(tmp_path / "none.pkl")
+
+
+@pytest.mark.parametrize("main", [train, dump])
+def test_the_name_of_a_set_leads_nowhere(main, tiny_run):
+    sets = [["../planted", *tiny_run.sets[0][1:]]]
+    words = tiny_run.options("named", "DATASETS.REGISTER", sets, "DATASETS.TRAIN", "('../planted',)")
+    with pytest.raises(UserError, match=r"set '\.\._planted' cannot name a file"):
+        main(["--config-file", str(tiny_run.file), *words])

@@ -28,6 +28,7 @@ from ...annotations.formats.voc import metric_year
 from ...engine.sampler import SeededDataset, TrainingBatches, repeated
 from ...engine.signals import outlive_stopping_signals
 from ...errors import UserError, nearest
+from ...files import safe_component
 from ..class_count import class_count_from_config
 from .checked_sets import unchecked_records
 from .mapper import CheckedDatasetMapper
@@ -91,10 +92,10 @@ def _register_labels(name: str, file: str, image_root: str, labels: str) -> None
 
 
 def known_sets(names: Sequence[str], key: str) -> None:
-    """Check that every name in DATASETS.TRAIN or TEST is registered.
+    """Check that every name in DATASETS.TRAIN or TEST is registered, and can name files.
 
     Raises:
-        UserError: one is not, or there is none.
+        UserError: one is not or cannot, or there is none.
     """
     if not names:
         raise UserError(f"DATASETS.{key} is empty: name at least one set")
@@ -104,6 +105,12 @@ def known_sets(names: Sequence[str], key: str) -> None:
                 f"DATASETS.{key}: {name!r} is not registered{nearest(name, DatasetCatalog.list())}; "
                 "register a set of your own with DATASETS.REGISTER: [[name, annotations, image_root]]"
             )
+        component_of(name)
+
+
+def component_of(name: str) -> str:
+    """What the files of a set's results and proposals are named for; a UserError for ``../x``."""
+    return safe_component(name.replace(os.sep, "_"), "set")
 
 
 def load_dicts(
