@@ -112,6 +112,8 @@ def test_broken_files_are_named(tmp_path, content, message):
 @pytest.mark.parametrize("main", [train, dump])
 def test_the_name_of_a_set_leads_nowhere(main, tiny_run):
     sets = [["../planted", *tiny_run.sets[0][1:]]]
-    words = tiny_run.options("named", "DATASETS.REGISTER", sets, "DATASETS.TRAIN", "('../planted',)")
+    words = tiny_run.options(
+        "named", "DATASETS.REGISTER", sets, "DATASETS.TRAIN", "('../planted',)", "DATASETS.TEST", "()"
+    )
     with pytest.raises(UserError, match=r"set '\.\._planted' cannot name a file"):
         main(["--config-file", str(tiny_run.file), *words])
