@@ -228,6 +228,7 @@ def validation_loss(cfg: CfgNode, model: nn.Module, *, sets: Mapping[str, Datase
         filter_empty=False,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
         sets=sets,
+        follow_links=cfg.DATASETS.FOLLOW_LINKS,
     )
     mapper = mapper_from_config(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
     loader = one_by_one(cfg, dicts, mapper)

@@ -23,12 +23,13 @@ from torch.utils.data import DataLoader
 
 from ...annotations import formats
 from ...annotations.check import ClassCount, dataset_dicts
+from ...annotations.check.files import first_outside
 from ...annotations.dataset import Dataset
 from ...annotations.formats.voc import metric_year
 from ...engine.sampler import SeededDataset, TrainingBatches, repeated
 from ...engine.signals import outlive_stopping_signals
 from ...errors import UserError, nearest
-from ...files import safe_component
+from ...files import safe_component, shown
 from ..class_count import class_count_from_config
 from .checked_sets import unchecked_records
 from .mapper import CheckedDatasetMapper
@@ -121,6 +122,7 @@ def load_dicts(
     min_keypoints: int = 0,
     proposal_files: Sequence[str] | None = None,
     sets: Mapping[str, Dataset] | None = None,
+    follow_links: bool = False,
 ) -> list[dict]:
     """detectron2 dataset dicts of several sets, with every mistake that can be seen without the images named.
 
@@ -131,14 +133,23 @@ def load_dicts(
         min_keypoints: leave out images with fewer visible keypoints.
         proposal_files: precomputed proposals, one file for each set.
         sets: of :func:`~.checked_sets.check_sets`; a set that is not there is read by detectron2.
+        follow_links: such a set may have links out of its folder.
 
     Raises:
-        UserError: missing file, another number of classes, nothing left.
+        UserError: missing file, an image outside the folder, another number of classes, nothing left.
     """
 
     def load(name: str) -> list[dict]:
         if name not in (sets or {}):
-            return get_detection_dataset_dicts([name], filter_empty=filter_empty, min_keypoints=min_keypoints)
+            dicts = get_detection_dataset_dicts([name], filter_empty=filter_empty, min_keypoints=min_keypoints)
+            if root := MetadataCatalog.get(name).get("image_root"):
+                outside = first_outside(root, (record["file_name"] for record in dicts), follow_links=follow_links)
+                if outside is not None:
+                    raise UserError(
+                        f"set {name}: {shown(outside)} leads out of {root}; write paths below the image folder "
+                        "(DATASETS.FOLLOW_LINKS True allows links)"
+                    )
+            return dicts
         found = dataset_dicts(sets[name], keypoints=True)
         if filter_empty and sets[name].annotated:
             found = filter_images_with_only_crowd_annotations(found)
@@ -267,6 +278,7 @@ def train_dicts_from_config(cfg, sets: Mapping[str, Dataset] | None = None) -> l
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
         sets=sets,
+        follow_links=cfg.DATASETS.FOLLOW_LINKS,
     )
     return fraction_of(dicts, cfg.DATASETS.FRACTION)
 
@@ -370,7 +382,12 @@ def test_loader_from_config(cfg, name: str, sets: Mapping[str, Dataset] | None =
         known = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
         files = [known[name]] if name in known else []
     dicts = load_dicts(
-        [name], classes=class_count_from_config(cfg), filter_empty=False, proposal_files=files, sets=sets
+        [name],
+        classes=class_count_from_config(cfg),
+        filter_empty=False,
+        proposal_files=files,
+        sets=sets,
+        follow_links=cfg.DATASETS.FOLLOW_LINKS,
     )
     return one_by_one(cfg, dicts, mapper_from_config(cfg, is_train=False))
 
