@@ -212,7 +212,7 @@ BAD: list[tuple[str, object, object, str]] = [
         ("train: images\nnames: {1: a}\n", "names: the numbers are not 0"),
         ("train: images\nnames: [a]\nnc: 2\n", "nc: is 2 and names has 1"),
         ("train: nowhere\nnames: [a]\n", "train: nowhere: no such folder"),
-        (f"train: {'n' * 300}\nnames: [a]\n", "no such folder"),
+        (f"path: {'n' * 300}\ntrain: {'n' * 300}\nnames: [a]\n", "no such folder"),
         ("names: [a]\n", "train: no such split"), ("train: 7\nnames: [a]\n", "train: '7' is no folder"),
         ("train: images\nval: images\nnames: [a]\n", "has the splits train, val; choose one"),
         ("train: labels\nnames: [a]\n", "holds no images"), ("train: labels/a.txt\nnames: [a]\n", "names no image"),
