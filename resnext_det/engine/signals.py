@@ -7,7 +7,8 @@ launcher passes on what it gets.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
+import errno
+import multiprocessing.queues
 import os
 import signal
 import subprocess
@@ -133,8 +134,19 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), number)
 
 
-def outlive_stopping_signals(worker: int = 0) -> None:
-    """The ``worker_init_fn`` of data loaders: only its own parent's signal, or its end, ends a worker.
+def begin_worker(worker: int = 0) -> None:
+    """The ``worker_init_fn`` of data loaders."""
+    outlive_stopping_signals()
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_with)  # set before its thread starts
+
+
+def _end_with(error: Exception, batch: object) -> None:
+    """What a worker cannot send, by default with a traceback, would be waited for in vain."""
+    os._exit(errno.ENOSPC if "shared memory" in str(error) else getattr(error, "errno", None) or 1)
+
+
+def outlive_stopping_signals() -> None:
+    """Only its own parent's signal, or its end, ends a data worker.
 
     The last step needs its data, so a worker must not die of the signal that asks the run to stop. Nor of Ctrl-C, which
     a terminal sends to all: the run would report a dead worker and not the interruption.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 
 import pytest
@@ -73,6 +74,16 @@ def test_too_little_memory_is_reported_without_a_traceback(size):
 def test_each_shortage_is_one_line_with_the_fix(error, line):
     cause = cause_of(error)
     assert isinstance(cause, UserError) and line in str(cause) and "\n" not in str(cause)
+
+
+def test_a_semaphore_without_shared_memory_is_no_full_disk(monkeypatch):
+    def none_left(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", none_left)
+    with pytest.raises(OSError) as caught:
+        multiprocessing.Lock()
+    assert "too little shared memory" in str(cause_of(caught.value))
 
 
 def test_too_little_memory_on_a_gpu():

@@ -27,7 +27,7 @@ from ...annotations.check.files import first_outside
 from ...annotations.dataset import Dataset
 from ...annotations.formats.voc import metric_year
 from ...engine.sampler import SeededDataset, TrainingBatches, repeated
-from ...engine.signals import outlive_stopping_signals
+from ...engine.signals import begin_worker
 from ...errors import UserError, nearest
 from ...files import safe_component, shown
 from ..class_count import class_count_from_config
@@ -242,7 +242,7 @@ class TrainingLoader:
                 num_workers=self.num_workers,
                 collate_fn=list,
                 persistent_workers=self.num_workers > 0,
-                worker_init_fn=outlive_stopping_signals,
+                worker_init_fn=begin_worker,
             )
         )
 
@@ -408,7 +408,7 @@ def calibration_inputs(cfg, number: int = 16, sets: Mapping[str, Dataset] | None
 def one_by_one(cfg, dicts: list[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:
     """detectron2's test loader, whose workers live on while a signal stops the run."""
     loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
-    loader.worker_init_fn = outlive_stopping_signals
+    loader.worker_init_fn = begin_worker
     return loader
 
 
