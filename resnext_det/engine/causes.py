@@ -29,6 +29,7 @@ _SHORTAGES = {
     "no more processes or threads may start; raise the limit (ulimit -u), or lower OMP_NUM_THREADS and "
     "DATALOADER.NUM_WORKERS": re.compile(
         r"can't start new thread|Resource temporarily unavailable|pthread_create|Thread creation failed"
+        rf"|exit code {errno.EAGAIN}\b"
     ),
 }
 """What there is too little of, with the fix, and the words in which libraries say so."""

@@ -135,14 +135,28 @@ def die_with_parent() -> None:
 
 
 def begin_worker(worker: int = 0) -> None:
-    """The ``worker_init_fn`` of data loaders."""
+    """The ``worker_init_fn`` of data loaders: a worker that cannot send a batch ends.
+
+    By default it prints a traceback, and the batch is waited for in vain.
+    """
+    queue = multiprocessing.queues.Queue  # of which the worker's own is one already
+    start_thread = queue._start_thread
+
+    def start_or_end(self: multiprocessing.queues.Queue) -> None:
+        try:
+            start_thread(self)
+        except RuntimeError as error:
+            _end_with(error)
+
+    queue._start_thread, queue._on_queue_feeder_error = start_or_end, staticmethod(_end_with)
     outlive_stopping_signals()
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_with)  # set before its thread starts
 
 
-def _end_with(error: Exception, batch: object) -> None:
-    """What a worker cannot send, by default with a traceback, would be waited for in vain."""
-    os._exit(errno.ENOSPC if "shared memory" in str(error) else getattr(error, "errno", None) or 1)
+def _end_with(error: Exception, batch: object = None) -> None:
+    """End with a number that :mod:`.causes` knows."""
+    shortages = {"shared memory": errno.ENOSPC, "start new thread": errno.EAGAIN}
+    code = next((number for words, number in shortages.items() if words in str(error)), 1)
+    os._exit(getattr(error, "errno", None) or code)
 
 
 def outlive_stopping_signals() -> None:
@@ -163,4 +177,8 @@ def outlive_stopping_signals() -> None:
         os._exit(0)
 
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    threading.Thread(target=wait, daemon=True).start()
+    try:
+        threading.Thread(target=wait, daemon=True).start()
+    except RuntimeError:  # too many: the parent's signal must still end this worker
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        raise
