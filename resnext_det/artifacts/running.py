@@ -90,8 +90,12 @@ class ArtifactPredictor:
 
 def _threads_of_environment() -> int:
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(text) if text.isdigit() and int(text) > 0 else cores
+    return int(text) if text.isdigit() and int(text) > 0 else available_cores()
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _detections(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> Detections:

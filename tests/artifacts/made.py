@@ -62,7 +62,10 @@ def write_openvino(folder: Path) -> Path:
         helper.make_node("ReduceMean", ["images", "all"], ["mean"], keepdims=0),
         helper.make_node("Div", ["mean", "by"], ["score"]),
         helper.make_node("Unsqueeze", ["score", "one_"], ["scores"]),
-        *(helper.make_node("Identity", [a], [b]) for a, b in (("boxes_", "boxes"), ("one", "classes"), ("one_", "count"))),
+        *(
+            helper.make_node("Identity", [a], [b])
+            for a, b in (("boxes_", "boxes"), ("one", "classes"), ("one_", "count"))
+        ),
     ]
     inputs = [helper.make_tensor_value_info(name, *shape) for name, shape in shapes.items()]
     outputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
