@@ -83,7 +83,7 @@ class CheckedDatasetMapper(DatasetMapper):
         self.broken_images = broken_images
         self.min_box_size = min_box_size
         self.others, self.copy_paste = others, copy_paste if is_train and len(others) else 0.0
-        self.mask_on = self.use_instance_mask
+        self.mask_on: bool = other_arguments.get("use_instance_mask", False)
         if self.copy_paste:
             self.use_instance_mask, self.instance_mask_format = True, "bitmask"
         self.skipped = multiprocessing.Value("q", 0)
