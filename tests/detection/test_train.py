@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 import torch
-from common import ROOT, shared_data
+from common import ROOT, few, shared_data
+from forked import call
 
 from resnext_det import UserError, create_model
 from resnext_det.commands.train import main
@@ -19,23 +18,10 @@ from resnext_det.commands.train import main
 X_50 = "configs/detection/coco/X_50_32x4d_C4_1x.yaml"  # relative to the root, as a user writes it
 
 
-def train_net(*arguments: object, code: int = 0) -> subprocess.CompletedProcess:
-    command = [sys.executable, "tools/train_net.py", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+def train_net(*arguments: object, code: int = 0) -> CompletedProcess:
+    done = call("tools/train_net.py", *arguments, folder=ROOT)
     assert done.returncode == code, done.stderr[-2000:]
     return done
-
-
-def few(source: Path, target: Path, images: int) -> Path:
-    """A copy of a COCO file with its first images that hold something."""
-    content = json.loads(source.read_text("utf-8"))
-    kept = {annotation["image_id"] for annotation in content["annotations"]}
-    content["images"] = [image for image in content["images"] if image["id"] in kept][:images]
-    ids = {image["id"] for image in content["images"]}
-    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
-    target.write_text(json.dumps(content), "utf-8")
-    return target
 
 
 @pytest.fixture(scope="module")
