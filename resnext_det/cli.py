@@ -14,6 +14,7 @@ from .files import expanded
 COMMANDS = {
     "train": "train and evaluate a detector",
     "pretrain": "train and evaluate a classifier",
+    "auto": "a folder of labels in, a trained and evaluated detector out",
     "predict": "detect in images and videos",
     "evaluate": "COCO metrics of a result file",
     "check": "check a data set in COCO's format",

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from importlib.util import find_spec
 
@@ -17,14 +16,15 @@ from .data.loaders import check_sampler
 from .solver import check_solver
 from .stock_keys import C4_HEADS, check_stock_keys, has_roi_heads, has_rpn
 
-logger = logging.getLogger(__name__)
 
-
-def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: Sequence[str] = ()) -> None:
-    """Hold the keys of ``cfg`` against each other, in a process of the run; logs what is odd but works.
+def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: Sequence[str] = ()) -> list[str]:
+    """Hold the keys of ``cfg`` against each other, in a process of the run.
 
     Args:
         given: keys that the user has named for this run, as :func:`.stock_keys.check_stock_keys` takes them.
+
+    Returns:
+        What is odd but works, for the log, which is opened once nothing is refused.
 
     Raises:
         UserError: names the key and the fix.
@@ -33,7 +33,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: 
         _typed("SOLVER", check_solver, cfg)
     elif not cfg.MODEL.WEIGHTS and not resume:
         raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
-    check_stock_keys(cfg, given)
+    idle = check_stock_keys(cfg, given)
     _check_precise_bn(cfg)
     check_sampler(cfg)
     _typed("INPUT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD", _check_values, cfg)
@@ -41,8 +41,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: 
     _typed("MODEL.ANCHOR_GENERATOR, MODEL.RPN", _check_anchors, cfg)
     if cfg.MODEL.RESNETS.NORM == "SyncBN" and comm.get_world_size() > 1 and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise UserError("MODEL.RESNETS.NORM SyncBN: torch has it for GPUs only; set naiveSyncBN, detectron2's own")
-    if comm.is_main_process():
-        _warn(cfg)
+    return [*idle, *_oddities(cfg)]
 
 
 def _check_precise_bn(cfg: CfgNode) -> None:
@@ -177,25 +176,24 @@ def _check_anchors(cfg: CfgNode) -> None:
             )
 
 
-def _warn(cfg: CfgNode) -> None:
+def _oddities(cfg: CfgNode) -> Iterator[str]:
     threshold = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
     if threshold > SCORE_THRESHOLD:
-        logger.warning(
-            "MODEL.ROI_HEADS.SCORE_THRESH_TEST is %g: AP counts as missed what it leaves out; %g is usual",
-            threshold,
-            SCORE_THRESHOLD,
+        yield (
+            f"MODEL.ROI_HEADS.SCORE_THRESH_TEST is {threshold:g}: AP counts as missed what it leaves out; "
+            f"{SCORE_THRESHOLD:g} is usual"
         )
     solver = cfg.SOLVER
     if solver.UNIT == "iterations" and solver.WARMUP_ITERS >= solver.MAX_ITER:
-        logger.warning(
-            "SOLVER.WARMUP_ITERS %d is not before SOLVER.MAX_ITER %d: the learning rate never reaches BASE_LR",
-            *(solver.WARMUP_ITERS, solver.MAX_ITER),
+        yield (
+            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is not before SOLVER.MAX_ITER {solver.MAX_ITER}: the learning "
+            "rate never reaches BASE_LR"
         )
     norm = cfg.MODEL.RESNETS.NORM
     if norm == "SyncBN" and comm.get_world_size() == 1:
-        logger.warning("MODEL.RESNETS.NORM SyncBN: one process, so it is plain batch norm (BN)")
+        yield "MODEL.RESNETS.NORM SyncBN: one process, so it is plain batch norm (BN)"
     if norm == "BN" and cfg.SOLVER.IMS_PER_BATCH // (comm.get_world_size() * cfg.SOLVER.ACCUMULATE) == 1:
-        logger.warning("MODEL.RESNETS.NORM BN on batches of one image: poor statistics; FrozenBN is usual")
+        yield "MODEL.RESNETS.NORM BN on batches of one image: poor statistics; FrozenBN is usual"
 
 
 def _read_by_heads(cfg: CfgNode) -> list[str]:

@@ -54,6 +54,7 @@ def test_full_network_trains_and_evaluates_on_bccd(pretrained: Path, tmp_path: P
         *("DATALOADER.NUM_WORKERS", 0, "OUTPUT_DIR", tmp_path / "run", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 32),
     ]
     schedule = ["SOLVER.MAX_ITER", 2, "SOLVER.STEPS", "()", "SOLVER.IMS_PER_BATCH", 1, "TEST.EVAL_PERIOD", 0]
+    schedule += ["SOLVER.REFERENCE_BATCH", 0]  # else each step is one of 16 images
     log = train_net(*common, *schedule, "MODEL.WEIGHTS", pretrained).stderr
     text = (tmp_path / "run/log.txt").read_text("utf-8") + log
     assert "backbone 215/215, res5 50/50" in text and "box_predictor 4" in text
