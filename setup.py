@@ -20,8 +20,8 @@ EXTRAS = {
     "webdataset": ["webdataset>=0.2.86,<2"],
     "export": ["onnx>=1.16,<2", "onnxruntime>=1.18,<2", "onnxscript>=0.3,<1"],
     "openvino": ["openvino>=2024.6,<2027", "nncf>=2.15,<4"],  # int8 on CPUs
-    "parquet": ["pyarrow>=17,<26"],
-    "ray": ["ray[data]>=2.40,<3"],
+    "parquet": ["pyarrow>=26,<28"],
+    "ray": ["ray[data]>=2.60,<3"],
     "docs": ["sphinx>=8.1,<10", "myst-parser>=4,<6", "furo>=2024.8.6,<2027"],
 }
 # timm's networks and those of pretrainedmodels (which forgets to name six) are oracles of the tests.

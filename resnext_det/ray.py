@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 from .artifacts.about import is_artifact, read_about, sha256
@@ -18,11 +19,6 @@ from .loading import load_detector
 from .prediction.inputs import find_inputs
 from .prediction.run import Summary, Work
 from .prediction.run import predict as run
-
-try:
-    import ray.data
-except ImportError as error:
-    raise UserError("resnext_det.ray needs Ray: pip install 'resnext-det[ray]'") from error
 
 
 def predict(
@@ -50,13 +46,17 @@ def predict(
     The others are those of :func:`resnext_det.prediction.run.predict`.
 
     Raises:
-        UserError: as there.
+        UserError: as there; Ray is not installed.
     """
+    try:
+        data = import_module("ray.data")
+    except ImportError as error:
+        raise UserError("resnext_det.ray needs Ray: pip install 'resnext-det[ray]'") from error
     detector = load_detector(weights, score_threshold=score_threshold)
     folder = is_artifact(weights) and os.path.isdir(weights)
 
     def elsewhere(work: Work, units: Mapping[int, Sequence[Path]]) -> Iterator[tuple[int, list[dict]]]:
-        rows = ray.data.from_items([{"unit": n, "paths": [str(path) for path in units[n]]} for n in units])
+        rows = data.from_items([{"unit": n, "paths": [str(path) for path in units[n]]} for n in units])
         rows.context.execution_options.preserve_order = True
         found = rows.map(_Worker, fn_constructor_args=(work,), concurrency=workers, num_cpus=cpus)
         for row in found.iter_rows():
