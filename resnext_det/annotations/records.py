@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import numpy as np
@@ -103,25 +103,25 @@ def open_document(path: str | os.PathLike, hint: str = "give the annotations' JS
 
     try:
         with open_regular(path) as file, no_cycle_search():
-            return _document(path, file.read(), typed_json)
+            text = file.read()
+            places = typed_json.values_of(text)
+            document: dict[str, Any] = {
+                key: json.loads(text[start:stop], object_pairs_hook=one_of_each)
+                for key, (start, stop) in places.items()
+                if key not in KINDS or text[start : start + 1] != b"["
+            }
+            del text
+            for key in KINDS.keys() & places.keys() - document.keys():
+                document[key] = _records(path, typed_json.pieces(file, *places[key], KINDS[key]), KINDS[key])
+            return document
     except (typed_json.Untyped, UserError, OSError, ValueError, RecursionError):
         return read_json(path, hint)  # it reads everything that can be read, and explains the rest
 
 
-def _document(path: str | os.PathLike, text: bytes, typed_json: Any) -> dict:
-    document: dict[str, Any] = {}
-    for key, (start, stop) in typed_json.values_of(text).items():
-        if key in KINDS and text[start : start + 1] == b"[":
-            document[key] = _records(path, text, start, stop, KINDS[key], typed_json)
-        else:
-            document[key] = json.loads(text[start:stop], object_pairs_hook=one_of_each)
-    return document
-
-
-def _records(path: str | os.PathLike, text: bytes, start: int, stop: int, kinds: Kinds, typed_json: Any) -> Records:
+def _records(path: str | os.PathLike, pieces: Iterable[tuple], kinds: Kinds) -> Records:
     parts: dict[str, list[Column]] = {key: [] for key in kinds}
     firsts, spans = [0], []
-    for number, begin, end, piece in typed_json.pieces(text, start, stop, kinds):
+    for number, begin, end, piece in pieces:
         for key, column in piece.items():
             parts[key].append(column)
         firsts.append(firsts[-1] + number)

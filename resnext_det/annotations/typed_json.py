@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -109,18 +109,22 @@ def values_of(text: bytes) -> dict[str, tuple[int, int]]:
     return places
 
 
-def pieces(text: bytes, start: int, stop: int, kinds: Kinds) -> Iterator[tuple[int, int, int, dict[str, Column]]]:
-    """The list of objects ``text[start:stop]``: (objects, first byte, end, {field: column}) of each piece of it.
+def pieces(file: BinaryIO, start: int, stop: int, kinds: Kinds) -> Iterator[tuple[int, int, int, dict[str, Column]]]:
+    """The list of objects in bytes ``start`` to ``stop``: (objects, first byte, end, {field: column}) of each piece.
 
     Raises:
         Untyped: not a list of objects, or no UTF-8.
         UserError: a key stands twice.
     """
     at, end, size, reader = start + 1, stop - 1, BLOCK, _Reader(kinds)
-    while at < end and (end - at > BLOCK or text[at:end].strip()):
+    while at < end:
+        file.seek(at)
+        text = file.read(min(size, end - at))
         last = at + size >= end
-        for cut, following in [(end, end)] if last else _cuts(text, at, at + size):
-            block = b"[" + text[at:cut] + b"]"
+        if last and not text.strip():
+            return
+        for cut, following in [(len(text), len(text))] if last else _cuts(text):
+            block = b"[" + text[:cut] + b"]"
             try:
                 block.isascii() or block.decode()
                 number, found = reader.read(block)
@@ -128,8 +132,8 @@ def pieces(text: bytes, start: int, stop: int, kinds: Kinds) -> Iterator[tuple[i
                 raise Untyped(str(error)) from None
             except json.JSONDecodeError:  # the end of something within an object
                 continue
-            yield number, at, cut, found
-            at, size = following, BLOCK
+            yield number, at, at + cut, found
+            at, size = at + following, BLOCK
             break
         else:
             if last:
@@ -137,10 +141,11 @@ def pieces(text: bytes, start: int, stop: int, kinds: Kinds) -> Iterator[tuple[i
             size *= 2
 
 
-def _cuts(text: bytes, at: int, stop: int) -> Iterator[tuple[int, int]]:
-    """(end of an object, beginning of the next) before ``stop``, the last first; some are not of the list itself."""
+def _cuts(text: bytes) -> Iterator[tuple[int, int]]:
+    """(end of an object, beginning of the next), the last first; some are not of the list itself."""
+    stop = len(text)
     for _ in range(_CUTS):
-        stop = text.rfind(b"}", at, stop)
+        stop = text.rfind(b"}", 0, stop)
         if stop < 0:
             return
         found = _BETWEEN.match(text, stop)

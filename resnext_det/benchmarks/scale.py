@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,8 @@ CASES = {
     "folder listing, torchvision": "_list_torchvision",
 }
 """{row: function that measures it}, in the order in which they run."""
+
+QUICK = ("check, ours", "evaluation start, ours", "evaluation start, pycocotools")
 
 
 def make_set(folder: Path, images: int, seed: int = 0) -> None:
@@ -81,7 +84,7 @@ def make_set(folder: Path, images: int, seed: int = 0) -> None:
 
 
 def scale(setting: Setting) -> dict[str, dict]:
-    """Every case of :data:`CASES` at every size, each in a process of its own, one after the other.
+    """Every case of :data:`CASES` at every size, each in a process of its own (``quick``: the light ones, in this one).
 
     Returns:
         ``rows``: {"case, images": CPU seconds, wall seconds, MiB at most, MiB that stay (``kept``), MiB of a data
@@ -89,14 +92,16 @@ def scale(setting: Setting) -> dict[str, dict]:
         the number of images between the two largest sizes}; ``ratios`` of peer to ours at the largest size.
     """
     rows, sizes = Rows(setting), (100,) if setting.quick else tuple(setting.images or SIZES)
+    cases = {case: CASES[case] for case in (QUICK if setting.quick else CASES)}
     for images in sizes:
         with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
-            if any(f"{case}, {images} images" not in rows.rows for case in CASES):
+            if any(f"{case}, {images} images" not in rows.rows for case in cases):
                 make_set(Path(folder), images)
-            for case, function in CASES.items():
+            for case, function in cases.items():
                 peer = case.rpartition(", ")[2].replace("-", "_")
                 if peer in ("ours", "torchvision") or find_spec(peer) is not None:
-                    rows.add(f"{case}, {images} images", lambda f=function, place=folder: _in_a_process(f, place))
+                    call = globals()[function] if setting.quick else partial(_in_a_process, function)
+                    rows.add(f"{case}, {images} images", partial(call, Path(folder)))
     found = {label: row for label, row in rows.rows.items() if "failed" not in row}
     return {
         "ratios": _ratios(found, sizes[-1]),
@@ -125,8 +130,8 @@ def _ratios(rows: dict, images: int) -> dict[str, float]:
     return ratios
 
 
-def _in_a_process(function: str, folder: str) -> dict[str, float]:
-    command = [sys.executable, "-m", __name__, function, folder]
+def _in_a_process(function: str, folder: Path) -> dict[str, float]:
+    command = [sys.executable, "-m", __name__, function, str(folder)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:

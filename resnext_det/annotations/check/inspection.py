@@ -144,6 +144,7 @@ class CheckedDataset:
                 iscrowd=none, difficult=none.astype(bool), annotated=False,
             )  # fmt: skip
         rows = np.flatnonzero(table.known if as_written else self.kept())
+        chosen_rows = slice(None) if len(rows) == len(table.ids) else rows  # all: no copies
         place = np.full(len(images.ids), -1, dtype=np.int64)
         place[chosen] = np.arange(len(chosen))
         records: Records = table.records
@@ -161,16 +162,16 @@ class CheckedDataset:
         numbers[[*visible.bad, *visible.cast]] = -1
         return Dataset(
             **common,
-            annotation_ids=table.ids[rows],
-            image=place[table.image[rows]],
-            category=table.category[rows],
-            boxes=(table.given if as_written else table.boxes)[rows],
-            areas=(table.given_areas if as_written else table.areas)[rows],
-            iscrowd=table.iscrowd[rows],
-            difficult=difficult[rows],
+            annotation_ids=table.ids[chosen_rows],
+            image=place[table.image[chosen_rows]],
+            category=table.category[chosen_rows],
+            boxes=(table.given if as_written else table.boxes)[chosen_rows],
+            areas=(table.given_areas if as_written else table.areas)[chosen_rows],
+            iscrowd=table.iscrowd[chosen_rows],
+            difficult=difficult[chosen_rows],
             masks=texts.get("segmentation"),
             keypoints=points,
-            num_keypoints=None if points is None else numbers[rows],
+            num_keypoints=None if points is None else numbers[chosen_rows],
         )
 
     def dataset_dicts(self, *, masks: bool = False, keypoints: bool = False) -> list[dict]:

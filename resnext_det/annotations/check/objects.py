@@ -25,6 +25,8 @@ from .tables import Categories, Images, annotation_ids
 OUTSIDE = 1.0
 """Pixels that a box may stick out without a word: rounding in annotation tools, and in COCO itself."""
 
+_PART = 1 << 20  # rows
+
 SAME_AREAS = 10
 """So many objects of one area, whose boxes differ, are no accident."""
 
@@ -81,14 +83,19 @@ class Objects:
                  for side in (self.images.widths, self.images.heights)]  # fmt: skip
         self.widths, self.heights = sizes
         self.sized = self.finite & (self.widths > 0) & (self.heights > 0)
-        boxes = self.given.copy()
-        self.corners = is_xyxy(boxes[self.sized], self.widths[self.sized], self.heights[self.sized])
+        self.boxes = self.given.copy()
+        self.corners = is_xyxy(self.boxes, self.widths, self.heights, self.sized)
+        self.outside = np.zeros(len(self.rows), dtype=bool)
         with np.errstate(over="ignore", invalid="ignore"):
             if self.corners:
-                boxes[self.sized, 2:] -= boxes[self.sized, :2]
-            self.empty = self.finite & ((boxes[:, 2] <= 0) | (boxes[:, 3] <= 0))
-            self.before = boxes[:, 2] * boxes[:, 3]
-            self.boxes, self.outside = _clip(boxes, self.widths, self.heights, self.sized & ~self.empty)
+                self.boxes[self.sized, 2:] -= self.boxes[self.sized, :2]
+            self.empty = self.finite & ((self.boxes[:, 2] <= 0) | (self.boxes[:, 3] <= 0))
+            self.before = self.boxes[:, 2] * self.boxes[:, 3]
+            inside = self.sized & ~self.empty
+            for part in _parts(len(self.rows)):
+                self.boxes[part], self.outside[part] = _clip(
+                    self.boxes[part], self.widths[part], self.heights[part], inside[part]
+                )
         self.gone = self.outside & ((self.boxes[:, 2] <= 0) | (self.boxes[:, 3] <= 0))
         self.known = (self.image >= 0) & (self.category >= 0) & (self.finite | self.box_in_mask)
         self.keep = self.finite & ~self.empty & ~self.gone & (self.image >= 0) & (self.category >= 0)
@@ -166,12 +173,14 @@ class Objects:
 
     def crowded(self, limit: int, *, by_class: bool) -> tuple[int, int]:
         """How many images hold more than ``limit`` objects (of one class), and the most in one."""
-        rows = self.known & (self.iscrowd.values == 0)
-        key = self.image[rows] * (len(self.categories.ids) if by_class else 1)
-        key = key + self.category[rows] if by_class else key
-        number = np.bincount(key) if len(key) else np.zeros(1, dtype=int)
-        over = np.flatnonzero(number > limit)
-        return len(np.unique(over // len(self.categories.ids)) if by_class else over), int(number.max())
+        rows = np.flatnonzero(self.known & (self.iscrowd.values == 0))
+        number = np.bincount(self.image[rows], minlength=1)
+        if by_class:  # of images with few objects no class has many
+            rows = rows[number[self.image[rows]] > limit]
+            classes = len(self.categories.ids)
+            keys, number = np.unique(self.image[rows] * classes + self.category[rows], return_counts=True)
+            return len(np.unique(keys[number > limit] // classes)), int(number.max(initial=0))
+        return int((number > limit).sum()), int(number.max())
 
     def size(self, row: int) -> str:
         """Width and height of the image of a record, for a message."""
@@ -559,20 +568,26 @@ def _milder(rule: Rule) -> Rule:
     return Rule(**fields)
 
 
-def is_xyxy(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> bool:
-    """Whether the boxes make sense as corners and not as x, y, width, height.
+def is_xyxy(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether the boxes of ``rows`` make sense as corners and not as x, y, width, height.
 
     Read as x, y, width, height about three quarters of true corners leave the image (all whose center is not in its
     upper left quarter), while of true x, y, width, height hardly any does, and few have w > x and h > y.
     """
-    if not len(boxes):
-        return False
-    with np.errstate(over="ignore", invalid="ignore"):
-        x, y, w, h = boxes.T
-        slack = np.maximum(2.0, 0.02 * np.maximum(widths, heights))
-        corners = (w > x) & (h > y) & (x >= -OUTSIDE) & (y >= -OUTSIDE) & (w <= widths + slack) & (h <= heights + slack)
-        leaves = (x + w > widths + slack) | (y + h > heights + slack)
-        return bool(corners.mean() >= 0.98 and leaves.mean() >= 0.25)
+    total, fit, left = int(rows.sum()), 0, 0
+    for part in _parts(len(boxes)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            (x, y, w, h), width, height = boxes[part].T, widths[part], heights[part]
+            slack = np.maximum(2.0, 0.02 * np.maximum(width, height))
+            corners = (w > x) & (h > y) & (x >= -OUTSIDE) & (y >= -OUTSIDE) & (w <= width + slack)
+            fit += int((corners & (h <= height + slack) & rows[part]).sum())
+            left += int((((x + w > width + slack) | (y + h > height + slack)) & rows[part]).sum())
+    return total > 0 and fit >= 0.98 * total and left >= 0.25 * total
+
+
+def _parts(number: int) -> list[slice]:
+    """Rows some at a time, so that what is computed of them on the way takes little memory."""
+    return [slice(first, first + _PART) for first in range(0, number, _PART)]
 
 
 def _clip(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray, rows: np.ndarray):

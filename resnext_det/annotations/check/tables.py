@@ -87,6 +87,14 @@ def _ids(rows: Records, key: str, table: str, findings: Findings, *, truth: bool
     return column
 
 
+def _twice(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | slice]:
+    """The ids that stand more than once, and where each of all stands for the first time."""
+    if ids.dtype != object and (ids[1:] > ids[:-1]).all():
+        return ids[:0], slice(None)
+    unique, first, counts = np.unique(ids, return_index=True, return_counts=True)
+    return unique[counts > 1], first
+
+
 def _plain(value: object) -> object:
     return None if value is MISSING else value
 
@@ -183,8 +191,7 @@ def check_images(rows: Records, findings: Findings, *, truth: bool) -> Images:
     bad = np.zeros(len(rows), dtype=bool)
     bad[column.bad] = True
     good = np.flatnonzero(~bad)
-    unique, first, counts = np.unique(column.values[good], return_index=True, return_counts=True)
-    twice = unique[counts > 1]
+    twice, first = _twice(column.values[good])
     if len(twice):
         findings.add(
             "error", "duplicate-image-id", f"used more than once: {some(twice.tolist())}",
@@ -283,8 +290,7 @@ def annotation_ids(rows: Records, findings: Findings, *, quiet: bool = False) ->
     anew = np.zeros(len(rows), dtype=bool)
     anew[missing] = anew[bad] = True
     good = np.flatnonzero(~anew)
-    unique, first, counts = np.unique(ids[good], return_index=True, return_counts=True)
-    twice = unique[counts > 1]
+    twice, first = _twice(ids[good])
     if len(twice):
         findings.add(
             "error", "duplicate-annotation-id", f"used more than once: {some(twice.tolist())}",
