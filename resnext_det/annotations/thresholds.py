@@ -324,15 +324,15 @@ def overlapping(
         found = np.repeat(rows, number)
         offset = np.arange(len(found)) - np.repeat(np.cumsum(number) - number, number)
         which = order[first[found] + offset]
-        overlap = _overlap(boxes[found], truth.boxes[which], truth.iscrowd[which] == 1)
+        overlap = iou(boxes[found], truth.boxes[which], truth.iscrowd[which] == 1)
         kept = overlap >= min(least, 1 - 1e-10)
         parts.append((found[kept], which[kept], overlap[kept]))
     found, which, overlap = (np.concatenate(column) for column in zip(*parts, strict=True))
     return found, which, overlap
 
 
-def _overlap(box: np.ndarray, real: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """IoU in pycocotools' order of operations; with a crowd, the part of the detection that lies in it."""
+def iou(box: np.ndarray, real: np.ndarray, crowd: np.ndarray | bool = False) -> np.ndarray:
+    """(P,) IoU of pairs of boxes, in pycocotools' order of operations; with a crowd, the part of ``box`` inside it."""
     side = np.minimum(box[:, :2] + box[:, 2:], real[:, :2] + real[:, 2:]) - np.maximum(box[:, :2], real[:, :2])
     shared = np.where((side > 0).all(axis=1), side[:, 0] * side[:, 1], 0.0)
     area = box[:, 2] * box[:, 3]

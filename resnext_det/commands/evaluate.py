@@ -6,15 +6,21 @@ import argparse
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..annotations import IOU_TYPES
 from ..errors import UserError
 from ..files import shown, write_json
 from ..images import MAX_MEGAPIXELS
 from .arguments import at_least
+
+if TYPE_CHECKING:
+    from ..annotations.coco import Detections
+    from ..annotations.dataset import Dataset
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
     parser.add_argument("--out", metavar="FILE", help="results.json to write")
     parser.add_argument("--report", metavar="FILE", help="HTML page to write about the boxes")
-    parser.add_argument("--images", metavar="FOLDER", help="the images, for the page")
+    parser.add_argument("--label-errors", type=Path, metavar="FILE",
+                        help="HTML page of probable wrong labels, and their list beside it as JSON; the files of --dt "
+                        "are then folds of one set, each by a detector that was not trained on its images")  # fmt: skip
+    parser.add_argument("--images", metavar="FOLDER", help="the images, for the pages")
     parser.add_argument(
         "--max-detections", type=at_least(1), help="counted of each class in an image; COCO: 100, keypoints 20"
     )
@@ -42,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ..annotations.coco import Detections, read_ground_truth
     from ..annotations.comparison import compare, summary
     from ..annotations.evaluation import evaluate, log_reasons
+    from ..annotations.label_errors import joined_folds
     from ..annotations.predicted import read_predictions
     from ..annotations.thresholds import match
 
@@ -50,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--report: the page is about boxes; leave out --iou-type {args.iou_type}")
     if args.images and not os.path.isdir(args.images):
         raise UserError(f"--images {args.images}: no such folder")
+    if args.label_errors and args.iou_type != "bbox":
+        raise UserError(f"--label-errors: it goes by boxes; leave out --iou-type {args.iou_type}")
+    if args.label_errors and args.label_errors.suffix == ".json":
+        raise UserError(
+            f"--label-errors {shown(args.label_errors)}: name the page, such as errors.html; its list is .json"
+        )
     if len(args.dt) > 1 and args.iou_type != "bbox":
         raise UserError(f"--dt: several files: it compares boxes; leave out --iou-type {args.iou_type}")
     options = {} if args.max_detections is None else {"max_detections": args.max_detections}
@@ -62,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         limits = [limit] if args.iou_type == "keypoints" else sorted({1, 10, limit})
     found = [read_predictions(file, truth) for file in args.dt]
     found = [Detections.from_json(f) if one is None else one for f, one in zip(args.dt, found, strict=True)]
+    if args.label_errors:
+        args.dt, found = args.dt[:1], [joined_folds(found)]
     evaluations = [evaluate(truth, one, args.iou_type, max_detections=limits, areas=areas) for one in found]
     all_results = []
     for file, detections, evaluation in zip(args.dt, found, evaluations, strict=True):
@@ -89,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         compared = {file: {n: asdict(d) for n, d in found.items()} for file, found in comparisons.items()}
         more = {"models": dict(zip(args.dt, all_results, strict=True)), "comparison": compared} if compared else {}
         write_json(args.out, {**all_results[0], **more})
+    if args.label_errors:
+        _write_label_errors(args.label_errors, truth, found[0], args.images, args.max_megapixels)
     if args.report:
         from ..reporting.report import Model, write_report  # Pillow is slow to start
 
@@ -105,6 +125,20 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_megapixels=args.max_megapixels,
         )
         print(shown(args.report))
+
+
+def _write_label_errors(
+    page: Path, truth: Dataset, detections: Detections, images: str | None, max_megapixels: float
+) -> None:
+    from ..annotations.label_errors import KINDS, label_errors
+    from ..reporting.suspects import write_suspects  # Pillow is slow to start
+
+    records = label_errors(truth, detections).records(truth, detections)
+    write_json(page.with_suffix(".json"), records)
+    write_suspects(page, truth, records, images, max_megapixels=max_megapixels)
+    counts = Counter(record["kind"] for record in records)
+    print(f"probable wrong labels: {', '.join(f'{counts[kind]} {kind}' for kind in KINDS)}")
+    print(shown(page))
 
 
 def _area(text: str) -> tuple[str, tuple[float, float]]:

@@ -295,6 +295,7 @@ class Run:
             "reason": f"{bad.reason.value} at iteration {trainer.iter}",
             "iteration": trainer.iter,
             "seed": trainer.seed,
+            "class_names": list(self.checkpointer.metadata.get("class_names") or ()),
             "process": comm.get_rank(),
             "processes": comm.get_world_size(),
             "accumulate": trainer.accumulate,

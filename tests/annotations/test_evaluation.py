@@ -587,3 +587,17 @@ def test_two_classes_of_one_name_keep_their_own_numbers(caplog):
     results = evaluate_detections(truth, [r for r in found if r["category_id"] == 1])
     assert "categories[].name: used by several classes: 'cat'" in caplog.text
     assert results["AP-cat (id 1)"] == pytest.approx(100) and results["AP-cat (id 2)"] == 0
+
+
+@pytest.mark.parametrize("where", ["truth", "detections"])
+def test_polygons_need_the_size_of_their_image_and_run_lengths_do_not(where):
+    truth = {
+        "images": [{"id": 7, "width": 100}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 5, "image_id": 7, "category_id": 1, "bbox": [0, 0, 1, 50], "segmentation": SQUARE}],
+    }
+    found = [{**truth["annotations"][0], "score": 0.5}]
+    assert evaluate_detections(truth, found, "segm")["AP"] == pytest.approx(100)
+    (found if where == "detections" else truth["annotations"])[0]["segmentation"] = [[0, 0, 0, 50, 1, 50, 1, 0]]
+    with pytest.raises(UserError, match="image 7 has no width or height, which its polygons"):
+        evaluate_detections(truth, found, "segm")
