@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "detect in images and videos",
     "evaluate": "COCO metrics of a result file",
     "check": "check a data set in COCO's format",
+    "show": "a grid of what training sees",
     "convert": "convert weights from and to torchvision, timm and detectron2",
     "split": "training, validation and test sets of one labeled set",
     "convert-data": "labels of COCO, YOLO, VOC, CVAT and LabelMe as COCO, YOLO or VOC",
