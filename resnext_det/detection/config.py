@@ -14,6 +14,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     """Add this package's keys, each with its default, to a detectron2 config. Safe to call twice."""
     # Equal bits on the same machine, together with SEED; slower, see docs/training_safety.md.
     cfg.setdefault("DETERMINISTIC", False)
+    # Numbers go to this experiment tracker too: mlflow, wandb, or empty for none.
+    cfg.setdefault("TRACKER", "")
     # A user's own sets: a list of [name, annotations, image_root], COCO's JSON or labels of YOLO, VOC, CVAT or LabelMe
     # (docs/formats.md); the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])

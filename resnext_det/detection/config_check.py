@@ -12,6 +12,7 @@ from detectron2.layers import get_norm
 from detectron2.utils import comm
 
 from ..annotations.evaluation import SCORE_THRESHOLD
+from ..engine.tracking import check_tracker
 from ..errors import UserError
 from .data.augmentation import check_augmentation
 from .data.loaders import check_sampler
@@ -35,6 +36,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: 
         _typed("SOLVER", check_solver, cfg)
     elif not cfg.MODEL.WEIGHTS and not resume:
         raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
+    check_tracker(cfg.TRACKER)
     idle = check_stock_keys(cfg, given)
     _check_precise_bn(cfg)
     check_sampler(cfg)
