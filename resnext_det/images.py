@@ -12,6 +12,7 @@ Rules, stated once:
 
 from __future__ import annotations
 
+import re
 import threading
 import warnings
 from collections.abc import Iterator
@@ -43,6 +44,9 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 _EXIF_ORIENTATION = 0x0112
+_HEADER_BYTES = 1 << 16
+_COMMENT = re.compile(rb"#[^\r\n]*")
+_PPM_HEADER = re.compile(rb"P(?:[14]|\S+\s+\S+)\s+\S+\s+\S+\s")  # width, height and, but for bitmaps, the largest value
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -69,7 +73,7 @@ class ImageHeader:
         width, height: in pixels, upright (after the EXIF orientation).
         orientation: EXIF's, 1 (upright) to 8.
         mode: Pillow's name for channels and depth, such as ``RGB``, ``CMYK``, ``I;16``.
-        frames: more than one in an animation or a TIFF of several pages.
+        several: whether more frames or pages follow the first, which is the one that is read.
         format: Pillow's name for the kind of file, one of :data:`FORMATS`.
     """
 
@@ -77,7 +81,7 @@ class ImageHeader:
     height: int
     orientation: int
     mode: str
-    frames: int
+    several: bool
     format: str = ""
 
     @property
@@ -156,8 +160,8 @@ def quiet_pillow() -> Iterator[None]:
 def open_image(path: str | Path, max_megapixels: float) -> Iterator[Image.Image]:
     """Pillow's lazy image behind ``path``, its size already checked. Errors while it is used become BrokenImage."""
     try:
-        with open_regular(path, MAX_IMAGE_BYTES) as file, _opened(file) as image:
-            _check_size(path, image, max_megapixels)
+        with open_regular(path, MAX_IMAGE_BYTES) as file, identified(file) as image:
+            check_size(path, image, max_megapixels)
             _check_mode(path, image)
             yield image
     except UserError:
@@ -167,8 +171,19 @@ def open_image(path: str | Path, max_megapixels: float) -> Iterator[Image.Image]
         raise BrokenImage(f"{path}: cannot be decoded ({shown(_one_line(reason))}); replace or remove it") from None
 
 
-def _opened(file: IO[bytes]) -> Image.Image:
-    """The limit on pixels is ours: Pillow's would name neither the file nor a way to raise it."""
+def identified(file: IO[bytes]) -> Image.Image:
+    """Pillow's lazy image of an open file of one of :data:`FORMATS`.
+
+    The limit on pixels is ours (:func:`check_size`): Pillow's would name neither the file nor a way to raise it.
+
+    Raises:
+        Exception: nearly any, of Pillow's, for a broken file.
+    """
+    head = file.read(_HEADER_BYTES)
+    file.seek(0)
+    # Pillow reads a PPM's header byte by byte and its comments to their end: a gigabyte of them takes minutes.
+    if head[:1] == b"P" and len(head) == _HEADER_BYTES and not _PPM_HEADER.match(_COMMENT.sub(b"", head)):
+        raise ValueError(f"a header of more than {_HEADER_BYTES} bytes")
     with _pillow_globals:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -181,7 +196,7 @@ def describe(image: Image.Image) -> ImageHeader:
     """The header of an open image."""
     orientation = _orientation(image)
     width, height = image.size[::-1] if orientation >= 5 else image.size
-    return ImageHeader(width, height, orientation, image.mode, _frames(image), image.format or "")
+    return ImageHeader(width, height, orientation, image.mode, _several(image), image.format or "")
 
 
 def decode(path: str | Path, max_megapixels: float, *, truncated: bool = False) -> None:
@@ -217,7 +232,8 @@ def _is_16_bit(image: Image.Image) -> bool:
     return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
-def _check_size(path: str | Path, image: Image.Image, max_megapixels: float) -> None:
+def check_size(path: str | Path, image: Image.Image, max_megapixels: float) -> None:
+    """Raises UserError for an image of more pixels."""
     megapixels = image.width * image.height / 1e6
     if megapixels > max_megapixels:
         raise UserError(
@@ -245,11 +261,11 @@ def _orientation(image: Image.Image) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def _frames(image: Image.Image) -> int:
-    try:
-        return int(getattr(image, "n_frames", 1))
-    except Exception:  # counting walks through the file; a broken end shows when it is decoded
-        return 1
+def _several(image: Image.Image) -> bool:
+    try:  # not n_frames, which walks through the whole file
+        return bool(getattr(image, "is_animated", False))
+    except Exception:  # a broken second one does not spoil the first
+        return False
 
 
 @contextmanager

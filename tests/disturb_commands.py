@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import faulthandler
 import io
 import json
 import os
@@ -42,11 +41,10 @@ import torch
 import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
+from forked import group_is_empty, start, wait
 from PIL import Image
 from safetensors import safe_open
 
-from resnext_det import cli
-from resnext_det.engine import exits
 from resnext_det.engine.checkpoint import seal_holds
 from resnext_det.engine.config import load_config  # noqa: F401  (what commands import is imported before the fork)
 from resnext_det.makers.synthetic import classification_config, detection_config
@@ -55,8 +53,6 @@ VARIES = re.compile(  # what differs between two undisturbed runs: clocks, proce
     r"log\.txt(\..*)?|metrics\.json|evaluations\.jsonl|events\..*|\.lock|config\.yaml|last_checkpoint|parts|.*\.html"
     r"|\.made_by\.json|inference|earlier_run_\d+|.*\.onnx|.*\.pt2|detector\.json"
 )
-PATIENCE = 300.0
-"""Seconds after which a process hangs."""
 FILE_CALLS = ("open", "replace", "rename", "fsync", "unlink", "mkdir", "rmdir")
 
 
@@ -160,73 +156,6 @@ def import_all() -> None:
         if not name.endswith("__main__"):
             with contextlib.suppress(ImportError):
                 import_module(name)
-
-
-def start(words: Sequence[str], log: Path, before: Callable[[], object] = bool) -> int:
-    """Fork a process, in a group of its own, that runs the command as a shell would; returns its id.
-
-    Args:
-        before: called in it, before the command.
-    """
-    ready, told = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(told)
-        os.read(ready, 1)
-        os.close(ready)
-        return pid
-    code = 1
-    try:
-        os.setsid()
-        for stream in (1, 2):
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
-        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        faulthandler.dump_traceback_later(PATIENCE - 20, file=sys.stderr)
-        before()
-
-        def main() -> None:
-            os.close(told)
-            cli.call(words[0], words[1:])
-
-        exits.run(main)
-        code = 0
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-        os._exit(code)
-
-
-def wait(pid: int, seconds: float = PATIENCE) -> int:
-    """Exit code, negative for a signal; a process that does not end is a failure."""
-    end = time.monotonic() + seconds
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise AssertionError(f"no end after {seconds} s")
-        time.sleep(0.005)
-
-
-def group_is_empty(pid: int, seconds: float = 20) -> bool:
-    """Whether no process of the group of ``pid`` is left, or none after some seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            os.killpg(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def die_at_call(number: int) -> Callable[[], None]:

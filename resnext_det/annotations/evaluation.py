@@ -269,6 +269,12 @@ def _of_images(truth: Dataset, detections: Detections, chosen: np.ndarray) -> tu
 def _tables(truth: Dataset, detections: Detections, chosen: np.ndarray, *, with_masks: bool) -> tuple[COCO, COCO]:
     """Ground truth and detections of the images at ``chosen``, for boxes or masks."""
     objects, of_object, here, of_detection = _of_images(truth, detections, chosen)
+    shapes = masks = None
+    if with_masks:
+        shapes = [_needed(truth, i, truth.segmentation(i), "segmentation") for i in objects]
+        masks = [detections.segmentation(i) for i in here.tolist()]
+        _check_sized(truth, truth.source, chosen[of_object - 1], shapes)
+        _check_sized(truth, detections.source, chosen[of_detection - 1], masks)
     table = COCO.from_arrays(
         *_frame(truth, chosen),
         of_object,
@@ -276,9 +282,7 @@ def _tables(truth: Dataset, detections: Detections, chosen: np.ndarray, *, with_
         truth.boxes[objects],
         area=truth.areas[objects],
         iscrowd=truth.iscrowd[objects],
-        segmentation=[_needed(truth, i, truth.segmentation(i), "segmentation") for i in objects]
-        if with_masks
-        else None,
+        segmentation=shapes,
     )
     columns = np.column_stack([
         of_detection,
@@ -286,15 +290,25 @@ def _tables(truth: Dataset, detections: Detections, chosen: np.ndarray, *, with_
         detections.scores[here],
         positions(detections.category_ids[here], truth.category_ids) + 1,
     ])  # fmt: skip
-    if not with_masks:
+    if masks is None:
         return table, table.load_res(columns)
-    masks = [detections.segmentation(i) for i in here.tolist()]
     found = table.load_res(columns, segmentation=masks)
     if masks:  # small, medium and large go by the mask, not by the box around it
         _check_sizes(truth, detections, here)
         areas = [_area(mask, truth, i) for mask, i in zip(masks, chosen[of_detection - 1].tolist(), strict=True)]
         found.update_anns(ids=np.arange(1, len(masks) + 1), area=np.array(areas, dtype=float))
     return table, found
+
+
+def _check_sized(truth: Dataset, source: str, images: np.ndarray, masks: Sequence[list | dict]) -> None:
+    """Refuse polygons of an image whose size is not known: ``images`` holds the place of each mask's."""
+    unsized = (truth.heights == 0) | (truth.widths == 0)
+    for i in np.flatnonzero(unsized[images]).tolist():
+        if isinstance(masks[i], list):
+            raise UserError(
+                f"{truth.source}: image {truth.image_ids[images[i]]} has no width or height, which its polygons in "
+                f"{source} need; add them"
+            )
 
 
 def _area(mask: list | dict, truth: Dataset, image: int) -> float:

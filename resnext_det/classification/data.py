@@ -21,7 +21,7 @@ from ..engine.sampler import Order, SeededDataset, TrainingBatches
 from ..engine.signals import outlive_stopping_signals
 from ..errors import UserError
 from ..files import open_regular, shown
-from ..images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, available_formats
+from ..images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_MEGAPIXELS, check_size, identified
 from .augmentation import Sample
 
 logger = logging.getLogger(__name__)
@@ -121,12 +121,13 @@ def open_image(file: str | IO[bytes], name: str) -> Image.Image:
     """An opened image of 8 bits a channel, not decoded yet.
 
     Raises:
-        UserError: not an image; more than Pillow's limit of 179 megapixels; or 16-bit or float pixels, which have no
+        UserError: not an image; more than 179 megapixels; or 16-bit or float pixels, which have no
             one meaning in 8 bits (Pillow would make nearly all of them white). The message begins with ``name``.
     """
     try:
         opened = open_regular(file, MAX_IMAGE_BYTES) if isinstance(file, str) else file
-        image = Image.open(opened, formats=available_formats())
+        image = identified(opened)
+        check_size(name, image, MAX_MEGAPIXELS)
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly every type on broken files

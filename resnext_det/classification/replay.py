@@ -15,11 +15,11 @@ def replay(cfg: CfgNode, dump: str) -> dict[str, list]:
     """:func:`replay_step` of ``dump``, with the weights and images that the step had.
 
     Raises:
-        UserError: not a dump, or one of another model.
+        UserError: not a dump, or one of another model or other classes.
     """
     facts = read_dump(dump)
     start_log(cfg.OUTPUT_DIR)
-    image_set = open_images(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW)
+    image_set = open_images(cfg.DATASETS.TRAIN, facts.get("class_names") or None, window=cfg.DATALOADER.SHUFFLE_WINDOW)
     model = build_training_model(cfg, len(image_set.classes))
     load_weights(model.classifier, facts["folder"])
     batch_size = Plan.of(cfg, len(image_set), facts["processes"]).batch_size

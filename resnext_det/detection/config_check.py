@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from importlib.util import find_spec
 
@@ -12,19 +12,22 @@ from detectron2.layers import get_norm
 from detectron2.utils import comm
 
 from ..annotations.evaluation import SCORE_THRESHOLD
+from ..engine.tracking import check_tracker
 from ..errors import UserError
+from .data.augmentation import check_augmentation
 from .data.loaders import check_sampler
 from .solver import check_solver
 from .stock_keys import C4_HEADS, check_stock_keys, has_roi_heads, has_rpn
 
-logger = logging.getLogger(__name__)
 
-
-def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: Sequence[str] = ()) -> None:
-    """Hold the keys of ``cfg`` against each other, in a process of the run; logs what is odd but works.
+def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: Sequence[str] = ()) -> list[str]:
+    """Hold the keys of ``cfg`` against each other, in a process of the run.
 
     Args:
         given: keys that the user has named for this run, as :func:`.stock_keys.check_stock_keys` takes them.
+
+    Returns:
+        What is odd but works, for the log, which is opened once nothing is refused.
 
     Raises:
         UserError: names the key and the fix.
@@ -33,16 +36,18 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: 
         _typed("SOLVER", check_solver, cfg)
     elif not cfg.MODEL.WEIGHTS and not resume:
         raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
-    check_stock_keys(cfg, given)
+    check_tracker(cfg.TRACKER)
+    idle = check_stock_keys(cfg, given)
     _check_precise_bn(cfg)
     check_sampler(cfg)
+    _typed("INPUT.CROP, INPUT.SCALE_JITTER, INPUT.COLOR", check_augmentation, cfg)
+    _typed("MODEL.ROI_HEADS.CLASS_WEIGHTS", _check_class_weights, cfg)
     _typed("INPUT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD", _check_values, cfg)
     _typed("MODEL.RESNETS, MODEL.FPN", _check_head, cfg)
     _typed("MODEL.ANCHOR_GENERATOR, MODEL.RPN", _check_anchors, cfg)
     if cfg.MODEL.RESNETS.NORM == "SyncBN" and comm.get_world_size() > 1 and not cfg.MODEL.DEVICE.startswith("cuda"):
         raise UserError("MODEL.RESNETS.NORM SyncBN: torch has it for GPUs only; set naiveSyncBN, detectron2's own")
-    if comm.is_main_process():
-        _warn(cfg)
+    return [*idle, *_oddities(cfg)]
 
 
 def _check_precise_bn(cfg: CfgNode) -> None:
@@ -93,10 +98,9 @@ def _check_values(cfg: CfgNode) -> None:
             raise UserError(f"{key} {value!r}: choose from {', '.join(known)}")
     if cfg.INPUT.CROP.ENABLED:
         _check_crop(cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE))
-        if cfg.MODEL.MASK_ON and find_spec("shapely") is None:
-            raise UserError(
-                "INPUT.CROP.ENABLED with MODEL.MASK_ON: detectron2 cuts polygons with shapely; pip install it"
-            )
+    cuts = "CROP.ENABLED" if cfg.INPUT.CROP.ENABLED else "SCALE_JITTER" if cfg.INPUT.SCALE_JITTER.SIZE else ""
+    if cuts and cfg.MODEL.MASK_ON and not cfg.INPUT.COPY_PASTE and find_spec("shapely") is None:
+        raise UserError(f"INPUT.{cuts} with MODEL.MASK_ON: detectron2 cuts polygons with shapely; pip install it")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not sizes or min(sizes) < 0:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)}: give at least one size, in pixels")
@@ -112,6 +116,19 @@ def _check_values(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r}: detectron2 has no such norm; FrozenBN, BN, SyncBN, GN are "
             "usual"
         ) from None
+
+
+def _check_class_weights(cfg: CfgNode) -> None:
+    weights, classes = list(cfg.MODEL.ROI_HEADS.CLASS_WEIGHTS), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if not weights:
+        return
+    if cfg.MODEL.ROI_HEADS.NAME != "ResNeXtC4ROIHeads":
+        raise UserError(f"MODEL.ROI_HEADS.CLASS_WEIGHTS: {cfg.MODEL.ROI_HEADS.NAME} knows none; leave it out")
+    if len(weights) != classes or not all(0 < weight < math.inf for weight in weights):
+        raise UserError(
+            f"MODEL.ROI_HEADS.CLASS_WEIGHTS {weights}: give {classes} numbers above 0, one for each class (the check "
+            "lists them in their order)"
+        )
 
 
 def _check_crop(kind: str, size: list) -> None:
@@ -177,25 +194,24 @@ def _check_anchors(cfg: CfgNode) -> None:
             )
 
 
-def _warn(cfg: CfgNode) -> None:
+def _oddities(cfg: CfgNode) -> Iterator[str]:
     threshold = cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST
     if threshold > SCORE_THRESHOLD:
-        logger.warning(
-            "MODEL.ROI_HEADS.SCORE_THRESH_TEST is %g: AP counts as missed what it leaves out; %g is usual",
-            threshold,
-            SCORE_THRESHOLD,
+        yield (
+            f"MODEL.ROI_HEADS.SCORE_THRESH_TEST is {threshold:g}: AP counts as missed what it leaves out; "
+            f"{SCORE_THRESHOLD:g} is usual"
         )
     solver = cfg.SOLVER
     if solver.UNIT == "iterations" and solver.WARMUP_ITERS >= solver.MAX_ITER:
-        logger.warning(
-            "SOLVER.WARMUP_ITERS %d is not before SOLVER.MAX_ITER %d: the learning rate never reaches BASE_LR",
-            *(solver.WARMUP_ITERS, solver.MAX_ITER),
+        yield (
+            f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is not before SOLVER.MAX_ITER {solver.MAX_ITER}: the learning "
+            "rate never reaches BASE_LR"
         )
     norm = cfg.MODEL.RESNETS.NORM
     if norm == "SyncBN" and comm.get_world_size() == 1:
-        logger.warning("MODEL.RESNETS.NORM SyncBN: one process, so it is plain batch norm (BN)")
+        yield "MODEL.RESNETS.NORM SyncBN: one process, so it is plain batch norm (BN)"
     if norm == "BN" and cfg.SOLVER.IMS_PER_BATCH // (comm.get_world_size() * cfg.SOLVER.ACCUMULATE) == 1:
-        logger.warning("MODEL.RESNETS.NORM BN on batches of one image: poor statistics; FrozenBN is usual")
+        yield "MODEL.RESNETS.NORM BN on batches of one image: poor statistics; FrozenBN is usual"
 
 
 def _read_by_heads(cfg: CfgNode) -> list[str]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Collection, Iterator
 from functools import reduce
 from typing import NamedTuple
 
 from detectron2.config import CfgNode, get_cfg
-from detectron2.utils import comm
 
 from ..errors import UserError, listed
-
-logger = logging.getLogger(__name__)
 
 C4_HEADS = ("ResNeXtC4ROIHeads", "Res5ROIHeads")
 _STANDARD_HEADS = (*C4_HEADS, "StandardROIHeads", "CascadeROIHeads")
@@ -157,14 +153,17 @@ ROWS = (
 """Keys that no row holds are read by every run; ``tests/test_stock_keys.py`` records it."""
 
 
-def check_stock_keys(cfg: CfgNode, given: Collection[str] = ()) -> None:
+def check_stock_keys(cfg: CfgNode, given: Collection[str] = ()) -> list[str]:
     """Hold detectron2's own keys against what a run of ``cfg`` reads.
 
     One that nothing reads whatever the config is refused, and so is one of ``given`` that this config gives no reader.
-    The others are named in a warning: detectron2's own YAML files set the keys of heads that they leave off.
+    The others are no mistake: detectron2's own YAML files set the keys of heads that they leave off.
 
     Args:
         given: keys that the user has named for this run, on the command line.
+
+    Returns:
+        A line for each reader that this config lacks, with the keys.
 
     Raises:
         UserError: a key with its value, and what would read it.
@@ -176,9 +175,7 @@ def check_stock_keys(cfg: CfgNode, given: Collection[str] = ()) -> None:
         if key in given:
             raise UserError(f"{key} {value}: has no effect with this config, which lacks {row.reader}; leave it out")
         idle.setdefault(row.reader, []).append(f"{key} {value}")
-    if comm.is_main_process():
-        for reader, keys in idle.items():
-            logger.warning("without effect, as this config lacks %s: %s", reader, listed(keys, 8))
+    return [f"without effect, as this config lacks {reader}: {listed(keys, 8)}" for reader, keys in idle.items()]
 
 
 def keys_without_effect(cfg: CfgNode) -> Iterator[tuple[str, object, object, Row]]:

@@ -57,7 +57,7 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
         The last evaluation, ``{"bbox": {"AP": ..., "AP50": ...}}``, or by set where DATASETS.TEST has several; it is
         also in ``OUTPUT_DIR/results.json``.
     """
-    check_config(cfg, eval_only=options.eval_only, resume=options.resume, given=options.given)
+    odd = check_config(cfg, eval_only=options.eval_only, resume=options.resume, given=options.given)
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK
     if cfg.get("FLOAT32_PRECISION"):  # of detectron2's main branch
         torch.set_float32_matmul_precision(cfg.FLOAT32_PRECISION)
@@ -69,8 +69,8 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
     if not options.eval_only:
         known_sets(cfg.DATASETS.TRAIN, "TRAIN")
     start_log(cfg.OUTPUT_DIR)
-    if not cfg.DATASETS.TEST:
-        logger.warning("DATASETS.TEST is empty: nothing is evaluated")
+    for line in [*odd, *([] if cfg.DATASETS.TEST else ["DATASETS.TEST is empty: nothing is evaluated"])]:
+        logger.warning("%s", line)
     newest, data = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole() if options.resume else (None, None)
     cfg, found = _preset(cfg, options, newest), {} if data is None else data.get("metadata", {})
     del data  # its tensors
@@ -195,6 +195,7 @@ def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[
         before_saving=_precise_batch_norm(cfg, model, dicts),
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS or None,
+        tracker=cfg.TRACKER,
     )
 
     def evaluate(model: nn.Module, done: int) -> dict[str, dict]:

@@ -4,6 +4,7 @@
 ``process_R.json`` for each process::
 
     iteration, seed, process, processes, accumulate, precision, learning_rate, reason
+    class_names      in the order of the model
     losses           {name: value} for each part of the step, of this process
     gradient_norms   {parameter: norm} of the whole step
     batches          for each part its number and the samples in it: position in the data's order, index in the set,
@@ -34,6 +35,7 @@ _MANY = range(1, 1 << 20)
 _FACTS = {
     "iteration": COUNT, "seed": COUNT, "process": range(1 << 20), "processes": _MANY, "accumulate": _MANY,
     "precision": str, "learning_rate": [(float, None)], "losses": [{str: (float, None)}],
+    "class_names?": [str],
     "batches": [{"batch": COUNT, "samples": [{"index": COUNT}]}],
 }  # fmt: skip
 """Schema of a ``process_R.json``: what a replay needs."""

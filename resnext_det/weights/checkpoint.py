@@ -133,7 +133,9 @@ def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], meta
                 # Without it detectron2's DetectionCheckpointer wants a detector's full names, and skips all others.
                 torch.save({"model": tensors, METADATA: json.loads(text), "matching_heuristics": True}, file)
             else:
-                # "format" is what other readers of the format look for.
-                file.write(safetensors.torch.save(tensors, {"format": "pt", METADATA: text}))
+                # "format" is what other readers of the format look for. safetensors writes the two in either order.
+                data = safetensors.torch.save(tensors, {"format": "pt", METADATA: text})
+                pair = b'"format":"pt"', f'"{METADATA}":{json.dumps(text)}'.encode()
+                file.write(data.replace(b",".join(pair[::-1]), b",".join(pair), 1))
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -19,7 +19,7 @@ from pycocotools import mask as mask_tools
 from pycocotools.cocoeval import COCOeval, Params
 
 from resnext_det import UserError
-from resnext_det.annotations import box_results, reading
+from resnext_det.annotations import reading, typed_json
 from resnext_det.annotations.coco import Detections, read_ground_truth
 from resnext_det.annotations.evaluation import evaluate, evaluate_detections
 from resnext_det.annotations.reading import stream_list
@@ -313,14 +313,14 @@ def test_boxes_are_read_fast_as_they_are_read_slowly(tmp_path, monkeypatch):
 
     for block in (16, 97, 1 << 18):
         monkeypatch.setattr(reading, "_BLOCK", block)
-        monkeypatch.setattr(box_results, "BLOCK", block)
+        monkeypatch.setattr(typed_json, "BLOCK", block)
         for text in good + bad:
             path.write_text(text)
             slow = outcome(lambda: Detections._of_chunks(stream_list(path), str(path)))
             assert outcome(lambda: Detections.from_json(path)) == slow, text
             assert len(slow) == (1 if text in bad else 4), text
     path.write_text(f"[{one},{other},{one}]")
-    assert sum(len(found) for found in box_results.stream_boxes(path)) == 3, "the fast way is taken"
+    assert sum(len(found) for found in typed_json.stream_boxes(path)) == 3, "the fast way is taken"
 
 
 def test_the_benchmark_compares_equal_numbers():
@@ -587,3 +587,17 @@ def test_two_classes_of_one_name_keep_their_own_numbers(caplog):
     results = evaluate_detections(truth, [r for r in found if r["category_id"] == 1])
     assert "categories[].name: used by several classes: 'cat'" in caplog.text
     assert results["AP-cat (id 1)"] == pytest.approx(100) and results["AP-cat (id 2)"] == 0
+
+
+@pytest.mark.parametrize("where", ["truth", "detections"])
+def test_polygons_need_the_size_of_their_image_and_run_lengths_do_not(where):
+    truth = {
+        "images": [{"id": 7, "width": 100}],
+        "categories": [{"id": 1, "name": "a"}],
+        "annotations": [{"id": 5, "image_id": 7, "category_id": 1, "bbox": [0, 0, 1, 50], "segmentation": SQUARE}],
+    }
+    found = [{**truth["annotations"][0], "score": 0.5}]
+    assert evaluate_detections(truth, found, "segm")["AP"] == pytest.approx(100)
+    (found if where == "detections" else truth["annotations"])[0]["segmentation"] = [[0, 0, 0, 50, 1, 50, 1, 0]]
+    with pytest.raises(UserError, match="image 7 has no width or height, which its polygons"):
+        evaluate_detections(truth, found, "segm")

@@ -190,7 +190,8 @@ BAD: list[tuple[str, object, object, str]] = [
     *[("voc", text, "ImageSets/Main/train.txt", said) for text, said in [
         ("", "lists no image"), ("b\n", "b.xml: no such file"), ("a 1\n", "line 1: 'a 1' has 2 columns"),
         ("a\na\n", "lists a more than once"), ("../a\n", "is a path"), (b"\xff\xfe", "not UTF-8"),
-        (b"a\0", "zero bytes"), ("a\nc\nd", "no such file"), (None, "no such file or folder"),
+        (b"a\0", "zero bytes"), ("a\nc\nd", "no such file"), ("b" * 300, "no such file"),
+        (None, "no such file or folder"),
     ]],
     *[("yolo", text, None, said) for text, said in [
         ("1 .5 .5 .1 .1", "line 1: class 1 is not in the list"), ("-1 .5 .5 .1 .1", "class -1"),
@@ -211,6 +212,7 @@ BAD: list[tuple[str, object, object, str]] = [
         ("train: images\nnames: {1: a}\n", "names: the numbers are not 0"),
         ("train: images\nnames: [a]\nnc: 2\n", "nc: is 2 and names has 1"),
         ("train: nowhere\nnames: [a]\n", "train: nowhere: no such folder"),
+        (f"train: {'n' * 300}\nnames: [a]\n", "no such folder"),
         ("names: [a]\n", "train: no such split"), ("train: 7\nnames: [a]\n", "train: '7' is no folder"),
         ("train: images\nval: images\nnames: [a]\n", "has the splits train, val; choose one"),
         ("train: labels\nnames: [a]\n", "holds no images"), ("train: labels/a.txt\nnames: [a]\n", "names no image"),

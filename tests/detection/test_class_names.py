@@ -11,8 +11,10 @@ from detectron2.modeling import build_model
 from tiny import TinyRun
 
 from resnext_det.detection.coco_evaluator import metric_names
+from resnext_det.detection.config import setup
 from resnext_det.detection.evaluate import check_metric
 from resnext_det.detection.initial_weights import load_initial_weights
+from resnext_det.detection.replay import replay
 from resnext_det.detection.train import run
 from resnext_det.engine.checkpoint import read_run_checkpoint
 from resnext_det.engine.run import RunOptions
@@ -83,6 +85,17 @@ def test_a_run_resumes_on_data_that_numbers_its_classes_otherwise(trained: TinyR
     assert (trained.folder / "whole/results.json").read_bytes() == (
         trained.folder / "swapped/results.json"
     ).read_bytes()
+
+
+def test_a_step_of_a_run_resumed_in_another_order_is_replayed(trained: TinyRun):
+    data = rewritten(trained, swapped)
+    with pytest.raises(UserError, match="--replay"):
+        resumed(data, trained, "exploded", "SOLVER.BASE_LR", 1e9)
+    (dump,) = (trained.folder / "exploded").glob("dump_*")
+    result = replay(setup(str(dump / "config.yaml")), str(dump))
+    assert result["losses"] == result["recorded"]
+    with pytest.raises(UserError, match="it has 'azure' and lacks 'blue'"):
+        replay(rewritten(trained, renamed).config("exploded"), str(dump))
 
 
 def test_a_run_on_renamed_classes_is_not_resumed(trained: TinyRun):

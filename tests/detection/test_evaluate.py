@@ -168,7 +168,7 @@ def test_test_time_augmentation_of_masks(tiny_run):
     assert output["instances"].pred_masks.shape == (5, 64, 80) and model.roi_heads.mask_on
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_two_processes_train_evaluate_and_stop_together(trained, tiny_run):
     more = ["SOLVER.MAX_ITER", 9, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.ACCUMULATE", 2, "SOLVER.BASE_LR", 0.0]
     more += ["TEST.EVAL_PERIOD", 1, "TEST.PATIENCE", 1, "TEST.VALIDATION_LOSS", True, "TEST.REPORT", False]

@@ -90,10 +90,8 @@ def another(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", ["C4", "RetinaNet"])
-def test_each_key_without_effect_is_refused_or_named(tmp_path: Path, name: str, caplog) -> None:
+def test_each_key_without_effect_is_refused_or_named(tmp_path: Path, name: str) -> None:
     base = TinyRun(tmp_path).config("run", *(word for pair in RUNS[name].items() for word in pair))
-    check_stock_keys(base)
-    caplog.clear()
     rest = [key for key in leaves(get_cfg()) if key not in {"MODEL.META_ARCHITECTURE", "MODEL.BACKBONE.NAME"}]
     for key in sorted(idle_keys(base).intersection(rest)):
         cfg = base.clone()
@@ -104,9 +102,7 @@ def test_each_key_without_effect_is_refused_or_named(tmp_path: Path, name: str, 
         with pytest.raises(UserError, match=f"^{re.escape(f'{key} {value}')}: has no effect"):
             check_stock_keys(cfg, given=[key])
         try:
-            caplog.clear()
-            check_stock_keys(cfg)
-            assert f"{key} {value}" in caplog.text
+            assert f"{key} {value}" in "".join(check_stock_keys(cfg))
         except UserError as error:
             assert f"{key} {value}: has no effect here" in str(error)
 
@@ -137,14 +133,13 @@ VERSION: 2
 """
 
 
-def test_a_yaml_of_stock_keys_alone_trains(tmp_path: Path, caplog) -> None:
+def test_a_yaml_of_stock_keys_alone_trains(tmp_path: Path) -> None:
     """Written as detectron2's Base-RCNN-FPN.yaml, with the keys of a mask head that it leaves off, and no device."""
     tiny = TinyRun(tmp_path)
     tiny.file.write_text(STOCK)
     assert set(leaves(CfgNode(CfgNode.load_yaml_with_base(str(tiny.file))))) <= set(leaves(get_cfg()))
     words = tiny.options("run", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "()", "DATALOADER.NUM_WORKERS", 0)
-    cfg = tiny.config("run", "SOLVER.MAX_ITER", 1, "SOLVER.STEPS", "()")
-    check_stock_keys(cfg)
-    assert "as this config lacks MODEL.MASK_ON True: MODEL.ROI_MASK_HEAD.NUM_CONV 4" in caplog.text
     train.main(["--config-file", str(tiny.file), *words, "TEST.REPORT", "False"])
     assert (tmp_path / "run" / "results.json").exists()
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "as this config lacks MODEL.MASK_ON True: MODEL.ROI_MASK_HEAD.NUM_CONV 4" in log

@@ -358,6 +358,14 @@ Boxes = list[tuple[str, str, float, float, float, float]]
 """(stem of the image, class, corners)."""
 
 
+def upright_size(image: Path) -> tuple[int, int]:
+    with Image.open(image) as opened:
+        try:
+            return ImageOps.exif_transpose(opened).size
+        except OSError:  # cut off behind its header, which is all that a conversion reads
+            return opened.size
+
+
 def boxes_of(form: str, root: Path, place: Path) -> Boxes:
     """All boxes of a set as a plain parser reads them."""
     found: Boxes = []
@@ -371,9 +379,7 @@ def boxes_of(form: str, root: Path, place: Path) -> Boxes:
     elif form == "yolo":
         data = yaml.safe_load((root / "data.yaml").read_text("utf-8-sig"))
         names = dict(enumerate(data["names"])) if isinstance(data["names"], list) else data["names"]
-        images = {
-            p.stem: ImageOps.exif_transpose(Image.open(p)).size for p in (root / "images").rglob("*") if p.is_file()
-        }
+        images = {p.stem: upright_size(p) for p in (root / "images").rglob("*") if p.is_file()}
         for file in sorted((root / "labels").rglob("*.txt")):
             for line in file.read_text("utf-8-sig").splitlines():
                 number, *values = map(float, line.split()) if line.strip() else (0,)

@@ -62,6 +62,15 @@ def test_safetensors_that_begin_like_another_file(first: bytes, state, tmp_path:
     assert same_tensors(read_checkpoint(tmp_path / "a.safetensors").tensors, state)
 
 
+def test_equal_content_is_equal_bytes(tmp_path: Path) -> None:
+    """safetensors' own writer has the header's two texts in either order."""
+    written = set()
+    for _ in range(20):
+        save_checkpoint(tmp_path / "a.safetensors", {"é": torch.ones(3)}, {"class_names": ['é\x7f"\n']})
+        written.add((tmp_path / "a.safetensors").read_bytes())
+    assert len(written) == 1
+
+
 def test_safetensors_open_elsewhere(state, tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "a.safetensors", state, {})
     assert same_tensors(safetensors.torch.load_file(tmp_path / "a.safetensors"), state)

@@ -92,10 +92,8 @@ def _judge(
         return
     if result.mode.startswith("I"):
         findings.add("note", "16-bit", f"{path} has 16 bits; the high byte is used", "nothing to do", **here)
-    if result.frames > 1:
-        findings.add(
-            "note", "several-frames", f"{path} has {result.frames} frames; the first is used", "nothing to do", **here
-        )
+    if result.several:
+        findings.add("note", "several-frames", f"{path} has several frames; the first is used", "nothing to do", **here)
     named = images.format_of_name(path.name)
     if named and result.format and not {named, result.format} <= {"JPEG", "MPO"} and named != result.format:
         findings.add("note", "named-otherwise", f"{path} is {result.format} by its content", "rename it", **here)

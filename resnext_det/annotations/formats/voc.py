@@ -6,6 +6,7 @@ is ``x = xmin - 1`` and ``width = xmax - xmin + 1``, as detectron2 reads them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,7 +71,7 @@ def read(path: Path, image_root: Path | None = None, names: Sequence[str] | None
         try:
             _read_file(file, collector, present)
         except UserError as error:
-            hint = f" (named by {shown(path)})" if not path.is_dir() and not file.exists() else ""
+            hint = f" (named by {shown(path)})" if not path.is_dir() and not os.path.exists(file) else ""
             collector.mistakes.append(f"{error}{hint}")
     return collector.source("voc", image_root)
 
@@ -128,7 +129,7 @@ def _text(element, tag: str) -> str:
 
 
 def _read_file(file: Path, collector: Collector, present: dict[str, str]) -> None:
-    if not file.exists():
+    if not os.path.exists(file):  # False for a name that no file can have, where Path.exists raises
         raise UserError(f"{shown(file)}: no such file; add it or take its name from the image set")
     root = read_xml(file)
     if root.tag != "annotation":

@@ -42,9 +42,9 @@ def write(sources: Mapping[str, Source], out: Path, to: str) -> list[str]:
 def _place(root: str, name: str, target: Path) -> Path:
     """The image in its new place."""
     here = Path(root) / name
-    if ".." in Path(name).parts or Path(name).is_absolute() or not here.is_file():
+    if ".." in Path(name).parts or Path(name).is_absolute() or not os.path.isfile(here):
         raise UserError(f"{shown(here)}: no such image below {shown(root)}; correct the image folder")
-    if target.exists():
+    if os.path.exists(target):
         raise UserError(f"{shown(target.name)}: two images would have this name; rename one")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

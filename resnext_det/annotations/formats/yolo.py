@@ -132,7 +132,7 @@ def _split_images(path: Path, data: dict, base: Path, split: str | None) -> list
             raise UserError(f"{shown(path)}: {split}: {shown(entry, 60)!r} is no folder or list; write its path")
         # Roboflow writes ../train/images, and the folder is train/images beside the file.
         tries = [base / entry, path.parent / entry, base / entry.removeprefix("../")]
-        place = next((place for place in tries if place.exists()), None)
+        place = next((place for place in tries if os.path.exists(place)), None)  # Path.exists raises for long names
         if place is None:
             raise UserError(f"{shown(path)}: {split}: {shown(entry, 100)}: no such folder or list below {shown(base)}")
         files += _folder_images(place) if place.is_dir() else _list_images(place, base)
@@ -157,8 +157,8 @@ def _list_images(path: Path, base: Path) -> list[Path]:
     files = []
     for line in lines:
         tries = [path.parent / line, base / line, Path(line)]
-        files.append(next((place for place in tries if place.is_file()), path.parent / line))
-    missing = [file for file in files if not file.is_file()]
+        files.append(next((place for place in tries if os.path.isfile(place)), path.parent / line))
+    missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{shown(path)}: {shown(missing[0])}{more}: no such file; correct the list")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from detectron2.utils import comm
 from ...annotations.coco import read_ground_truth
 from ...annotations.predicted import match_files
 from ...engine.processes import decided_by_main
-from ...errors import UserError
-from ...prediction.command import ids_of_classes, tell, threshold_of
+from ...prediction.command import ids_of_classes, listed_names, tell, threshold_of
 from ...prediction.inputs import find_inputs, spread
 from ...prediction.run import predict
 from ...weights.reading import sha256
@@ -36,11 +34,8 @@ def run(cfg: CfgNode, args: Namespace) -> None:
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     if comm.get_local_size() > 1 and cfg.MODEL.DEVICE == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
-    if "-" in args.input and args.listed is None and comm.get_world_size() > 1:
-        raise UserError("--input -: processes of torchrun and Slurm share one standard input; give folders or patterns")
     folder = Path(args.output)
-    stdin = sys.stdin if args.listed is None else args.listed
-    paths = decided_by_main(lambda: find_inputs(args.input, stdin, output=folder))
+    paths = decided_by_main(lambda: find_inputs(args.input, listed_names(args, comm.get_world_size()), output=folder))
     limit = cfg.DATASETS.MAX_MEGAPIXELS
     if cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "int8":
         logger.info("int8: ranges are measured on up to %d images, spread over all inputs", INT8_EXAMPLES)
@@ -64,12 +59,13 @@ def run(cfg: CfgNode, args: Namespace) -> None:
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)],
         image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
         batch_size=args.batch_size, score_threshold=threshold, broken=args.broken,
-        draw=not args.no_drawings, resume=args.resume, max_megapixels=limit, progress=logger.info if first else None,
+        draw=not args.no_drawings, resume=args.resume, form=args.format, max_megapixels=limit,
+        progress=logger.info if first else None,
         rank=comm.get_rank(), processes=comm.get_world_size(), decide=decided_by_main,
     )  # fmt: skip
     if summary is not None:
         logging.getLogger().setLevel(logging.INFO)  # the last process tells, whichever it is
-        tell(summary, folder, float(np.min(threshold)), cfg.MODEL.DEVICE)
+        tell(summary, float(np.min(threshold)), cfg.MODEL.DEVICE)
 
 
 def own_threshold(cfg: CfgNode) -> tuple[str, float]:
