@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=at_least(1), default=1, help="images at a time")
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="images that cannot be read")
     parser.add_argument("--dtype", choices=CHOICES, help="over MODEL.RESNEXT.INFERENCE_DTYPE of the file")
+    parser.add_argument("--tile", type=at_least(32), metavar="SIZE", help="cut larger images into tiles of that side")
+    parser.add_argument("--overlap", type=float, default=0.2, help="of neighboring tiles, as a part of --tile")
     parser.add_argument("--format", choices=FORMATS, default="coco", help="detections.json, .jsonl or .parquet")
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
@@ -59,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.input, args.opts = split_settings(args.input, args.opts)
     if args.dtype:
         args.opts += ["MODEL.RESNEXT.INFERENCE_DTYPE", args.dtype]
+    if args.tile:
+        args.opts += ["TEST.TILE", str(args.tile), "TEST.TILE_OVERLAP", str(args.overlap)]
     cfg = config_of_arguments(args)
     launch(run, (cfg, args), processes=args.workers, device=cfg.MODEL.DEVICE)
 

@@ -61,6 +61,10 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("VOC_ROUNDING", True)
     # Write an HTML page about every evaluation of boxes.
     cfg.TEST.setdefault("REPORT", True)
+    # Images larger than so many pixels are cut into tiles of that side, in evaluation and prediction; 0 never cuts.
+    cfg.TEST.setdefault("TILE", 0)
+    # Overlap of neighboring tiles, as a part of TILE. Objects should be no larger.
+    cfg.TEST.setdefault("TILE_OVERLAP", 0.2)
     # Parts of the detector, or prefixes of names: they start anew if MODEL.WEIGHTS lacks them or has another shape.
     cfg.MODEL.setdefault("ALLOW_MISSING", [])
     # The classes of MODEL.WEIGHTS in their order, where the file names none or others: training keeps what was learned

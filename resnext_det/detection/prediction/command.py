@@ -21,7 +21,7 @@ from ...prediction.run import predict
 from ...weights.reading import sha256
 from ...weights.sources import locate
 from ..config import add_resnext_config
-from .detector import load_predictor
+from .detector import load_predictor, tiled
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def run(cfg: CfgNode, args: Namespace) -> None:
             args.score_threshold, key, own, key, args.score_threshold,
         )  # fmt: skip
     summary = predict(
-        predictor, paths, folder,
+        tiled(cfg, predictor), paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)],
         image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
         batch_size=args.batch_size, score_threshold=threshold, broken=args.broken,
@@ -75,10 +75,11 @@ def own_threshold(cfg: CfgNode) -> tuple[str, float]:
 
 
 def _applied(cfg: CfgNode) -> dict:
-    """What of the config decides a prediction: the model, the sizes of images, the limit."""
+    """What of the config decides a prediction: the model, the sizes of images and tiles, the limit."""
     model = {key: value for key, value in cfg.MODEL.items() if key not in ("WEIGHTS", "DEVICE")}
     sizes = {key: cfg.INPUT[key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")}
-    return {"MODEL": model, "INPUT": sizes, "MAX_MEGAPIXELS": cfg.DATASETS.MAX_MEGAPIXELS}
+    tiles = {key: cfg.TEST[key] for key in ("TILE", "TILE_OVERLAP")}
+    return {"MODEL": model, "INPUT": sizes, "MAX_MEGAPIXELS": cfg.DATASETS.MAX_MEGAPIXELS, "TEST": tiles}
 
 
 def split_settings(inputs: list[str], opts: list[str]) -> tuple[list[str], list[str]]:
