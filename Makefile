@@ -80,7 +80,7 @@ lint: setup
 
 docs: setup
 	rm -rf build/api build/docs
-	$(BIN)/python -m sphinx.ext.apidoc -q -e -T -o build/api resnext_det
+	$(BIN)/python -m sphinx.ext.apidoc -q -T -o build/api resnext_det
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . build/docs
 	@echo build/docs/README.html
 

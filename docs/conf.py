@@ -14,7 +14,7 @@ autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False  # detectron2's are not ours to format
 napoleon_use_ivar = True  # a dataclass's fields are described once
 suppress_warnings = ["ref.python"]  # a name that a package passes on is found twice
-PAGES = "docs/installing datasets/README docs/pretraining docs/detection docs/evaluation docs/training_safety"
+PAGES = "docs/installing docs/auto datasets/README docs/pretraining docs/detection docs/evaluation docs/training_safety"
 MORE = "docs/bad_input docs/speed docs/gpu docs/export docs/other_projects MODEL_ZOO"
 REFERENCE = "build/api/resnext_det CONTRIBUTING SECURITY CHANGELOG"
 

@@ -14,9 +14,11 @@ from .files import expanded
 COMMANDS = {
     "train": "train and evaluate a detector",
     "pretrain": "train and evaluate a classifier",
+    "auto": "a folder of labels in, a trained and evaluated detector out",
     "predict": "detect in images and videos",
     "evaluate": "COCO metrics of a result file",
     "check": "check a data set in COCO's format",
+    "show": "a grid of what training sees",
     "convert": "convert weights from and to torchvision, timm and detectron2",
     "split": "training, validation and test sets of one labeled set",
     "convert-data": "labels of COCO, YOLO, VOC, CVAT and LabelMe as COCO, YOLO or VOC",

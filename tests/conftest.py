@@ -12,11 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
-import torch  # noqa: E402
+import torch.multiprocessing  # noqa: E402
 
 import resnext_det  # noqa: E402, F401 (before detectron2, which it may have to fix)
 
 torch.set_num_threads(1)
+
+FORK = {"start_method": "fork"}
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +38,12 @@ def heard() -> Iterator[None]:
     for logger in logging.root.manager.loggerDict.values():
         if isinstance(logger, logging.Logger):
             logger.propagate = True
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes of a run are forked, which saves the seconds of their imports; users' are spawned."""
+    start = torch.multiprocessing.start_processes
+    monkeypatch.setattr(
+        torch.multiprocessing, "start_processes", lambda *args, **options: start(*args, **options | FORK)
+    )

@@ -3,6 +3,7 @@
     python tests/disturb_commands.py kills --number 200
     python tests/disturb_commands.py signals --number 100
     python tests/disturb_commands.py shortages
+    python tests/disturb_commands.py workers --number 30
 
 Each command works on a set of images so small that it ends in seconds. A kill comes at a random moment, or at a random
 one of the calls by which files get onto the disk and get their names. After each kill every file under a final name is
@@ -14,8 +15,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import faulthandler
 import io
+import itertools
 import json
 import os
 import pickle
@@ -42,11 +43,11 @@ import torch
 import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
+from artifacts.made import about, write
+from forked import group_is_empty, start, wait
 from PIL import Image
 from safetensors import safe_open
 
-from resnext_det import cli
-from resnext_det.engine import exits
 from resnext_det.engine.checkpoint import seal_holds
 from resnext_det.engine.config import load_config  # noqa: F401  (what commands import is imported before the fork)
 from resnext_det.makers.synthetic import classification_config, detection_config
@@ -55,8 +56,6 @@ VARIES = re.compile(  # what differs between two undisturbed runs: clocks, proce
     r"log\.txt(\..*)?|metrics\.json|evaluations\.jsonl|events\..*|\.lock|config\.yaml|last_checkpoint|parts|.*\.html"
     r"|\.made_by\.json|inference|earlier_run_\d+|.*\.onnx|.*\.pt2|detector\.json"
 )
-PATIENCE = 300.0
-"""Seconds after which a process hangs."""
 FILE_CALLS = ("open", "replace", "rename", "fsync", "unlink", "mkdir", "rmdir")
 
 
@@ -160,73 +159,6 @@ def import_all() -> None:
         if not name.endswith("__main__"):
             with contextlib.suppress(ImportError):
                 import_module(name)
-
-
-def start(words: Sequence[str], log: Path, before: Callable[[], object] = bool) -> int:
-    """Fork a process, in a group of its own, that runs the command as a shell would; returns its id.
-
-    Args:
-        before: called in it, before the command.
-    """
-    ready, told = os.pipe()
-    pid = os.fork()
-    if pid:
-        os.close(told)
-        os.read(ready, 1)
-        os.close(ready)
-        return pid
-    code = 1
-    try:
-        os.setsid()
-        for stream in (1, 2):
-            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream)
-        sys.stdout, sys.stderr = (open(n, "w", buffering=1, closefd=False) for n in (1, 2))
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        faulthandler.dump_traceback_later(PATIENCE - 20, file=sys.stderr)
-        before()
-
-        def main() -> None:
-            os.close(told)
-            cli.call(words[0], words[1:])
-
-        exits.run(main)
-        code = 0
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except BaseException:
-        import traceback
-
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(BaseException):
-            sys.stdout.flush()
-        os._exit(code)
-
-
-def wait(pid: int, seconds: float = PATIENCE) -> int:
-    """Exit code, negative for a signal; a process that does not end is a failure."""
-    end = time.monotonic() + seconds
-    while True:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            os.killpg(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            raise AssertionError(f"no end after {seconds} s")
-        time.sleep(0.005)
-
-
-def group_is_empty(pid: int, seconds: float = 20) -> bool:
-    """Whether no process of the group of ``pid`` is left, or none after some seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            os.killpg(pid, 0)
-        except ProcessLookupError:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def die_at_call(number: int) -> Callable[[], None]:
@@ -385,6 +317,75 @@ def signal_test(folder: Path, number: int, seed: int = 0, cases: Sequence[Case] 
     return counts
 
 
+def worker_test(folder: Path, number: int, seed: int = 0) -> Counter:
+    """Counts of kills by process: one of a prediction shared by three, of weights and of an export in turn.
+
+    A kill comes before the first image, or once a random number of images are done. Five in a row hit each
+    prediction, then it runs to its end; its bytes must be those of one process that nobody disturbed.
+    """
+    chance = random.Random(seed)
+    make_inputs(folder / "in")
+    write(folder / "export", about(min_size=0))
+    (folder / "images").mkdir()
+    for i in range(60):
+        pixels = np.random.default_rng(i).integers(0, 255, (64, 80, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{i:02}.png")
+    detectors = [folder / "in/run/model_final.pth", folder / "export"]
+    log, counts = folder / "log", Counter()
+
+    def begin(detector: Path, out: Path, *more: object) -> int:
+        words = [
+            "predict",
+            "--weights",
+            detector,
+            "--input",
+            folder / "images",
+            "--output",
+            out,
+            "--score-threshold",
+            0,
+        ]
+        return start([*words, "--resume", *more], log)
+
+    def done(out: Path) -> int:
+        return sum(path.read_bytes().count(b"\n") for path in out.glob("parts/*.jsonl"))
+
+    whole = [folder / f"alone_{i}" for i in range(2)]
+    for detector, alone in zip(detectors, whole, strict=True):
+        assert wait(begin(detector, alone)) == 0, log.read_text()[-2000:]
+    for prediction in itertools.count():
+        detector, alone = detectors[prediction % 2], whole[prediction % 2]
+        out = folder / f"out_{prediction}"
+        for _ in range(5):
+            process, target = begin(detector, out, "--workers", 3), chance.randint(done(out), 60)
+            while not (out / "parts").is_dir() or done(out) < target:
+                if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                    break
+                time.sleep(0.002)
+            children = Path(f"/proc/{process}/task/{process}/children")
+            family = {"driver": process}
+            with contextlib.suppress(OSError):
+                workers = [pid for pid in map(int, children.read_text().split()) if b"spawn_main" in command_line(pid)]
+                family.update({f"worker {i}": pid for i, pid in enumerate(workers)})
+            name = chance.choice(list(family))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(family[name], signal.SIGKILL)
+            code = wait(process)
+            assert code in (0, 1, -signal.SIGKILL), f"{name}: {code}: {log.read_text()[-2000:]}"
+            assert group_is_empty(process), f"{name} was killed: a process is left"
+            assert code or not differing(out, alone)
+            counts[name] += code != 0
+        assert wait(begin(detector, out, "--workers", 3)) == 0, log.read_text()[-2000:]
+        assert not (other := differing(out, alone)), other
+        if sum(counts.values()) >= number:
+            return counts
+    raise AssertionError
+
+
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
     """A file system of ``size`` bytes."""
@@ -479,7 +480,7 @@ def shortage_test(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("kills", "signals", "shortages"))
+    parser.add_argument("what", choices=("kills", "signals", "shortages", "workers"))
     parser.add_argument("--number", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", metavar="COMMAND")
@@ -489,11 +490,13 @@ def main() -> None:
     begin = time.process_time()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        cases = {"kills": KILLED, "shortages": KILLED, "signals": [*KILLED, *OTHERS]}[args.what]
+        cases = [*KILLED, *OTHERS] if args.what == "signals" else KILLED
         cases = [case for case in cases if not args.only or case.name in args.only]
         if args.what == "shortages":
             counts, finds = shortage_test(folder, args.seed, cases, args.number)
             print("\n".join(finds))
+        elif args.what == "workers":
+            counts = worker_test(folder, args.number, args.seed)
         else:
             counts = (kill_test if args.what == "kills" else signal_test)(folder, args.number, args.seed, cases)
         print(f"{args.what}: {sum(counts.values())}: {dict(counts)}")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import subprocess
-import sys
 from collections import Counter
 
 import pytest
 import torch
 from common import ROOT
+from forked import call
 
 from resnext_det import UserError, create_model
 from resnext_det.benchmarks import BENCHMARKS, grouped_conv, networks
@@ -67,8 +65,8 @@ def test_memory_is_measured_in_processes_of_their_own(tmp_path, monkeypatch):
 
 def test_tool_writes_json(tmp_path):
     file = tmp_path / "out.json"
-    command = [sys.executable, "tools/benchmark.py", "roi-align", "--quick", "--json", str(file)]
-    subprocess.run(command, cwd=ROOT, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = call("tools/benchmark.py", "roi-align", "--quick", "--json", file, folder=ROOT)
+    assert done.returncode == 0, done.stderr
     assert {"ratios", "agreement", "machine"} <= json.loads(file.read_text()).keys()
 
 

@@ -80,7 +80,8 @@ def test_a_step_that_exploded_is_replayed_with_its_very_losses(tmp_path):
     assert result["gradient_norms"].keys() == facts["gradient_norms"].keys()
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_step_of_pretraining_is_replayed_with_its_very_losses(tmp_path, processes):
     config = str(classification_config(tmp_path, 2))
     more = ["SOLVER.BASE_LR", "1e6", "SOLVER.ACCUMULATE", "2", "SOLVER.LABEL_SMOOTHING", "0.1"]

@@ -19,14 +19,14 @@ import numpy as np
 from ..errors import UserError, listed
 from ..files import atomic_write
 from . import masks as segmentations
-from .check.columns import MISSING, boxes, get, integers
 from .check.findings import shorten
-from .check.inspection import Options, inspect_document, read_document
+from .check.inspection import Options, inspect_document, open_set
+from .columns import MISSING, boxes, get, integers
 from .dataset import Dataset
 from .reading import CHUNK, stream_list
 
 if TYPE_CHECKING:
-    from .box_results import Found
+    from .typed_json import Found
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def read_ground_truth(
     if isinstance(json_file, Mapping):
         source, document = "ground truth", dict(json_file)
     else:
-        source, document = str(json_file), read_document(json_file)
+        source, document = str(json_file), open_set(json_file)
     checked = inspect_document(document, source, None, Options(masks=with_masks, max_detections=max_detections))
     checked.raise_errors()
     for finding in checked.findings.of("warning"):
@@ -166,11 +166,9 @@ class Detections:
         Raises:
             UserError: as :func:`from_records`; not JSON, or no list of detections.
         """
-        from msgspec import MsgspecError  # a detector that has left with its own packages reads no results
+        from .typed_json import Untyped, stream_boxes  # a detector that has left with its own packages reads no results
 
-        from .box_results import stream_boxes
-
-        with suppress(MsgspecError, UserError, OSError, OverflowError):
+        with suppress(Untyped, UserError, OSError, OverflowError):
             parts = [cls._of_boxes(found, str(path)) for found in stream_boxes(path)]
             return cls.concatenate(parts) if any(map(len, parts)) else cls.empty()
         return cls._of_chunks(stream_list(path), str(path))

@@ -46,7 +46,7 @@ def read_json(
     """
     text = _text(path, hint, limit)
     with _one_line_errors(path, text), no_cycle_search():
-        return json.loads(text, object_pairs_hook=_one_of_each)
+        return json.loads(text, object_pairs_hook=one_of_each)
 
 
 def stream_list(path: str | os.PathLike, hint: str = "give the results' JSON file") -> Iterator[list]:
@@ -56,7 +56,7 @@ def stream_list(path: str | os.PathLike, hint: str = "give the results' JSON fil
         UserError: as :func:`read_json`; the file is not a list, and what it is instead.
     """
     text = _text(path, hint)
-    decode = json.JSONDecoder(object_pairs_hook=_one_of_each).raw_decode
+    decode = json.JSONDecoder(object_pairs_hook=one_of_each).raw_decode
     with _one_line_errors(path, text), no_cycle_search():
         at = _after_space(text, 0)
         if text[at : at + 1] != "[":
@@ -84,7 +84,7 @@ def stream_list(path: str | os.PathLike, hint: str = "give the results' JSON fil
             raise json.JSONDecodeError("Extra data", text, end)
 
 
-def _one_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def one_of_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these pairs; of a key that stands twice Python would keep the last, in silence."""
     found = dict(pairs)
     if len(found) < len(pairs):

@@ -10,5 +10,6 @@ BENCHMARKS = {
     "grouped-conv": "grouped_conv:grouped_conv",
     "input": "input:input_pipeline",
     "coco-evaluation": "evaluate:coco_evaluation",
+    "scale": "scale:scale",
 }
 """{name: module:function}. The function takes a :class:`.measure.Setting`; its module is imported when it is called."""

@@ -42,6 +42,8 @@ class Setting:
         batch: images at once in ``c4-inference``, ``networks`` and ``grouped-conv``; 0 takes each benchmark's own.
         norm: MODEL.RESNETS.NORM of ``c4-train`` and ``c4-memory``.
         extra_norm: one more norm behind res5 in them, as in the transfer benchmarks.
+        images: sizes of the sets of ``scale``, rising; none takes its own.
+        folder: where ``scale`` makes them; None takes the system's for temporary files.
         ends: of measuring, in seconds of :func:`time.monotonic`; rows that would begin later are left to another call.
         known: rows that an earlier call has measured here.
         keep: called with all rows after each of them.
@@ -58,6 +60,8 @@ class Setting:
     keep: Callable[[dict[str, Row]], None] = keep_nothing
     norm: str = "FrozenBN"
     extra_norm: bool = False
+    images: tuple[int, ...] = ()
+    folder: str | None = None
 
     def now(self) -> float:
         if self.device == "cuda":

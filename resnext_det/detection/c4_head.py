@@ -20,11 +20,11 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
-from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler, convert_boxes_to_pooler_format
-from detectron2.modeling.roi_heads import Res5ROIHeads
-from detectron2.structures import Boxes
+from detectron2.modeling.roi_heads import FastRCNNOutputLayers, Res5ROIHeads
+from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -172,6 +172,31 @@ def is_native(module: nn.Module) -> bool:
     return all(type(c) is ConvNorm and "forward" not in vars(c) and c.bias is None for c in convs)
 
 
+class WeightedOutputLayers(FastRCNNOutputLayers):
+    """detectron2's, whose classification loss is a weighted mean over the regions.
+
+    Args:
+        class_weights: of the K classes; the background has 1.
+    """
+
+    @configurable
+    def __init__(self, input_shape: ShapeSpec, *, class_weights: Sequence[float], **kwargs) -> None:
+        super().__init__(input_shape, **kwargs)
+        self.class_weights = tuple(class_weights)
+
+    @classmethod
+    def from_config(cls, cfg, input_shape) -> dict:
+        return {**super().from_config(cfg, input_shape), "class_weights": cfg.MODEL.ROI_HEADS.CLASS_WEIGHTS}
+
+    def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Instances]) -> dict[str, Tensor]:
+        losses = super().losses(predictions, proposals)
+        scores, classes = predictions[0], torch.cat([p.gt_classes for p in proposals])
+        if len(classes):
+            loss = F.cross_entropy(scores, classes, scores.new_tensor([*self.class_weights, 1.0]))
+            losses["loss_cls"] = loss * self.loss_weight.get("loss_cls", 1.0)
+        return losses
+
+
 @ROI_HEADS_REGISTRY.register()
 class ResNeXtC4ROIHeads(Res5ROIHeads):
     """detectron2's ``Res5ROIHeads``, several times faster: same parameter names, same results, box and mask heads.
@@ -205,6 +230,9 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
         if "RESNEXT" in cfg.MODEL:
             keys = cfg.MODEL.RESNEXT
             arguments.update(fast=keys.FAST_C4, chunk_size=keys.C4_CHUNK_SIZE, recompute=keys.C4_RECOMPUTE)
+            if cfg.MODEL.ROI_HEADS.CLASS_WEIGHTS:
+                channels = arguments["box_predictor"].cls_score.in_features
+                arguments["box_predictor"] = WeightedOutputLayers(cfg, ShapeSpec(channels=channels, height=1, width=1))
         return arguments
 
     @classmethod

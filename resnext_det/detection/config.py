@@ -14,6 +14,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     """Add this package's keys, each with its default, to a detectron2 config. Safe to call twice."""
     # Equal bits on the same machine, together with SEED; slower, see docs/training_safety.md.
     cfg.setdefault("DETERMINISTIC", False)
+    # Numbers go to this experiment tracker too: mlflow, wandb, or empty for none.
+    cfg.setdefault("TRACKER", "")
     # A user's own sets: a list of [name, annotations, image_root], COCO's JSON or labels of YOLO, VOC, CVAT or LabelMe
     # (docs/formats.md); the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])
@@ -59,6 +61,10 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("VOC_ROUNDING", True)
     # Write an HTML page about every evaluation of boxes.
     cfg.TEST.setdefault("REPORT", True)
+    # Images larger than so many pixels are cut into tiles of that side, in evaluation and prediction; 0 never cuts.
+    cfg.TEST.setdefault("TILE", 0)
+    # Overlap of neighboring tiles, as a part of TILE. Objects should be no larger.
+    cfg.TEST.setdefault("TILE_OVERLAP", 0.2)
     # Parts of the detector, or prefixes of names: they start anew if MODEL.WEIGHTS lacks them or has another shape.
     cfg.MODEL.setdefault("ALLOW_MISSING", [])
     # The classes of MODEL.WEIGHTS in their order, where the file names none or others: training keeps what was learned
@@ -69,6 +75,26 @@ def add_resnext_config(cfg: CfgNode) -> None:
     # auto: FORMAT, PIXEL_MEAN, PIXEL_STD, STRIDE_IN_1X1 and NORM_EPS are those that belong to MODEL.WEIGHTS.
     # none: the ones of this config, which MODEL.WEIGHTS must not contradict.
     cfg.INPUT.setdefault("PRESET", "none")
+    # INPUT.CROP is placed so that a random object lies in it as a whole.
+    cfg.INPUT.CROP.setdefault("KEEP_OBJECT", False)
+    # The share of images into which objects of another one are pasted, by their masks (Ghiasi et al. 2021).
+    cfg.INPUT.setdefault("COPY_PASTE", 0.0)
+    if "SCALE_JITTER" not in cfg.INPUT:
+        cfg.INPUT.SCALE_JITTER = CfgNode()
+        # Large-scale jitter in place of MIN_SIZE_TRAIN: an image fits into a square of this side times a random factor,
+        # and is cut to the square. 0 is off; Ghiasi et al. have 1024.
+        cfg.INPUT.SCALE_JITTER.SIZE = 0
+        # The factors, between these two.
+        cfg.INPUT.SCALE_JITTER.MIN = 0.1
+        cfg.INPUT.SCALE_JITTER.MAX = 2.0
+    if "COLOR" not in cfg.INPUT:
+        cfg.INPUT.COLOR = CfgNode()
+        # Random changes, 0 to below 1: 0.2 is 0.8 to 1.2 times.
+        cfg.INPUT.COLOR.BRIGHTNESS = 0.0
+        cfg.INPUT.COLOR.CONTRAST = 0.0
+        cfg.INPUT.COLOR.SATURATION = 0.0
+    # A factor for the classification loss of each class, in the order of the data; empty: 1 for all. For the C4 head.
+    cfg.MODEL.ROI_HEADS.setdefault("CLASS_WEIGHTS", [])
     if "RESNEXT" not in cfg.MODEL:
         cfg.MODEL.RESNEXT = CfgNode()
         # Of block and stem: plain; v2 (full pre-activation), se (squeeze-and-excitation), d (deep stem): timm's words.

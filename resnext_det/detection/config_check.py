@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from importlib.util import find_spec
@@ -11,7 +12,9 @@ from detectron2.layers import get_norm
 from detectron2.utils import comm
 
 from ..annotations.evaluation import SCORE_THRESHOLD
+from ..engine.tracking import check_tracker
 from ..errors import UserError
+from .data.augmentation import check_augmentation
 from .data.loaders import check_sampler
 from .solver import check_solver
 from .stock_keys import C4_HEADS, check_stock_keys, has_roi_heads, has_rpn
@@ -33,9 +36,12 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: 
         _typed("SOLVER", check_solver, cfg)
     elif not cfg.MODEL.WEIGHTS and not resume:
         raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
+    check_tracker(cfg.TRACKER)
     idle = check_stock_keys(cfg, given)
     _check_precise_bn(cfg)
     check_sampler(cfg)
+    _typed("INPUT.CROP, INPUT.SCALE_JITTER, INPUT.COLOR", check_augmentation, cfg)
+    _typed("MODEL.ROI_HEADS.CLASS_WEIGHTS", _check_class_weights, cfg)
     _typed("INPUT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD", _check_values, cfg)
     _typed("MODEL.RESNETS, MODEL.FPN", _check_head, cfg)
     _typed("MODEL.ANCHOR_GENERATOR, MODEL.RPN", _check_anchors, cfg)
@@ -92,10 +98,9 @@ def _check_values(cfg: CfgNode) -> None:
             raise UserError(f"{key} {value!r}: choose from {', '.join(known)}")
     if cfg.INPUT.CROP.ENABLED:
         _check_crop(cfg.INPUT.CROP.TYPE, list(cfg.INPUT.CROP.SIZE))
-        if cfg.MODEL.MASK_ON and find_spec("shapely") is None:
-            raise UserError(
-                "INPUT.CROP.ENABLED with MODEL.MASK_ON: detectron2 cuts polygons with shapely; pip install it"
-            )
+    cuts = "CROP.ENABLED" if cfg.INPUT.CROP.ENABLED else "SCALE_JITTER" if cfg.INPUT.SCALE_JITTER.SIZE else ""
+    if cuts and cfg.MODEL.MASK_ON and not cfg.INPUT.COPY_PASTE and find_spec("shapely") is None:
+        raise UserError(f"INPUT.{cuts} with MODEL.MASK_ON: detectron2 cuts polygons with shapely; pip install it")
     sizes = cfg.INPUT.MIN_SIZE_TRAIN
     if not sizes or min(sizes) < 0:
         raise UserError(f"INPUT.MIN_SIZE_TRAIN {tuple(sizes)}: give at least one size, in pixels")
@@ -111,6 +116,19 @@ def _check_values(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r}: detectron2 has no such norm; FrozenBN, BN, SyncBN, GN are "
             "usual"
         ) from None
+
+
+def _check_class_weights(cfg: CfgNode) -> None:
+    weights, classes = list(cfg.MODEL.ROI_HEADS.CLASS_WEIGHTS), cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    if not weights:
+        return
+    if cfg.MODEL.ROI_HEADS.NAME != "ResNeXtC4ROIHeads":
+        raise UserError(f"MODEL.ROI_HEADS.CLASS_WEIGHTS: {cfg.MODEL.ROI_HEADS.NAME} knows none; leave it out")
+    if len(weights) != classes or not all(0 < weight < math.inf for weight in weights):
+        raise UserError(
+            f"MODEL.ROI_HEADS.CLASS_WEIGHTS {weights}: give {classes} numbers above 0, one for each class (the check "
+            "lists them in their order)"
+        )
 
 
 def _check_crop(kind: str, size: list) -> None:

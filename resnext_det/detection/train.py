@@ -195,6 +195,7 @@ def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[
         before_saving=_precise_batch_norm(cfg, model, dicts),
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS or None,
+        tracker=cfg.TRACKER,
     )
 
     def evaluate(model: nn.Module, done: int) -> dict[str, dict]:

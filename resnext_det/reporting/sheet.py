@@ -47,6 +47,11 @@ def detections_sheet(
         pixels = read_image(os.path.join(image_root, truth.file_names[place[image_id]]), "RGB")
         colors, scale = [class_color(c) for c in classes], width / pixels.shape[1]
         tiles.append(draw_boxes(pixels, kept.boxes, texts, colors, scale=scale))
+    return tiled(tiles, columns)
+
+
+def tiled(tiles: Sequence[Image.Image], columns: int = 4) -> Image.Image:
+    """Images on one white sheet, ``columns`` in a row."""
     rows = [tiles[i : i + columns] for i in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
     across = max((sum(tile.width + GAP for tile in row) for row in rows), default=GAP)

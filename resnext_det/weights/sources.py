@@ -39,6 +39,15 @@ def locate(path_or_uri: str | os.PathLike) -> tuple[Path, Metadata]:
     raise UserError(f"{text}: unknown kind of address; give a file, torchvision://NAME or timm://NAME")
 
 
+def fetched(model: str) -> str:
+    """The URI of torchvision's weights of ``model`` that were fetched before, "" where there are none."""
+    from torchvision.models import get_model_weights
+
+    published = get_model_weights(model)
+    there = [w.name for w in published if (_cache() / w.url.rsplit("/", 1)[-1]).is_file()]
+    return f"torchvision://{model}.{there[0]}" if there else ""
+
+
 def verify(uri: str, path: Path, digest: str) -> None:
     """Compare a fetched file with the hash that its name states, as torchvision's names do; say where there is none.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from common import ROOT, shared_data
+from forked import call
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -398,8 +397,7 @@ def test_the_tool_leaves_with_2_for_errors_and_0_with_warnings(root, tmp_path):
     file = tmp_path / "data.json"
     for expected in (0, 2):
         file.write_text(json.dumps(doc))
-        command = [sys.executable, "tools/check_dataset.py", "--json", str(file), "--images", str(root)]
-        done = subprocess.run(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+        done = call("tools/check_dataset.py", "--json", file, "--images", root, folder=ROOT)
         assert done.returncode == expected and "Traceback" not in done.stderr, done.stderr
         doc["annotations"][0]["category_id"] = 9
 

@@ -19,7 +19,7 @@ from pycocotools import mask as mask_tools
 from pycocotools.cocoeval import COCOeval, Params
 
 from resnext_det import UserError
-from resnext_det.annotations import box_results, evaluation, reading
+from resnext_det.annotations import evaluation, reading, typed_json
 from resnext_det.annotations.coco import Detections, read_ground_truth
 from resnext_det.annotations.evaluation import evaluate, evaluate_detections
 from resnext_det.annotations.reading import stream_list
@@ -313,14 +313,14 @@ def test_boxes_are_read_fast_as_they_are_read_slowly(tmp_path, monkeypatch):
 
     for block in (16, 97, 1 << 18):
         monkeypatch.setattr(reading, "_BLOCK", block)
-        monkeypatch.setattr(box_results, "BLOCK", block)
+        monkeypatch.setattr(typed_json, "BLOCK", block)
         for text in good + bad:
             path.write_text(text)
             slow = outcome(lambda: Detections._of_chunks(stream_list(path), str(path)))
             assert outcome(lambda: Detections.from_json(path)) == slow, text
             assert len(slow) == (1 if text in bad else 4), text
     path.write_text(f"[{one},{other},{one}]")
-    assert sum(len(found) for found in box_results.stream_boxes(path)) == 3, "the fast way is taken"
+    assert sum(len(found) for found in typed_json.stream_boxes(path)) == 3, "the fast way is taken"
 
 
 def test_the_benchmark_compares_equal_numbers():

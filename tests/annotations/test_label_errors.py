@@ -49,7 +49,7 @@ def test_planted_errors_come_first_each_as_its_kind() -> None:
     assert {one.get("label", {}).get("annotation_id"): one["kind"] for one in first} == planted
     (missing,) = (one for one in first if one["kind"] == "missing")
     assert missing["found"]["bbox"] == records[110]["bbox"] and missing["file_name"] == "10.png"
-    assert suspects.score[3] > 0.8 > 0.2 > suspects.score[4:].max()
+    assert suspects.score[3] > 0.8 > 0.2 > suspects.score[4:].max(initial=0)
 
 
 def by_loops(truth, found, least) -> dict[tuple[int, int], tuple[str, float]]:

@@ -54,6 +54,18 @@ def test_thresholds_of_the_export_count_unless_one_is_named(tmp_path: Path) -> N
     assert numbers == [0, 1]
 
 
+def test_predict_in_tiles(tmp_path: Path) -> None:
+    """The made detector finds its one box in every tile, at the tile's own place."""
+    Image.new("RGB", (250, 100)).save(tmp_path / "wide.png")
+    words = ["--weights", write(tmp_path / "export"), "--input", tmp_path / "wide.png", "--no-drawings"]
+    words += ["--tile", 100, "--overlap", 0.25, "--output", tmp_path / "out"]
+    predict.main([str(word) for word in words])
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"]
+    assert [a["bbox"] for a in found] == [[2 + left, 3, 10, 20] for left in (0, 75, 150)]
+    with pytest.raises(UserError, match="began with tile"):
+        predict.main([str(word) for word in [*words, "--resume", "--overlap", 0.5]])
+
+
 BARE = """
 import importlib.abc, sys
 class Nothing(importlib.abc.MetaPathFinder):

@@ -6,14 +6,13 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from detectron2.utils.events import EventStorage
+from forked import call
 from PIL import Image
 from reported import Reports, block, reports_of_all
 from torch import nn
@@ -202,7 +201,7 @@ def write_in_vain(folder: Path, out: Path) -> None:
     reported.write(out)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_two_processes_hear_what_the_first_cannot_write(folder: Path, tmp_path: Path) -> None:
     launch(write_in_vain, (folder, tmp_path), processes=2)
     said = reports_of_all(tmp_path)
@@ -404,11 +403,8 @@ def test_the_tool_says_it_in_one_line_and_code_2(folder: Path, tmp_path: Path) -
     for name in ("blue", "red"):
         (broken / name).mkdir(parents=True)
         (broken / name / "torn.jpg").write_bytes(b"\xff\xd8\xff")
-    command = [sys.executable, "tools/pretrain.py", "--config-file", str(folder / "config.yaml")]
-    command += ["DATASETS.TRAIN", str(broken), *map(str, ONE_EPOCH), "DATALOADER.NUM_WORKERS", "1"]
-    command += ["OUTPUT_DIR", str(tmp_path / "out")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    settings = ["DATASETS.TRAIN", broken, *ONE_EPOCH, "DATALOADER.NUM_WORKERS", 1, "OUTPUT_DIR", tmp_path / "out"]
+    done = call("tools/pretrain.py", "--config-file", folder / "config.yaml", *settings, folder=ROOT)
     assert done.returncode == 2, done.stderr[-2000:]
     assert done.stderr.splitlines()[-1].startswith(f"error: {broken}/")
     assert "not an image" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

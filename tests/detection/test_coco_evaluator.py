@@ -169,7 +169,8 @@ def _process(rank: int, address: str, path, folder) -> None:
 def test_two_processes(dataset, tmp_path):
     name, path = dataset
     whole = results_of(FastCOCOEvaluator(name), *outputs(path))["bbox"]
-    mp.spawn(_process, (f"file://{tmp_path}/meet", path, tmp_path), nprocs=2)
+    arguments = (f"file://{tmp_path}/meet", path, tmp_path)
+    mp.start_processes(_process, arguments, nprocs=2, start_method="fork")
     assert json.loads((tmp_path / "1.json").read_text()) == [{}, {}]
     for results in json.loads((tmp_path / "0.json").read_text()):
         same = [v == results["bbox"][k] or math.isnan(v) for k, v in whole.items()]
@@ -192,9 +193,9 @@ def _process_with_mistakes(rank: int, address: str, path, folder) -> None:
     reported.write(folder)
 
 
-@pytest.mark.slow
 def test_a_mistake_in_one_of_two_processes_is_reported_to_both(dataset, tmp_path):
-    mp.spawn(_process_with_mistakes, (f"file://{tmp_path}/meet", dataset[1], tmp_path), nprocs=2)
+    arguments = (f"file://{tmp_path}/meet", dataset[1], tmp_path)
+    mp.start_processes(_process_with_mistakes, arguments, nprocs=2, start_method="fork")
     said = reports_of_all(tmp_path)
     assert said.keys() == {"missing", "foreign", "unwritable", "class"}
     assert all(text.startswith("UserError: ") for text in said.values())

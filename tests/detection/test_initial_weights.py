@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 import yaml
@@ -289,11 +287,8 @@ def test_published_weights_through_the_tool(tiny_run: TinyRun, cache: Path) -> N
     assert f"{cache / file}: backbone 215/215, res5 50/50, new: proposal_generator 6 box_predictor 4" in log
 
 
-@pytest.mark.slow
 def test_the_command_itself(tiny_run: TinyRun) -> None:
-    command = [sys.executable, "tools/train_net.py", "--config-file", str(tiny_run.file)]
     settings = tiny_run.options("command", "MODEL.RESNETS.NORM", "FrozenBN")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*command, *settings], cwd=ROOT, env=environment, capture_output=True, text=True)
+    done = forked.call("tools/train_net.py", "--config-file", tiny_run.file, *settings, folder=ROOT)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert done.stderr.rstrip("\n").rsplit("\n", 1)[-1].startswith("error: MODEL.WEIGHTS is empty: backbone.stem.conv1")

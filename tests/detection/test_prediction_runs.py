@@ -8,7 +8,6 @@ import os
 import pickle
 import random
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from forked import group_is_empty, start, wait
 from matplotlib.font_manager import findSystemFonts
 from PIL import Image
 from tiny import TinyRun
@@ -230,6 +230,35 @@ def test_torn_lines_and_units_are_computed_again(tmp_path):
         assert (folder / "detections.json").read_bytes() == (tmp_path / "whole" / "detections.json").read_bytes()
 
 
+def test_lines_and_rows_hold_what_coco_does(tmp_path):
+    """A whole run is merged again into another form; scores below the threshold leave images without detections."""
+    paths = write(tmp_path / "in", 5)
+    run(paths, tmp_path / "out", score_threshold=0.45)
+    whole = content(tmp_path / "out")
+    found = {
+        image["id"]: [a for a in whole["annotations"] if a["image_id"] == image["id"]] for image in whole["images"]
+    }
+    kept = {i: [{key: a[key] for key in ("bbox", "score", "category_id")} for a in found[i]] for i in found}
+    wanted = [{**image, "annotations": kept[image["id"]]} for image in whole["images"]]
+    assert [len(row["annotations"]) for row in wanted] == [0, 0, 1, 1, 1]
+    again = {"score_threshold": 0.45, "resume": True}
+    lines = run(paths, tmp_path / "out", form="jsonl", **again).path.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == wanted
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(run(paths, tmp_path / "out", form="parquet", **again).path)
+    assert json.loads(table.schema.metadata[b"categories"]) == CATEGORIES
+    without = {"segmentation": None, "keypoints": None}
+    rows = [{**row, "frame": None, "annotations": [{**a, **without} for a in row["annotations"]]} for row in wanted]
+    assert table.to_pylist() == rows
+
+
+def test_parquet_without_its_library_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"--format parquet: needs pyarrow: pip install 'resnext-det\[parquet\]'"):
+        run(write(tmp_path / "in", 1), tmp_path / "out", form="parquet")
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_of_an_earlier_run_do_not_stay_beside_new_ones(tmp_path, caplog):
     paths = write(tmp_path / "in", 3)
     run(paths, tmp_path / "out")
@@ -440,41 +469,34 @@ def test_the_command_takes_weights_alone(trained, tmp_path, caplog):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_runs_killed_at_random_and_shared_by_workers_end_in_equal_bytes(trained, tmp_path):
-    """Each attempt is killed at a random time until one ends by itself; with one process and with two."""
+    """With one process and with two."""
     _, weights = trained
     paths = write(tmp_path / "in", 14)
     write_video(tmp_path / "in" / "v.mp4", 6)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    log = tmp_path / "log"
 
-    def start(output: Path, *more: str) -> subprocess.Popen:
-        words = arguments(weights, output, tmp_path / "in", more=("--resume", *more))
-        return subprocess.Popen(
-            [sys.executable, "-m", "resnext_det.cli", "predict", *words],
-            env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+    def begin(output: Path, workers: int = 1) -> int:
+        more = ("--resume", "--workers", workers)
+        return start(["predict", *arguments(weights, output, tmp_path / "in", more=more)], log)
 
-    undisturbed = start(tmp_path / "undisturbed")
-    assert undisturbed.wait() == 0, undisturbed.stderr.read()
-    begin = time.monotonic()
-    assert start(tmp_path / "timed").wait() == 0
-    seconds = time.monotonic() - begin
+    seconds = {}
+    for workers in (2, 1):
+        began = time.monotonic()
+        assert wait(begin(tmp_path / f"whole_{workers}", workers)) == 0, log.read_text()
+        seconds[workers] = time.monotonic() - began
     generator = random.Random(1)
-    for workers in ("1", "2"):
+    for workers in (1, 2):
         output = tmp_path / f"killed_{workers}"
         for _ in range(3):
-            process = start(output, "--workers", workers)
-            try:
-                process.wait(generator.uniform(0.4, 1.0) * seconds)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            process.stderr.close()
-        process = start(output, "--workers", workers)
-        _, text = process.communicate()
-        assert process.returncode == 0, text
+            process = begin(output, workers)
+            time.sleep(generator.uniform(0, 1) * seconds[workers])
+            os.killpg(process, signal.SIGKILL)
+            assert wait(process) in (0, -signal.SIGKILL) and group_is_empty(process), log.read_text()
+        assert wait(begin(output, workers)) == 0, log.read_text()
         for path in [Path("detections.json"), *(Path(path.name) for path in paths)]:
-            assert (output / path).read_bytes() == (tmp_path / "undisturbed" / path).read_bytes()
+            assert (output / path).read_bytes() == (tmp_path / "whole_1" / path).read_bytes()
         assert not list(output.glob(".*"))
 
 
@@ -482,13 +504,9 @@ def test_runs_killed_at_random_and_shared_by_workers_end_in_equal_bytes(trained,
 def test_a_stopping_signal_leaves_with_75_and_says_what_is_done(trained, tmp_path):
     _, weights = trained
     write(tmp_path / "in", 150)
-    words = arguments(weights, tmp_path / "out", tmp_path / "in")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "resnext_det.cli", "predict", *words], stderr=subprocess.PIPE, text=True
-    )
+    process = start(["predict", *arguments(weights, tmp_path / "out", tmp_path / "in")], tmp_path / "log")
     while not any(path.read_bytes().count(b"\n") > 1 for path in (tmp_path / "out").glob("parts/*.jsonl")):
-        assert process.poll() is None
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    _, text = process.communicate()
-    assert process.returncode == 75 and "of 150 done so far" in text and "Traceback" not in text
+    os.kill(process, signal.SIGTERM)
+    code, text = wait(process), (tmp_path / "log").read_text()
+    assert code == 75 and "of 150 done so far" in text and "Traceback" not in text

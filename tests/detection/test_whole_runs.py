@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import resource
-import subprocess
-import sys
 
 import pytest
 import torch
+from forked import call
 from reported import Reports, block, reports_of_all
 from tiny import TinyRun
 
@@ -40,7 +39,7 @@ def write_in_vain(cfgs, folder):
     reported.write(folder)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_two_processes_hear_what_the_first_cannot_write(tmp_path):
     tiny_run = TinyRun(tmp_path)
     more = ["SOLVER.MAX_ITER", 1, "TEST.REPORT", False]
@@ -61,16 +60,13 @@ def test_two_processes_hear_what_the_first_cannot_write(tmp_path):
     assert f"{tiny_run.test}.pkl: is a directory" in said["proposals"]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_full_disk_ends_both_processes_with_one_line(tiny_run):
     """A limit on the size of files stands in for it: log and metrics are below, checkpoints are not."""
-    command = [sys.executable, "-m", "resnext_det.cli", "train", "--num-gpus", "2", "--config-file", str(tiny_run.file)]
-    command += tiny_run.options("full", "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.REPORT", False)
+    words = ["train", "--num-gpus", 2, "--config-file", tiny_run.file]
+    words += tiny_run.options("full", "SOLVER.CHECKPOINT_PERIOD", 1, "TEST.REPORT", False)
     limit = (1 << 16, resource.RLIM_INFINITY)
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )  # fmt: skip
+    done = call(*words, before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     assert done.returncode == 2 and "Traceback" not in done.stderr + done.stdout, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line == done.stderr.splitlines()[-1] and "model_0000000.pth: cannot be written" in line

@@ -206,6 +206,7 @@ def test_one_of_two_is_killed_and_the_other_ends_with_the_cause(two):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_signal_to_one_of_two_saves_and_both_leave_then_resume(two, tmp_path):
     with pytest.raises(Stopped, match="SIGUSR1 after iteration 3; saved model_0000003.pth"):
         two("signal", lambda pids: os.kill(pids[1], signal.SIGUSR1))
@@ -214,6 +215,7 @@ def test_a_signal_to_one_of_two_saves_and_both_leave_then_resume(two, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_a_bad_loss_is_dumped_by_both_and_an_error_in_one_process_ends_both(two):
     with pytest.raises(UserError, match="rank 1 met a broken image"):
         two("bad loss, then error")
@@ -235,7 +237,7 @@ def decide_badly(folder):
     (folder / str(comm.get_rank())).write_text("\n".join(said))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_what_the_main_process_decides_reaches_all_and_so_does_any_error(tmp_path):
     launch(decide_badly, (tmp_path,), processes=2)
     first, second = ((tmp_path / rank).read_text().splitlines() for rank in "01")
@@ -297,7 +299,7 @@ def write_much(folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
 def test_what_only_the_first_process_writes_ends_both_when_it_cannot_be_written(tmp_path):
     launch(write_in_vain, (tmp_path,), processes=2)
     said = reports_of_all(tmp_path)

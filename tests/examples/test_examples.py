@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
-from common import ROOT, shared_data
+from common import ROOT, few, shared_data
+from forked import call
 
 from resnext_det.makers.synthetic import draw_detection_set
 
 
-def example(name: str, folder: Path, *arguments: object) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+def example(name: str, folder: Path, *arguments: object) -> CompletedProcess:
+    done = call(ROOT / "examples" / name, *arguments, folder=folder)
     assert done.returncode == 0, done.stderr[-3000:]
     return done
-
-
-def few(json_file: Path, target: Path, count: int) -> Path:
-    """A copy of an annotation file with its first images alone, so that a run takes seconds."""
-    document = json.loads(json_file.read_text("utf-8"))
-    document["images"] = document["images"][:count]
-    kept = {image["id"] for image in document["images"]}
-    document["annotations"] = [a for a in document["annotations"] if a["image_id"] in kept]
-    target.write_text(json.dumps(document), "utf-8")
-    return target
 
 
 @pytest.mark.slow

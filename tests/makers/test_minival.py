@@ -1,11 +1,9 @@
 import copy
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from common import ROOT
+from forked import call
 from pycocotools.coco import COCO
 
 from resnext_det import UserError
@@ -133,10 +131,7 @@ def test_command_line(folder, monkeypatch, capsys):
 
 
 def test_missing_coco_is_one_line_and_exit_code_2(tmp_path):
-    root = ROOT
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(tmp_path), "PYTHONPATH": str(root)}
-    command = [sys.executable, str(root / "tools" / "make_minival.py")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = call(str(ROOT / "tools/make_minival.py"), environment={"DETECTRON2_DATASETS": str(tmp_path)})
     assert done.returncode == 2 and done.stdout == ""
     (line,) = done.stderr.splitlines()
     assert str(tmp_path / "coco" / "annotations" / "instances_val2014.json") in line

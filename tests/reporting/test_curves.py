@@ -1,12 +1,12 @@
 import json
 import math
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from common import ROOT
+from forked import call
 from PIL import Image
 
 from resnext_det import UserError
@@ -215,24 +215,19 @@ def test_error_against_size(tmp_path):
     assert Image.open(tmp_path / "size.png").mode in ("RGB", "RGBA")
 
 
-def python(*arguments):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
 def test_tool_draws_without_detectron2_and_without_pyplot(tmp_path):
     run, out = detector(tmp_path / "run"), tmp_path / "curves.png"
     code = (
         "import sys; sys.modules['detectron2'] = sys.modules['matplotlib.pyplot'] = None\n"
         f"from resnext_det.commands import curves; curves.main([{str(run)!r}, '--out', {str(out)!r}])"
     )
-    done = python("-c", code)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Image.open(out).size[0] > 1000
 
 
 def test_tool_says_which_run_is_missing(tmp_path):
-    done = python("tools/plot_curves.py", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x.png"))
+    done = call("tools/plot_curves.py", tmp_path / "nowhere", "--out", tmp_path / "x.png", folder=ROOT)
     assert done.returncode == 2 and "nowhere: no such file" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -8,8 +8,6 @@ import json
 import os
 import pickle
 import struct
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from forked import call
 from helpers import randomise_norms
 from torch import nn
 
@@ -351,16 +350,10 @@ def test_lines_about_the_way_it_was_called(state, tmp_path: Path, capsys: pytest
 
 def test_the_command_itself(state, tmp_path: Path) -> None:
     torch.save(from_native(state, "torchvision", ""), tmp_path / "a.pth")
-    command = [sys.executable, "tools/convert_weights.py"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def call(*arguments: str) -> subprocess.CompletedProcess:
-        return subprocess.run([*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
-
-    good = call(str(tmp_path / "a.pth"), str(tmp_path / "b.safetensors"))
+    good = call("tools/convert_weights.py", tmp_path / "a.pth", tmp_path / "b.safetensors", folder=ROOT)
     assert good.returncode == 0, good.stderr
     assert "source: torchvision" in good.stdout and "channel_order: RGB" in good.stdout
-    bad = call(str(tmp_path / "c.pth"), str(tmp_path / "d.pth"))
+    bad = call("tools/convert_weights.py", tmp_path / "c.pth", tmp_path / "d.pth", folder=ROOT)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr == f"error: {tmp_path / 'c.pth'}: no such file\n"
 

@@ -13,9 +13,11 @@ import numpy as np
 
 from ...errors import UserError, counted
 from ...files import atomic_write, shown
+from .. import columns
 from .. import masks as masks_room
 from ..dataset import Dataset, Texts, texts_of_json
 from ..reading import read_json
+from ..records import Records, open_document
 from . import tables
 from .files import check_files
 from .findings import Findings, some
@@ -132,7 +134,7 @@ class CheckedDataset:
             "file_names": Texts.of(images.file_names[i] for i in chosen.tolist()),
             "widths": images.widths[chosen],
             "heights": images.heights[chosen],
-            "category_ids": tables.columns.integers(categories.ids, wide=True).values,
+            "category_ids": columns.integers(categories.ids, wide=True).values,
             "class_names": list(categories.names),
         }
         if table is None:
@@ -142,24 +144,34 @@ class CheckedDataset:
                 iscrowd=none, difficult=none.astype(bool), annotated=False,
             )  # fmt: skip
         rows = np.flatnonzero(table.known if as_written else self.kept())
+        chosen_rows = slice(None) if len(rows) == len(table.ids) else rows  # all: no copies
         place = np.full(len(images.ids), -1, dtype=np.int64)
         place[chosen] = np.arange(len(chosen))
-        records = [self.document["annotations"][row] for row in rows.tolist()]
-        points = [r.get("keypoints") if _usable_points(r.get("keypoints")) else None for r in records]
-        some_points = any(points)
-        visible = [r.get("num_keypoints") for r in records] if some_points else []
+        records: Records = table.records
+        difficult, visible = records.table["difficult"].values, records.table["num_keypoints"]
+        texts: dict[str, Texts] = {}
+        for key, usable in (("segmentation", _segmentation), ("keypoints", _points)):
+            there = records.table[key].values[rows]
+            if there.any() if key == "keypoints" else masks:
+                found = (usable(record[key]) for record in records.those(rows[there]))
+                texts[key] = texts_of_json(next(found) if some else None for some in there.tolist())
+        points = texts.get("keypoints")
+        if points is not None and not len(points.data):
+            points = None
+        numbers = np.where(visible.missing, -1, visible.values)
+        numbers[[*visible.bad, *visible.cast]] = -1
         return Dataset(
             **common,
-            annotation_ids=table.ids[rows],
-            image=place[table.image[rows]],
-            category=table.category[rows],
-            boxes=(table.given if as_written else table.boxes)[rows],
-            areas=(table.given_areas if as_written else table.areas)[rows],
-            iscrowd=table.iscrowd[rows],
-            difficult=np.array([bool(r.get("difficult")) for r in records], dtype=bool),
-            masks=texts_of_json(_segmentation(r.get("segmentation")) for r in records) if masks else None,
-            keypoints=texts_of_json(points) if some_points else None,
-            num_keypoints=np.array([v if type(v) is int else -1 for v in visible]) if some_points else None,
+            annotation_ids=table.ids[chosen_rows],
+            image=place[table.image[chosen_rows]],
+            category=table.category[chosen_rows],
+            boxes=(table.given if as_written else table.boxes)[chosen_rows],
+            areas=(table.given_areas if as_written else table.areas)[chosen_rows],
+            iscrowd=table.iscrowd[chosen_rows],
+            difficult=difficult[chosen_rows],
+            masks=texts.get("segmentation"),
+            keypoints=points,
+            num_keypoints=None if points is None else numbers[chosen_rows],
         )
 
     def dataset_dicts(self, *, masks: bool = False, keypoints: bool = False) -> list[dict]:
@@ -192,13 +204,13 @@ class CheckedDataset:
             source = document["annotations"]
             rows = np.flatnonzero(self.kept())
             category_ids = np.array(self.categories.ids, dtype=np.int64)[table.category[rows]]
-            columns = (images.ids[table.image[rows]], category_ids, table.boxes[rows], table.areas[rows])
+            fixed = (images.ids[table.image[rows]], category_ids, table.boxes[rows], table.areas[rows])
             document["annotations"] = []
             for row, annotation_id, crowd, image_id, category_id, box, area in zip(
                 rows.tolist(),
                 table.ids[rows].tolist(),
                 table.iscrowd[rows].tolist(),
-                *(column.tolist() for column in columns),
+                *(column.tolist() for column in fixed),
                 strict=True,
             ):
                 record = {
@@ -226,8 +238,10 @@ def _segmentation(value: Any) -> Any:
     return value
 
 
-def _usable_points(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and len(value) % 3 == 0 and all(map(masks_room.finite_number, value))
+def _points(value: Any) -> list | None:
+    """The keypoints where they are usable ones."""
+    usable = isinstance(value, list) and len(value) % 3 == 0 and all(map(masks_room.finite_number, value))
+    return value if usable else None
 
 
 def dataset_dicts(dataset: Dataset, *, keypoints: bool = False) -> list[dict]:
@@ -266,7 +280,15 @@ def read_document(json_file: str | Path, hint: str = "give the annotations' JSON
     Raises:
         UserError: missing, not JSON (where, and the likely reason), or not a COCO document.
     """
-    document = read_json(json_file, hint)
+    return _object(read_json(json_file, hint), json_file)
+
+
+def open_set(json_file: str | Path, hint: str = "give the annotations' JSON file") -> dict:
+    """:func:`read_document` for a check alone: images and annotations are :class:`~..records.Records`, no lists."""
+    return _object(open_document(json_file, hint), json_file)
+
+
+def _object(document: Any, json_file: str | Path) -> dict:
     if not isinstance(document, dict):
         why = (
             "this looks like a results file; give the ground truth (are --gt and --dt swapped?)"
@@ -322,9 +344,9 @@ def inspect_document(
             )
     annotations = rows.get("annotations")
     if rows.get("categories") is not None:
-        used = tables.columns.integers(tables.columns.get(annotations or [], "category_id"), wide=truth).values
+        used = [] if annotations is None else np.unique(annotations.table["category_id"].values).tolist()
         checked.categories = tables.check_categories(
-            rows["categories"], set(used.tolist()), findings, drop_unused_root=options.drop_unused_root, truth=truth
+            rows["categories"], set(used), findings, drop_unused_root=options.drop_unused_root, truth=truth
         )
     if checked.categories is not None:
         _compare_classes(checked.categories, options, findings)
@@ -374,7 +396,7 @@ def inspect_coco(
     json_file: str | Path, image_root: str | Path | None, options: Options | None = None, **changes: Any
 ) -> CheckedDataset:
     """:func:`inspect_document` of a file."""
-    return inspect_document(read_document(json_file), json_file, image_root, options, **changes)
+    return inspect_document(open_set(json_file), json_file, image_root, options, **changes)
 
 
 def check_coco(

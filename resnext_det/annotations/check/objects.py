@@ -14,16 +14,18 @@ from typing import Any
 import numpy as np
 
 from ...errors import counted
-from .. import masks
+from .. import columns, masks
+from ..columns import MISSING
 from ..dataset import positions
-from . import columns
-from .columns import MISSING
+from ..records import Records
 from .findings import Findings, shorten, some
 from .options import Options
 from .tables import Categories, Images, annotation_ids
 
 OUTSIDE = 1.0
 """Pixels that a box may stick out without a word: rounding in annotation tools, and in COCO itself."""
+
+_PART = 1 << 20  # rows
 
 SAME_AREAS = 10
 """So many objects of one area, whose boxes differ, are no accident."""
@@ -41,6 +43,7 @@ class Annotations:
         keep: (N,) usable in training.
         given, given_areas: boxes and areas as written.
         known: (N,) usable as written.
+        records: as they stand in the file.
     """
 
     ids: np.ndarray
@@ -53,16 +56,16 @@ class Annotations:
     given: np.ndarray
     given_areas: np.ndarray
     known: np.ndarray
+    records: Records
 
 
 class Objects:
     """The records as columns, and where each rule is broken. ``truth``: they are to be counted as they are written."""
 
-    def __init__(self, rows: list[dict], images: Images, categories: Categories, options: Options, truth: bool) -> None:
+    def __init__(self, rows: Records, images: Images, categories: Categories, options: Options, truth: bool) -> None:
         self.rows, self.images, self.categories, self.options, self.truth = rows, images, categories, options, truth
-        self.raw_ids = columns.get(rows, "id")
-        self.image_id = columns.integers(columns.get(rows, "image_id"), wide=truth)
-        self.category_id = columns.integers(columns.get(rows, "category_id"), wide=truth)
+        ids = rows.table["image_id"], rows.table["category_id"]
+        self.image_id, self.category_id = ids if truth else (column.narrow() for column in ids)
         self.image = positions(self.image_id.values, images.ids)
         self.category = positions(self.category_id.values, columns.integers(categories.ids, wide=True).values)
         self.image[self.image_id.bad] = self.category[self.category_id.bad] = -1
@@ -70,8 +73,7 @@ class Objects:
         self._read_areas()
 
     def _read_boxes(self) -> None:
-        self.raw_boxes = columns.get(self.rows, "bbox")
-        column = columns.boxes(self.raw_boxes)
+        column = self.rows.table["bbox"]
         self.box_bad, self.box_cast = column.bad, column.cast
         self.finite = np.ones(len(self.rows), dtype=bool)
         self.finite[column.bad] = False
@@ -81,22 +83,26 @@ class Objects:
                  for side in (self.images.widths, self.images.heights)]  # fmt: skip
         self.widths, self.heights = sizes
         self.sized = self.finite & (self.widths > 0) & (self.heights > 0)
-        boxes = self.given.copy()
-        self.corners = is_xyxy(boxes[self.sized], self.widths[self.sized], self.heights[self.sized])
+        self.boxes = self.given.copy()
+        self.corners = is_xyxy(self.boxes, self.widths, self.heights, self.sized)
+        self.outside = np.zeros(len(self.rows), dtype=bool)
         with np.errstate(over="ignore", invalid="ignore"):
             if self.corners:
-                boxes[self.sized, 2:] -= boxes[self.sized, :2]
-            self.empty = self.finite & ((boxes[:, 2] <= 0) | (boxes[:, 3] <= 0))
-            self.before = boxes[:, 2] * boxes[:, 3]
-            self.boxes, self.outside = _clip(boxes, self.widths, self.heights, self.sized & ~self.empty)
+                self.boxes[self.sized, 2:] -= self.boxes[self.sized, :2]
+            self.empty = self.finite & ((self.boxes[:, 2] <= 0) | (self.boxes[:, 3] <= 0))
+            self.before = self.boxes[:, 2] * self.boxes[:, 3]
+            inside = self.sized & ~self.empty
+            for part in _parts(len(self.rows)):
+                self.boxes[part], self.outside[part] = _clip(
+                    self.boxes[part], self.widths[part], self.heights[part], inside[part]
+                )
         self.gone = self.outside & ((self.boxes[:, 2] <= 0) | (self.boxes[:, 3] <= 0))
         self.known = (self.image >= 0) & (self.category >= 0) & (self.finite | self.box_in_mask)
         self.keep = self.finite & ~self.empty & ~self.gone & (self.image >= 0) & (self.category >= 0)
 
     def _read_areas(self) -> None:
-        raw = columns.get(self.rows, "area", None)
-        areas = np.array([columns.number(value) for value in raw], dtype=float)
-        self.area_absent = np.array([value is None for value in raw], dtype=bool)
+        column = self.rows.table["area"]
+        areas, self.area_absent = column.values, column.missing
         self.area_wrong = ~self.area_absent & ~(areas >= (-np.inf if self.truth else 0))
         again = self.area_absent | self.area_wrong
         with np.errstate(over="ignore", invalid="ignore"):
@@ -106,56 +112,52 @@ class Objects:
 
     @cached_property
     def iscrowd(self) -> columns.Column:
-        raw = columns.get(self.rows, "iscrowd", None)
-        column = columns.integers([0 if v is None else int(v) if type(v) is bool else v for v in raw])
-        wrong = set(column.bad) | set(np.flatnonzero((column.values != 0) & (column.values != 1)).tolist())
-        column.bad = sorted(wrong)
-        column.values[column.bad] = 0
-        return column
+        given = self.rows.table["iscrowd"]
+        wrong = (given.values != 0) & (given.values != 1)
+        wrong[given.bad] = True
+        return columns.Column(np.where(wrong, 0, given.values), np.flatnonzero(wrong).tolist(), absent=given.absent)
+
+    def _faults(self, key: str, fault: Callable[[int, Any], str | None]) -> dict[int, str]:
+        """{row: what is wrong with ``key``}, of rows where there is something."""
+        rows = np.flatnonzero(self.rows.table[key].values)
+        whys = (
+            (row, fault(row, record[key])) for row, record in zip(rows.tolist(), self.rows.those(rows), strict=True)
+        )
+        return {row: why for row, why in whys if why}
 
     @cached_property
     def mask_faults(self) -> dict[int, str]:
         """{row: why its segmentation is none}; nothing (null, [], "") is no segmentation and no fault."""
-        found = {}
-        for row, record in enumerate(self.rows):
-            value = record.get("segmentation")
-            if value:
-                size = (int(self.heights[row]), int(self.widths[row]))
-                why = masks.fault(value, size if all(size) else None)
-                if why:
-                    found[row] = why
-        return found
+
+        def fault(row: int, value: Any) -> str | None:
+            size = (int(self.heights[row]), int(self.widths[row]))
+            return masks.fault(value, size if all(size) else None)
+
+        return self._faults("segmentation", fault)
 
     def has_mask(self, row: int) -> bool:
         """Whether record ``row`` has a usable segmentation."""
-        return bool(self.rows[row].get("segmentation")) and row not in self.mask_faults
+        return bool(self.rows.table["segmentation"].values[row]) and row not in self.mask_faults
 
     @cached_property
     def box_in_mask(self) -> np.ndarray:
         """Rows without a box that count by their mask, in an evaluation of masks."""
         found = np.zeros(len(self.rows), dtype=bool)
         if self.truth and self.options.masks:
-            absent = [
-                row for row in self.box_bad if self.raw_boxes[row] in (MISSING, None) or self.raw_boxes[row] == []
-            ]
-            found[[row for row in absent if self.has_mask(row)]] = True
+            found[[row for row in self.box_bad if _absent_box(self, row) and self.has_mask(row)]] = True
         return found
 
     @cached_property
     def keypoint_faults(self) -> dict[int, str]:
-        found = {}
-        for row, record in enumerate(self.rows):
-            value = record.get("keypoints")
-            if value in (None, []):
-                continue
-            if not isinstance(value, list) or len(value) % 3 or not all(map(masks.finite_number, value)):
-                found[row] = "is not a list of finite numbers x, y, visibility"
-        return found
+        def fault(row: int, value: Any) -> str | None:
+            usable = isinstance(value, list) and len(value) % 3 == 0 and all(map(masks.finite_number, value))
+            return None if usable else "is not a list of finite numbers x, y, visibility"
 
-    def without(self, key: str, faults: dict[int, str]) -> list[int]:
+        return self._faults("keypoints", fault)
+
+    def without(self, key: str) -> np.ndarray:
         """Usable objects without ``key``, though the run needs it; crowds are not counted."""
-        plain = np.flatnonzero(self.keep & (self.iscrowd.values == 0)).tolist()
-        return [row for row in plain if not self.rows[row].get(key) or row in faults]
+        return np.flatnonzero(self.keep & (self.iscrowd.values == 0) & ~self.rows.table[key].values)
 
     def fractions(self) -> bool:
         """Whether all boxes lie between 0 and 1, as YOLO writes them."""
@@ -171,12 +173,14 @@ class Objects:
 
     def crowded(self, limit: int, *, by_class: bool) -> tuple[int, int]:
         """How many images hold more than ``limit`` objects (of one class), and the most in one."""
-        rows = self.known & (self.iscrowd.values == 0)
-        key = self.image[rows] * (len(self.categories.ids) if by_class else 1)
-        key = key + self.category[rows] if by_class else key
-        number = np.bincount(key) if len(key) else np.zeros(1, dtype=int)
-        over = np.flatnonzero(number > limit)
-        return len(np.unique(over // len(self.categories.ids)) if by_class else over), int(number.max())
+        rows = np.flatnonzero(self.known & (self.iscrowd.values == 0))
+        number = np.bincount(self.image[rows], minlength=1)
+        if by_class:  # of images with few objects no class has many
+            rows = rows[number[self.image[rows]] > limit]
+            classes = len(self.categories.ids)
+            keys, number = np.unique(self.image[rows] * classes + self.category[rows], return_counts=True)
+            return len(np.unique(keys[number > limit] // classes)), int(number.max(initial=0))
+        return int((number > limit).sum()), int(number.max())
 
     def size(self, row: int) -> str:
         """Width and height of the image of a record, for a message."""
@@ -186,14 +190,14 @@ class Objects:
         """Field and id of a record, for a finding."""
         return {
             "field": f"annotations[{row}].{field}",
-            "id": None if self.raw_ids[row] is MISSING else self.raw_ids[row],
+            "id": self.rows[row].get("id"),
         }
 
     def columns(self, ids: np.ndarray) -> Annotations:
         """The outcome."""
         return Annotations(
             ids, self.image, self.category, self.boxes, self.areas, self.iscrowd.values, self.keep, self.given,
-            self.given_areas, self.known,
+            self.given_areas, self.known, self.rows,
         )  # fmt: skip
 
 
@@ -278,7 +282,8 @@ def _cast(key: str) -> Remark:
 
 
 def _absent_box(objects: Objects, row: int) -> bool:
-    return objects.raw_boxes[row] in (MISSING, None) or objects.raw_boxes[row] == []
+    value = objects.rows[row].get("bbox")
+    return value is None or value == []
 
 
 RULES = [
@@ -345,7 +350,7 @@ RULES = [
         code="ignore",
         field="ignore",
         truth="",
-        rows=lambda o: [row for row, record in enumerate(o.rows) if record.get("ignore", 0) not in (0, None, False)],
+        rows=lambda o: np.flatnonzero(o.rows.table["ignore"].values),
         message=lambda o, row: f"is {_raw(o, row, 'ignore')}, which detectron2 does not support",
         fix='mark it "iscrowd": 1 or remove it',
     ),
@@ -376,7 +381,7 @@ NEEDED = [
         code="mask-missing",
         field="segmentation",
         truth="",
-        rows=lambda o: o.without("segmentation", {}) if o.options.masks else [],
+        rows=lambda o: o.without("segmentation") if o.options.masks else [],
         message=lambda o, row: "is missing, and the model learns masks (MODEL.MASK_ON True)",
         fix="add it, or set MODEL.MASK_ON False",
     ),
@@ -384,7 +389,7 @@ NEEDED = [
         code="keypoints-missing",
         field="keypoints",
         truth="",
-        rows=lambda o: o.without("keypoints", {}) if o.options.keypoints else [],
+        rows=lambda o: o.without("keypoints") if o.options.keypoints else [],
         message=lambda o, row: "is missing, and the model learns keypoints (MODEL.KEYPOINT_ON True)",
         fix="add it, or set MODEL.KEYPOINT_ON False",
     ),
@@ -406,7 +411,7 @@ def _report(mask: np.ndarray, message: str) -> tuple[int, str] | None:
 def _corners(objects: Objects) -> tuple[int, str] | None:
     if not objects.corners:
         return None
-    first = objects.raw_boxes[int(np.flatnonzero(objects.sized)[0])]
+    first = objects.rows[int(np.flatnonzero(objects.sized)[0])]["bbox"]
     return (
         int(objects.sized.sum()),
         f"{shorten(first)} and the others look like corners x1, y1, x2, y2: as x, y, width, height many leave their "
@@ -417,7 +422,7 @@ def _corners(objects: Objects) -> tuple[int, str] | None:
 def _fractions(objects: Objects) -> tuple[int, str] | None:
     if not objects.fractions():
         return None
-    first = objects.raw_boxes[int(np.flatnonzero(objects.finite)[0])]
+    first = objects.rows[int(np.flatnonzero(objects.finite)[0])]["bbox"]
     return int(objects.finite.sum()), f"{shorten(first)} and all others lie between 0 and 1: they look like fractions"
 
 
@@ -474,9 +479,7 @@ REMARKS = [
         code="iscrowd-missing",
         field="iscrowd",
         severity="note",
-        find=lambda o: _report(
-            np.array([record.get("iscrowd") is None for record in o.rows], dtype=bool), "are missing or null; read as 0"
-        ),
+        find=lambda o: _report(o.iscrowd.missing, "are missing or null; read as 0"),
         fix="nothing to do",
     ),
     Remark(
@@ -532,11 +535,11 @@ REMARKS = [
 
 
 def check_annotations(
-    rows: list[dict], images: Images, categories: Categories, findings: Findings, options: Options, *, truth: bool
+    rows: Records, images: Images, categories: Categories, findings: Findings, options: Options, *, truth: bool
 ) -> Annotations:
     """Every rule on every annotation; ``images`` must know their sizes by now as far as they can be known."""
     objects = Objects(rows, images, categories, options, truth)
-    ids = annotation_ids(objects.raw_ids, findings, quiet=truth)
+    ids = annotation_ids(rows, findings, quiet=truth)
     needed = NEEDED if truth or options.for_training else [_milder(rule) for rule in NEEDED]
     for rule in [*RULES, *needed, MASK_RULES[options.masks and (truth or options.for_training)]]:
         severity = rule.truth if truth else rule.severity
@@ -565,20 +568,26 @@ def _milder(rule: Rule) -> Rule:
     return Rule(**fields)
 
 
-def is_xyxy(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray) -> bool:
-    """Whether the boxes make sense as corners and not as x, y, width, height.
+def is_xyxy(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray, rows: np.ndarray) -> bool:
+    """Whether the boxes of ``rows`` make sense as corners and not as x, y, width, height.
 
     Read as x, y, width, height about three quarters of true corners leave the image (all whose center is not in its
     upper left quarter), while of true x, y, width, height hardly any does, and few have w > x and h > y.
     """
-    if not len(boxes):
-        return False
-    with np.errstate(over="ignore", invalid="ignore"):
-        x, y, w, h = boxes.T
-        slack = np.maximum(2.0, 0.02 * np.maximum(widths, heights))
-        corners = (w > x) & (h > y) & (x >= -OUTSIDE) & (y >= -OUTSIDE) & (w <= widths + slack) & (h <= heights + slack)
-        leaves = (x + w > widths + slack) | (y + h > heights + slack)
-        return bool(corners.mean() >= 0.98 and leaves.mean() >= 0.25)
+    total, fit, left = int(rows.sum()), 0, 0
+    for part in _parts(len(boxes)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            (x, y, w, h), width, height = boxes[part].T, widths[part], heights[part]
+            slack = np.maximum(2.0, 0.02 * np.maximum(width, height))
+            corners = (w > x) & (h > y) & (x >= -OUTSIDE) & (y >= -OUTSIDE) & (w <= width + slack)
+            fit += int((corners & (h <= height + slack) & rows[part]).sum())
+            left += int((((x + w > width + slack) | (y + h > height + slack)) & rows[part]).sum())
+    return total > 0 and fit >= 0.98 * total and left >= 0.25 * total
+
+
+def _parts(number: int) -> list[slice]:
+    """Rows some at a time, so that what is computed of them on the way takes little memory."""
+    return [slice(first, first + _PART) for first in range(0, number, _PART)]
 
 
 def _clip(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray, rows: np.ndarray):

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import columns
-from .columns import MISSING
+from .. import columns
+from ..columns import MISSING
+from ..records import KINDS, Records
 from .findings import Findings, shorten, some
 
 NAME_LENGTH = 200
@@ -40,9 +41,11 @@ class Images:
     keep: np.ndarray
 
 
-def records(document: dict, key: str, findings: Findings) -> list[dict] | None:
+def records(document: dict, key: str, findings: Findings) -> Records | None:
     """The list ``key`` of the document when it is a list of objects, else None and an error."""
     value = document[key]
+    if isinstance(value, Records):
+        return value
     if not isinstance(value, list):
         findings.add("error", f"{key}-not-a-list", f"is {shorten(value)}", "write a list of objects", field=key)
         return None
@@ -52,20 +55,21 @@ def records(document: dict, key: str, findings: Findings) -> list[dict] | None:
                 "error", "not-an-object", f"is {shorten(record)}", "write an object {...}", field=f"{key}[{row}]"
             )
             return None
-    return value
+    return Records.of(value, KINDS.get(key, {"id": columns.wide}))
 
 
-def _ids(rows: list[dict], key: str, table: str, findings: Findings, *, truth: bool) -> columns.Column:
+def _ids(rows: Records, key: str, table: str, findings: Findings, *, truth: bool) -> columns.Column:
     """The ids of all rows, with their findings."""
-    raw = columns.get(rows, "id")
-    column = columns.integers(raw, wide=truth)
+    column = rows.table["id"]
+    if not truth:
+        column = column.narrow()
 
     findings.add_each(
         "error",
         f"{key}-not-an-integer",
         column.bad,
         lambda row: {
-            "message": "is missing" if raw[row] is MISSING else f"is {shorten(raw[row])}, not an integer",
+            "message": "is missing" if "id" not in rows[row] else f"is {shorten(rows[row]['id'])}, not an integer",
             "fix": "write an integer",
             "field": f"{table}[{row}].id",
         },
@@ -75,7 +79,7 @@ def _ids(rows: list[dict], key: str, table: str, findings: Findings, *, truth: b
             "warning",
             f"{key}-cast",
             f"{len(column.cast)} are not written as integers, the first "
-            f"{shorten(raw[column.cast[0]])}; read as integers",
+            f"{shorten(rows[column.cast[0]]['id'])}; read as integers",
             "write integers, or --fix",
             field=f"{table}[].id",
             count=len(column.cast),
@@ -83,12 +87,20 @@ def _ids(rows: list[dict], key: str, table: str, findings: Findings, *, truth: b
     return column
 
 
+def _twice(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray | slice]:
+    """The ids that stand more than once, and where each of all stands for the first time."""
+    if ids.dtype != object and (ids[1:] > ids[:-1]).all():
+        return ids[:0], slice(None)
+    unique, first, counts = np.unique(ids, return_index=True, return_counts=True)
+    return unique[counts > 1], first
+
+
 def _plain(value: object) -> object:
     return None if value is MISSING else value
 
 
 def check_categories(
-    rows: list[dict], used: set[int], findings: Findings, *, drop_unused_root: bool, truth: bool
+    rows: Records, used: set[int], findings: Findings, *, drop_unused_root: bool, truth: bool
 ) -> Categories | None:
     """``used``: category ids that annotations name. None where the errors leave nothing to map."""
     if not rows:
@@ -102,7 +114,7 @@ def check_categories(
             "error", "duplicate-category-id", f"used more than once: {some(twice)}", "give every class its own id",
             field="categories[].id", count=len(twice),
         )  # fmt: skip
-    names = columns.get(rows, "name")
+    names = columns.get(rows[:], "name")
     if truth:
         names = [str(i) if name in (MISSING, None) else name for name, i in zip(names, ids, strict=True)]
     nameless = [row for row, name in enumerate(names) if not _fit_for_a_name(name)]
@@ -171,7 +183,7 @@ def _fit_for_a_name(name: object) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in name)  # lone surrogates, which no file can hold
 
 
-def check_images(rows: list[dict], findings: Findings, *, truth: bool) -> Images:
+def check_images(rows: Records, findings: Findings, *, truth: bool) -> Images:
     """Ids, file names and the sizes that the document gives."""
     if not rows:
         findings.add("error", "no-images", "is empty", "list the images", field="images")
@@ -179,8 +191,7 @@ def check_images(rows: list[dict], findings: Findings, *, truth: bool) -> Images
     bad = np.zeros(len(rows), dtype=bool)
     bad[column.bad] = True
     good = np.flatnonzero(~bad)
-    unique, first, counts = np.unique(column.values[good], return_index=True, return_counts=True)
-    twice = unique[counts > 1]
+    twice, first = _twice(column.values[good])
     if len(twice):
         findings.add(
             "error", "duplicate-image-id", f"used more than once: {some(twice.tolist())}",
@@ -190,7 +201,7 @@ def check_images(rows: list[dict], findings: Findings, *, truth: bool) -> Images
     kept = np.zeros(len(rows), dtype=bool)
     kept[good[first]] = True
 
-    names = columns.get(rows, "file_name")
+    names = rows.table["file_name"].values.tolist()
     if truth:  # names are looked at where images are
         names = [name if type(name) is str else "" for name in names]
     nameless = [] if truth else [row for row, name in enumerate(names) if not _fit_for_a_path(name)]
@@ -215,24 +226,22 @@ def check_images(rows: list[dict], findings: Findings, *, truth: bool) -> Images
         )  # fmt: skip
     sizes = {}
     for key in ("width", "height"):
-        raw = columns.get(rows, key, None)
-        size = columns.integers([0 if value is None else value for value in raw])
-        wrong = sorted(
-            set(size.bad) | {row for row in np.flatnonzero(size.values <= 0).tolist() if raw[row] is not None}
-        )
+        size = rows.table[key]
+        values, wrong = size.values.copy(), (size.values <= 0) & ~size.missing
+        wrong[size.bad] = True
         findings.add_each(
             "error",
             "image-size-not-positive",
-            wrong,
-            lambda row, key=key, raw=raw: {
-                "message": f"is {shorten(raw[row])}, not a positive integer",
+            np.flatnonzero(wrong),
+            lambda row, key=key: {
+                "message": f"is {shorten(rows[row][key])}, not a positive integer",
                 "fix": "write the image's size in pixels, or leave it out",
                 "field": f"images[{row}].{key}",
                 "id": _plain(rows[row].get("id", MISSING)),
             },
         )
-        size.values[wrong] = 0
-        sizes[key] = size.values[usable]
+        values[wrong] = 0
+        sizes[key] = values[usable]
     unknown = int(((sizes["width"] == 0) | (sizes["height"] == 0)).sum())
     if unknown:
         findings.add(
@@ -253,17 +262,17 @@ def _fit_for_a_path(name: object) -> bool:
     return type(name) is str and bool(name) and "\0" not in name and not any("\ud800" <= c <= "\udfff" for c in name)
 
 
-def annotation_ids(raw: list, findings: Findings, *, quiet: bool = False) -> np.ndarray:
+def annotation_ids(rows: Records, findings: Findings, *, quiet: bool = False) -> np.ndarray:
     """Every annotation its own id, none 0; duplicates are an error, the rest is numbered and, unless quiet, said."""
-    column = columns.integers([0 if value is MISSING else value for value in raw], wide=quiet)
-    ids = column.values
-    missing = [row for row, value in enumerate(raw) if value is MISSING]
+    column = rows.table["id"] if quiet else rows.table["id"].narrow()
+    ids, missing = column.values.copy(), np.flatnonzero(column.missing)
+    bad = np.setdiff1d(column.bad, missing).astype(np.int64)
     findings.add_each(
         "error",
         "annotation-id-not-an-integer",
-        column.bad,
+        bad,
         lambda row: {
-            "message": f"is {shorten(raw[row])}, not an integer",
+            "message": f"is {shorten(rows[row]['id'])}, not an integer",
             "fix": "write an integer, or --fix",
             "field": f"annotations[{row}].id",
         },
@@ -273,16 +282,15 @@ def annotation_ids(raw: list, findings: Findings, *, quiet: bool = False) -> np.
             "warning", "annotation-id-cast", f"{len(column.cast)} are not written as integers; read as integers",
             "write integers, or --fix", field="annotations[].id", count=len(column.cast),
         )  # fmt: skip
-    if missing and not quiet:
+    if len(missing) and not quiet:
         findings.add(
             "warning", "annotation-id-missing", f"{len(missing)} are missing; numbered", "number them, or --fix",
             field="annotations[].id", count=len(missing),
         )  # fmt: skip
-    anew = np.zeros(len(raw), dtype=bool)
-    anew[missing] = anew[column.bad] = True
+    anew = np.zeros(len(rows), dtype=bool)
+    anew[missing] = anew[bad] = True
     good = np.flatnonzero(~anew)
-    unique, first, counts = np.unique(ids[good], return_index=True, return_counts=True)
-    twice = unique[counts > 1]
+    twice, first = _twice(ids[good])
     if len(twice):
         findings.add(
             "error", "duplicate-annotation-id", f"used more than once: {some(twice.tolist())}",
@@ -302,7 +310,7 @@ def annotation_ids(raw: list, findings: Findings, *, quiet: bool = False) -> np.
     if anew.any():
         taken = ids[~anew]
         start = max(0, int(taken.max())) + 1 if len(taken) else 1
-        if start + len(raw) >= 2**63:
+        if start + len(rows) >= 2**63:
             anew[:], start = True, 1
         ids[anew] = start + np.arange(int(anew.sum()))
     return ids

@@ -68,6 +68,8 @@ def _folder_format(folder: Path) -> str | None:
     xml = next(iter(sub_files(folder, ".xml")), None)
     if xml is not None:
         return "voc"
+    if _coco_sets(folder):
+        return "coco"
     files = list(sub_files(folder, ".json"))
     if files:
         return "labelme" if any(_has_shapes(file) for file in files[:3]) else "coco" if len(files) == 1 else None
@@ -75,6 +77,26 @@ def _folder_format(folder: Path) -> str | None:
     if texts or (folder.name == "images" and any(is_image(p.name) for p in folder.iterdir())):
         return "yolo"
     return "yolo" if "images" in folder.parts and (Path(*_swapped(folder.parts))).is_dir() else None
+
+
+def _coco_sets(folder: Path) -> dict[str, Path]:
+    """{split: its file} of ``annotations/instances_SPLIT.json``, with or without that folder; else Roboflow's files."""
+    for place in (folder / "annotations", folder):
+        found = {p.stem.removeprefix("instances_"): p for p in place.glob("instances_*.json")}
+        kept = {name: path for name, path in found.items() if (folder / name).is_dir()}
+        if found:
+            return dict(sorted((kept or found).items()))
+    return {p.parent.name: p for p in sorted(folder.glob("*/_annotations.coco.json"))}
+
+
+def _coco_images(file: Path, document: dict) -> Path:
+    """The folder among the usual ones that holds the first image; where none does, the file's own."""
+    split, above = file.stem.removeprefix("instances_"), file.parent.parent
+    places = (file.parent, file.parent / split, above / split, above / "images" / split, above / "images", above)
+    try:
+        return next(folder for folder in places if (folder / document["images"][0]["file_name"]).is_file())
+    except (TypeError, KeyError, IndexError, ValueError, OSError, StopIteration):  # the check says what is wrong
+        return file.parent
 
 
 def _swapped(parts: Sequence[str]) -> list[str]:
@@ -99,8 +121,9 @@ def _cached(path: str, image_root: str | None, names: tuple[str, ...] | None) ->
     found = recognize(path)
     root = Path(image_root) if image_root else None
     if found == "coco":
-        file = next(iter(sub_files(place, ".json"))) if place.is_dir() else place
-        return Source("coco", read_document(file), str(root or file.parent))
+        file = next(iter([*_coco_sets(place).values(), *sub_files(place, ".json")])) if place.is_dir() else place
+        document = read_document(file)
+        return Source("coco", document, str(root or _coco_images(file, document)))
     if found == "yolo":
         if place.is_dir():
             place = next((place / n for n in ("data.yaml", "data.yml") if (place / n).is_file()), place)
@@ -139,6 +162,8 @@ def splits_of(path: str | Path) -> dict[str, str]:
     """{split: its path for :func:`read`} of a folder or file; the only one is called ``train``."""
     place, split = _place_and_split(path)
     found = recognize(path)
+    if found == "coco" and place.is_dir() and (sets := _coco_sets(place)):
+        return {name: str(file) for name, file in sets.items()}
     if found == "yolo" and split is None:
         file = (
             place

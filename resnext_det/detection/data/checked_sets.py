@@ -43,6 +43,7 @@ class CheckOptions:
         follow_links: allow symbolic links that lead out of the image folder.
         drop_unused_root: leave out a supercategory that stands among the categories without annotations.
         masks, keypoints: the model needs them.
+        keep_masks: read them where they are.
         max_detections, detections_per_image: limits of the evaluation (per image and class) and of the model.
     """
 
@@ -53,6 +54,7 @@ class CheckOptions:
     drop_unused_root: bool = False
     masks: bool = False
     keypoints: bool = False
+    keep_masks: bool = False
     max_detections: int = 100
     detections_per_image: int | None = None
 
@@ -95,6 +97,7 @@ def check_options_from_config(cfg: CfgNode) -> CheckOptions:
         drop_unused_root=cfg.DATASETS.DROP_UNUSED_ROOT,
         masks=cfg.MODEL.MASK_ON,
         keypoints=cfg.MODEL.KEYPOINT_ON,
+        keep_masks=cfg.INPUT.COPY_PASTE > 0,
         max_detections=cfg.TEST.MAX_DETECTIONS,
         detections_per_image=cfg.TEST.DETECTIONS_PER_IMAGE,
     )
@@ -202,7 +205,7 @@ def _check(
     logger.info("checked %s in %.1f s: %s", name, time.perf_counter() - start, _counts(checked))
     if checked.changed():
         logger.info("%s: the records are used as fixed; tools/check_dataset.py --fix writes them", name)
-    found = checked.dataset(masks=options.masks)
+    found = checked.dataset(masks=options.masks or options.keep_masks)
     if first is not None and found.class_names != first.class_names:
         logger.warning("%s: its classes come in the order of the first set, %s", name, ", ".join(first.class_names[:5]))
         found = found.in_order_of(first.class_names, model=first.source)

@@ -319,7 +319,7 @@ def train_loader_from_config(
     dicts = train_dicts_from_config(cfg, sets) if dicts is None else dicts
     return TrainingLoader(
         dicts,
-        mapper_from_config(cfg, is_train=True),
+        mapper_from_config(cfg, is_train=True, others=dicts if cfg.INPUT.COPY_PASTE else ()),
         total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE,
         seed=seed,
         start_batch=start_iteration * cfg.SOLVER.ACCUMULATE,

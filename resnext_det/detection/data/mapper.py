@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import multiprocessing
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import Instances
+from detectron2.structures import BoxMode, Instances
+from pycocotools.mask import frPyObjects, merge
 
 from ...compat import fix_resampling
 from ...errors import UserError
 from ...images import MAX_MEGAPIXELS, check_policy, read_header, read_image
+from .augmentation import augmentations_from_config, paste
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +53,8 @@ class CheckedDatasetMapper(DatasetMapper):
         augmentations, image_format, other_arguments: detectron2's.
         max_megapixels, broken_images: see :func:`read_image`; ``broken_images`` is its policy.
         min_box_size: boxes with a side shorter than this after resizing and cropping, in pixels, are left out.
+        copy_paste: the share of images that objects of another one are pasted into; all objects need masks then.
+        others: dataset dicts to paste from; nothing is pasted without them.
 
     ``CheckedDatasetMapper(cfg, is_train)`` reads detectron2's keys; the arguments above may follow by name.
 
@@ -67,6 +72,8 @@ class CheckedDatasetMapper(DatasetMapper):
         max_megapixels: float = MAX_MEGAPIXELS,
         broken_images: str = "error",
         min_box_size: float = 1.0,
+        copy_paste: float = 0.0,
+        others: Sequence[dict] = (),
         **other_arguments,
     ) -> None:
         check_policy(broken_images)
@@ -75,7 +82,19 @@ class CheckedDatasetMapper(DatasetMapper):
         self.max_megapixels = max_megapixels
         self.broken_images = broken_images
         self.min_box_size = min_box_size
+        self.others, self.copy_paste = others, copy_paste if is_train and len(others) else 0.0
+        self.mask_on: bool = other_arguments.get("use_instance_mask", False)
+        if self.copy_paste:
+            self.use_instance_mask, self.instance_mask_format = True, "bitmask"
         self.skipped = multiprocessing.Value("q", 0)
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True) -> dict:
+        arguments = super().from_config(cfg, is_train)
+        if is_train and "COPY_PASTE" in cfg.INPUT:
+            arguments["augmentations"] = augmentations_from_config(cfg, arguments["augmentations"])
+            arguments["copy_paste"] = cfg.INPUT.COPY_PASTE
+        return arguments
 
     def __call__(self, dataset_dict: dict) -> dict | None:
         """The dict with ``image``, uint8 (3, H, W), and in training ``instances``; None to skip.
@@ -83,6 +102,21 @@ class CheckedDatasetMapper(DatasetMapper):
         Raises:
             UserError: an unusable image, or one of another size than the dataset dict says.
         """
+        sample = self._read(dataset_dict)
+        if self.copy_paste and sample is not None:
+            other = None
+            if np.random.rand() < self.copy_paste:
+                other = self._read(self.others[np.random.randint(len(self.others))])
+            instances = sample["instances"]
+            if other is not None and instances.has("gt_masks") and other["instances"].has("gt_masks"):
+                pasted = paste(sample["image"], instances, other["image"], other["instances"])
+                sample["image"], instances = pasted
+            if not self.mask_on and instances.has("gt_masks"):
+                instances.remove("gt_masks")
+            sample["instances"] = self._large_enough(instances)
+        return sample
+
+    def _read(self, dataset_dict: dict) -> dict | None:
         dataset_dict = copy.deepcopy(dataset_dict)
         path = dataset_dict["file_name"]
         policy = "error" if self.broken_images == "skip" and not self.is_train else self.broken_images
@@ -99,7 +133,7 @@ class CheckedDatasetMapper(DatasetMapper):
         except utils.SizeMismatchError:
             raise self._size_error(dataset_dict, image) from None
 
-        aug_input = T.AugInput(image)
+        aug_input = T.AugInput(image, boxes=self._corners(dataset_dict))
         transforms = self.augmentations(aug_input)
         shape = aug_input.image.shape[:2]
         dataset_dict["image"] = torch.from_numpy(np.ascontiguousarray(aug_input.image.transpose(2, 0, 1)))
@@ -110,10 +144,20 @@ class CheckedDatasetMapper(DatasetMapper):
         elif "annotations" in dataset_dict:
             objects = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
             if self.use_instance_mask and any("segmentation" not in a for a in objects):
-                raise UserError(f"{path}: an object without segmentation, and MODEL.MASK_ON is True; set it to False")
+                why = "MODEL.MASK_ON is True; set it to False" if self.mask_on else "INPUT.COPY_PASTE is on; set 0"
+                raise UserError(f"{path}: an object without segmentation, and {why}")
+            for found in objects if self.copy_paste else ():
+                if isinstance(found["segmentation"], list):  # of a polygon, only a bitmap can be cut by others
+                    found["segmentation"] = merge(frPyObjects(found["segmentation"], *image.shape[:2]))
             self._transform_annotations(dataset_dict, transforms, shape)
             dataset_dict["instances"] = self._large_enough(dataset_dict["instances"])
         return dataset_dict
+
+    def _corners(self, dataset_dict: dict) -> np.ndarray:
+        """(N, 4) boxes of the objects to learn, which a crop may look at."""
+        objects = [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
+        corners = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]
+        return np.array(corners, dtype=np.float64).reshape(-1, 4)
 
     def _large_enough(self, instances: Instances) -> Instances:
         boxes = instances.gt_boxes

@@ -28,7 +28,8 @@ from ...engine.config import load_config
 from ...errors import UserError
 from ...inference import CHOICES
 from ...prediction.detector import Detector, ImageLike, pixels_of
-from ...prediction.run import DEFAULT_THRESHOLD
+from ...prediction.run import DEFAULT_THRESHOLD, Detect
+from ...prediction.tiles import Tiled
 from ...weights import read_checkpoint
 from ..class_count import class_count_from_config
 from ..coco_evaluator import detections_of
@@ -145,7 +146,12 @@ def load_trained(
         cfg, trust_pickle=trust_pickle, examples=lambda: (pixels_of(image, limit) for image in examples)
     )
     threshold = predictor.thresholds if score_threshold is None else score_threshold
-    return Detector(predictor, names, ids, score_threshold=threshold, max_megapixels=limit)
+    return Detector(tiled(cfg, predictor), names, ids, score_threshold=threshold, max_megapixels=limit)
+
+
+def tiled(cfg: CfgNode, predictor: Predictor) -> Detect:
+    """The predictor, or it on tiles, as TEST.TILE says."""
+    return Tiled(predictor, cfg.TEST.TILE, cfg.TEST.TILE_OVERLAP) if cfg.TEST.TILE else predictor
 
 
 def weights_in(file_or_folder: str | os.PathLike) -> tuple[str, str]:

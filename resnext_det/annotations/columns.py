@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -17,19 +18,87 @@ class Column:
     """Values of one field.
 
     Attributes:
-        values: (N,) int64 or (N, 4) float64; undefined where ``bad``.
+        values: (N,) or (N, 4); undefined where ``bad``.
         bad: rows that hold no such value.
         cast: rows whose value was turned into one without loss.
+        absent: (N,) rows without the field (or, in columns that may be empty, with null); None where there are none.
     """
 
     values: np.ndarray
     bad: list[int] = field(default_factory=list)
     cast: list[int] = field(default_factory=list)
+    absent: np.ndarray | None = None
+
+    @property
+    def missing(self) -> np.ndarray:
+        """(N,) bool."""
+        return np.zeros(len(self.values), dtype=bool) if self.absent is None else self.absent
+
+    def narrow(self) -> Column:
+        """Without numbers of more than 64 bits with their sign, which are bad then; a column of its own."""
+        if self.values.dtype != object:
+            return Column(self.values, self.bad, self.cast, self.absent)
+        large = [row for row, value in enumerate(self.values) if value >= _LARGEST]
+        values = self.values.copy()
+        values[large] = 0
+        return Column(values.astype(np.int64), sorted({*self.bad, *large}), self.cast, self.absent)
 
 
 def get(records: list[dict], key: str, default: object = MISSING) -> list:
     """``key`` of every record."""
     return [record.get(key, default) for record in records]
+
+
+def join(parts: list[Column], firsts: Sequence[int], kind: Callable[[list], Column]) -> Column:
+    """One column of those of parts that begin at the rows ``firsts``."""
+    if not parts:
+        return kind([])
+    bad = [first + row for first, part in zip(firsts, parts, strict=False) for row in part.bad]
+    cast = [first + row for first, part in zip(firsts, parts, strict=False) for row in part.cast]
+    some = any(part.absent is not None for part in parts)
+    absent = np.concatenate([part.missing for part in parts]) if some else None
+    return Column(np.concatenate([part.values for part in parts]), bad, cast, absent)
+
+
+def wide(values: list) -> Column:
+    """Ids: :func:`integers` of up to 64 bits without a sign; those that are not there are bad and ``absent``."""
+    column = integers(values, wide=True)
+    if column.bad:
+        column.absent = np.array([value is MISSING for value in values], dtype=bool)
+    return column
+
+
+def optional(values: list) -> Column:
+    """:func:`integers`, 0 where there is none."""
+    absent = np.array([value is None or value is MISSING for value in values], dtype=bool)
+    column = integers([0 if none else value for value, none in zip(values, absent.tolist(), strict=True)])
+    column.absent = absent if absent.any() else None
+    return column
+
+
+def crowds(values: list) -> Column:
+    """:func:`optional`, of which true is 1 and false 0."""
+    return optional([int(value) if type(value) is bool else value for value in values])
+
+
+def numbers(values: list) -> Column:
+    """Finite numbers as floats; NaN for anything else."""
+    absent = np.array([value is None or value is MISSING for value in values], dtype=bool)
+    found = np.array([number(value) for value in values], dtype=np.float64)
+    return Column(found, absent=absent if absent.any() else None)
+
+
+def flags(values: list) -> Column:
+    """Whether there is something other than null, false, 0, "", [] and {}."""
+    return Column(np.array([value is not MISSING and bool(value) for value in values], dtype=bool))
+
+
+def objects(values: list) -> Column:
+    """The values as they are."""
+    column = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        column[row] = value
+    return Column(column)
 
 
 def integers(values: list, *, wide: bool = False) -> Column:

@@ -1,0 +1,432 @@
+"""The run from a folder of labels to a detector: every step is left alone once it is done, so a killed run resumes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from ..files import METRICS, atomic_write, read_state, write_json
+from .choices import (
+    FEW_ITERATIONS,
+    LEAST_ITERATIONS,
+    Choice,
+    Machine,
+    Measured,
+    Plan,
+    Start,
+    config_text,
+    make_plan,
+    schedule,
+)
+from .data import make_sets
+from .statistics import statistics_of
+
+STATE, CONFIG, RUN = "auto.json", "config.yaml", "run"
+TRAINED, RESULTS = "model_final.pth", "results.json"
+AT_HAND = "resnext50_32x4d"
+START_UP = 25.0
+"""Seconds that programs take to start and to check the data, each time the training does."""
+EXPORT = 30.0
+"""Seconds for writing the artifact."""
+RESERVE = 0.95
+"""The part of the time for training that is planned for."""
+POLL = 1.0
+LATE = 1.1
+"""The schedule is shortened once the training would take so many times the seconds it has."""
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user has asked for.
+
+    Attributes:
+        folder: or file of the labels.
+        images: folder of the images, where they are not beside the labels.
+        output: folder for everything that is made.
+        minutes: for all of it.
+        weights: MODEL.WEIGHTS, ``none`` for random ones, None for what is at hand.
+        seed: of split and training.
+    """
+
+    folder: Path
+    images: str | None
+    output: Path
+    minutes: float
+    weights: str | None
+    seed: int
+
+    def facts(self) -> dict[str, Any]:
+        """All that decides the results."""
+        labels = {"folder": str(self.folder), "images": self.images or ""}
+        return {**labels, "minutes": self.minutes, "weights": self.weights or "", "seed": self.seed}
+
+
+class Clock:
+    """The seconds that this run has taken, those before a kill included.
+
+    Args:
+        file: where they are kept.
+        facts: of the request. They may be changed until a plan was made by them.
+        planned: it was.
+
+    Raises:
+        UserError: a plan was made by other facts.
+    """
+
+    def __init__(self, file: Path, facts: dict[str, Any], minutes: float, *, planned: bool) -> None:
+        self.file, self.facts, self.limit = file, facts, 60 * minutes
+        self.before, self.began = 0.0, time.monotonic()
+        if file.is_file():
+            found = read_state(file, {"asked": dict, "seconds": float}, f"remove {file.parent} and start again")
+            if planned and found["asked"] != facts:
+                changed = [f"--{key}" for key in facts if found["asked"].get(key) != facts[key]]
+                raise UserError(
+                    f"{file.parent}: was begun with other {', '.join(changed)}; give the same, or name another --output"
+                )
+            self.before = found["seconds"]
+
+    @property
+    def spent(self) -> float:
+        """Seconds so far."""
+        return self.before + time.monotonic() - self.began
+
+    @property
+    def left(self) -> float:
+        """Seconds until the time is over; negative behind it."""
+        return self.limit - self.spent
+
+    def save(self) -> None:
+        """Write the seconds down, for the run that resumes this one."""
+        write_json(self.file, {"asked": self.facts, "seconds": self.spent})
+
+
+def run(request: Request) -> dict[str, Any]:
+    """Everything, from where an earlier call with the same request has stopped.
+
+    Returns:
+        The detector's results on the validation set.
+
+    Raises:
+        UserError: data, weights or settings to fix.
+        Stopped: a signal came; the same request resumes.
+    """
+    from ..engine.folder import locked
+
+    source, output = request.folder.resolve(), request.output.resolve()
+    if source == output or source in output.parents:
+        raise UserError(f"--output {request.output}: lies within the labels' folder; name one outside of it")
+    with locked(request.output), _log(request.output / "auto.txt") as say:
+        config = request.output / CONFIG
+        clock = Clock(request.output / STATE, request.facts(), request.minutes, planned=config.is_file())
+        clock.save()
+        say(f"[1/4] the data ({request.minutes:g} minutes in all, {clock.spent:.0f} s of them over)")
+        sets = make_sets(request.folder, request.images, request.output / "data", request.seed, say)
+        say("[2/4] the settings")
+        if config.is_file():
+            say(f"{config} is there and is taken as it stands")
+        else:
+            plan = _plan(request, sets, clock)
+            for choice in plan.choices:
+                say(f"{choice.what}: {choice.reason}\n    {_settings(choice)}")
+            if plan.iterations < FEW_ITERATIONS:
+                say(f"warning: {plan.iterations} iterations are few, expect little; give more --minutes")
+            with atomic_write(config) as file:
+                file.write(config_text(plan.choices, _header(request)))
+            say(f"all of it is in {config}: edit it, and run it by resnext-det train --config-file {config}")
+        clock.save()
+        say("[3/4] training and evaluation")
+        _train(config, request.output / RUN, _evaluation_seconds(config), clock, say)
+        results = _results(request.output / RUN)
+        if "test" in sets:
+            _evaluate_test(config, request.output, say)
+        say("[4/4] the artifact")
+        _export(request.output, _is_cheap(_evaluation_seconds(config), clock), say)
+        clock.save()
+        _summary(request.output, results, clock, say)
+        return results
+
+
+@contextmanager
+def _log(path: Path):
+    """A function that prints a line, and writes it to ``path`` too."""
+    with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
+
+        def say(line: str) -> None:
+            print(line, flush=True)
+            print(line, file=file, flush=True)
+
+        yield say
+
+
+def _settings(choice: Choice) -> str:
+    return ", ".join(f"{key} {value if value != '' else '(empty)'}" for key, value in choice.settings.items())
+
+
+def _header(request: Request) -> list[str]:
+    return [
+        f"Written by resnext-det auto {shlex.quote(str(request.folder))} --minutes {request.minutes:g}.",
+        "Edit what you like; with another OUTPUT_DIR it is a run of its own:",
+        f"    resnext-det train --config-file {request.output / CONFIG}",
+    ]
+
+
+def start_of(weights: str | None) -> Start:
+    """Where the network starts from: the user's weights, else torchvision's where they were fetched before.
+
+    Raises:
+        UserError: weights that cannot be read, or do not say what network they are of.
+    """
+    from ..weights import read_checkpoint
+    from ..weights.sources import fetched
+
+    if weights == "none":
+        return Start("", {}, "--weights none")
+    asked = weights is not None
+    weights = weights if weights is not None else fetched(AT_HAND)
+    if not weights:
+        return Start("", {}, f"no --weights, and torchvision's of {AT_HAND} were never fetched here")
+    found = read_checkpoint(weights).metadata
+    needed = ("depth", "cardinality", "width", "channel_order", "pixel_mean", "pixel_std", "stride_in_1x1", "norm_eps")
+    missing = [key for key in needed if found.get(key) is None]
+    if missing:
+        raise UserError(
+            f"--weights {weights}: does not say its {', '.join(missing)}; convert it first (resnext-det convert), or "
+            "write a config yourself"
+        )
+    return Start(weights, found, "--weights" if asked else f"torchvision's {AT_HAND} was fetched before", asked)
+
+
+def _plan(request: Request, sets: dict[str, tuple[Path, str]], clock: Clock) -> Plan:
+    from ..detection.config import setup
+    from ..engine.config import resolve_device
+    from .timing import measure
+
+    documents = {role: json.loads(file.read_bytes()) for role, (file, _) in sets.items()}
+    data = statistics_of(documents["train"], sets["train"][1])
+    images = sum(len(document["images"]) for role, document in documents.items() if role != "train")
+    machine = Machine(resolve_device("auto"), len(os.sched_getaffinity(0)))
+    common = _common(request, sets)
+    trial = request.output / "timing.yaml"
+
+    def timed(choices: Sequence[Choice]) -> Measured:
+        with atomic_write(trial) as file:
+            file.write(config_text([*choices, common], ["What the timing ran; config.yaml is the run's own."]))
+        try:
+            return measure(setup(str(trial)))
+        finally:
+            trial.unlink()
+
+    def seconds(measured: Measured) -> float:
+        return RESERVE * (clock.left - _outside_training(images * measured.image, clock))
+
+    plan = make_plan(data, start_of(request.weights), machine, seconds, timed)
+    if plan.iterations < LEAST_ITERATIONS:
+        missing = FEW_ITERATIONS * plan.measured.step - seconds(plan.measured)
+        raise UserError(
+            f"--minutes {request.minutes:g}: start, evaluation and artifact leave time for "
+            f"{plan.iterations} iterations; give --minutes {math.ceil(request.minutes + missing / 60)}"
+        )
+    evaluation = f"an image takes {plan.measured.image:.2f} s in evaluation, {images} of them"
+    return Plan([*plan.choices, Choice("files", common.settings, f"where things are; {evaluation}")], plan.measured)
+
+
+def _outside_training(evaluation: float, clock: Clock) -> float:
+    """Seconds for all but the steps: starts, the evaluation, and that of the artifact where it is cheap."""
+    return START_UP + EXPORT + evaluation * (2 if _is_cheap(evaluation, clock) else 1)
+
+
+def _is_cheap(evaluation: float, clock: Clock) -> bool:
+    return evaluation <= 0.1 * clock.limit
+
+
+def _common(request: Request, sets: dict[str, tuple[Path, str]]) -> Choice:
+    prefix = re.sub(r"\W", "_", request.output.name)
+    settings = {
+        "DATASETS.REGISTER": [[f"{prefix}_{role}", str(file), root] for role, (file, root) in sets.items()],
+        "DATASETS.TRAIN": [f"{prefix}_train"],
+        "DATASETS.TEST": [f"{prefix}_val"],
+        "SEED": request.seed,
+        "OUTPUT_DIR": str(request.output / RUN),
+    }
+    return Choice("files", settings, "where things are")
+
+
+def _command(*words: str) -> list[str]:
+    return [sys.executable, "-m", "resnext_det.cli", *words]
+
+
+def _evaluation_seconds(config: Path) -> float:
+    """As the timing has found; 0 where the comment is gone."""
+    found = re.search(r"takes ([\d.]+) s in evaluation,\s*(?:#\s*)?(\d+) of them", config.read_text(encoding="utf-8"))
+    return float(found[1]) * int(found[2]) if found else 0.0
+
+
+def _train(config: Path, folder: Path, evaluation: float, clock: Clock, say: Callable[[str], None]) -> None:
+    """Train, or resume, until there are weights and their results; shorten the schedule where time runs short.
+
+    Raises:
+        Stopped: a signal has ended the training, which has saved its state.
+        UserError: it failed.
+    """
+    from ..engine.exits import EXIT_STOPPED
+    from ..engine.signals import GRACE, Stopped, end_command, start_command
+
+    shortened = 0
+    while not _finished(folder):
+        child = start_command(_command("train", "--config-file", str(config), "--resume"))
+        try:
+            shorter = None
+            pace = Pace(folder)
+            while child.poll() is None and shorter is None:
+                time.sleep(POLL)
+                clock.save()
+                if shortened < 3:
+                    left = clock.left - _outside_training(evaluation, clock)
+                    shorter = pace.shorter_schedule(_iterations(config), left)
+            if shorter is not None:
+                end_command(child, 60 * GRACE)
+        finally:
+            end_command(child, GRACE)
+        if shorter is not None:
+            shortened += 1
+            say(
+                f"the machine is slower than in the timing: {shorter} iterations in place of {_iterations(config)}, so "
+                "that the learning rate still falls in time"
+            )
+            shorten(config, shorter)
+        elif child.returncode in (EXIT_STOPPED, -15):
+            raise Stopped("auto: stopped; the same command resumes")
+        elif child.returncode:
+            raise UserError(
+                f"auto: the training ended with code {child.returncode}, see above; the same command resumes"
+            )
+        elif not _finished(folder):
+            raise UserError(f"auto: {config} writes elsewhere than to {folder}; set OUTPUT_DIR back")
+    say(f"trained: {folder / TRAINED}")
+
+
+def _finished(folder: Path) -> bool:
+    made = [folder / TRAINED, folder / RESULTS]
+    return all(path.is_file() for path in made) and made[0].stat().st_mtime <= made[1].stat().st_mtime
+
+
+class Pace:
+    """How fast a training in ``folder`` goes, by the lines of its ``metrics.json`` since this was made."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file, self.first = folder / "metrics.json", None
+        self.begin = self.file.stat().st_size if self.file.is_file() else 0
+
+    def shorter_schedule(self, iterations: int, left: float) -> int | None:
+        """The iterations that fit, where ``iterations`` would take :data:`LATE` times the seconds ``left``."""
+        done, now = self._done(), time.monotonic()
+        if done is None or done >= 0.9 * iterations:
+            return None
+        if self.first is None:
+            self.first = (done, now)
+        steps, seconds = done - self.first[0], now - self.first[1]
+        if steps < 20 or seconds < 10:
+            return None
+        rate = steps / seconds
+        # Saving, starting and checking again costs as much as the first time.
+        fitting = done + int(rate * (left - START_UP))
+        late = (iterations - done) / rate > LATE * max(left, 1)
+        return max(done + 10, fitting) if late and fitting < 0.95 * iterations else None
+
+    def _done(self) -> int | None:
+        if not self.file.is_file() or self.file.stat().st_size < self.begin:
+            self.begin = 0  # a new run has set the old file aside
+        if not self.file.is_file():
+            return None
+        with open(self.file, "rb") as file:
+            file.seek(self.begin)
+            lines = file.read().splitlines()
+        for line in reversed(lines):
+            try:
+                return int(json.loads(line)["iteration"]) + 1
+            except (ValueError, KeyError, TypeError):
+                continue
+        return None
+
+
+def _iterations(config: Path) -> int:
+    from ..config_files import read_config
+
+    solver = read_config(str(config)).get("SOLVER", {})
+    return int(solver.get("MAX_ITER", 0)) if solver.get("UNIT", "iterations") == "iterations" else 0
+
+
+def shorten(config: Path, iterations: int) -> None:
+    """Write the schedule of ``iterations`` over the one of a config file; everything else stays as it is written."""
+    text = config.read_text(encoding="utf-8")
+    for key in ("MAX_ITER", "STEPS"):
+        value = schedule(iterations)[f"SOLVER.{key}"]
+        text = re.sub(rf"^(  {key}): .*$", lambda m, value=value: f"{m[1]}: {value}", text, count=1, flags=re.M)
+    with atomic_write(config) as file:
+        file.write(text)
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    return read_state(folder / RESULTS, METRICS, "remove it, and the same command evaluates again")
+
+
+def _evaluate_test(config: Path, output: Path, say: Callable[[str], None]) -> None:
+    """The final weights on the test set, which nothing was chosen by."""
+    from ..config_files import read_config
+    from ..engine.signals import run_command
+
+    folder = output / "test"
+    if not (folder / RESULTS).is_file():
+        name = next(name for name, *_ in read_config(str(config))["DATASETS"]["REGISTER"] if name.endswith("_test"))
+        settings = ["DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(folder)]
+        weights = ["MODEL.WEIGHTS", str(output / RUN / TRAINED)]
+        if code := run_command(_command("train", "--config-file", str(config), "--eval-only", *weights, *settings)):
+            raise UserError(f"auto: the evaluation on the test set ended with code {code}, see above")
+    boxes = _results(folder)["bbox"]
+    say(f"on the test set: AP@0.5 {boxes['AP50']:.1f}, AP {boxes['AP']:.1f}")
+
+
+def _export(output: Path, evaluated: bool, say: Callable[[str], None]) -> None:
+    from ..engine.signals import run_command
+
+    folder = output / "artifact"
+    if (folder / "detector.json").is_file():
+        return
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    line = ["export", "--weights", str(output / RUN / TRAINED), "--output", str(folder), "--format", "onnx"]
+    line += ["--evaluate"] if evaluated else []
+    if missing:
+        say(f"not written: {', '.join(missing)} not installed; then: resnext-det {shlex.join(line)}")
+    elif code := run_command(_command(*line)):
+        raise UserError(f"auto: export ended with code {code}, see above; the same command tries again")
+
+
+def _summary(output: Path, results: dict[str, Any], clock: Clock, say: Callable[[str], None]) -> None:
+    boxes = results["bbox"]
+    value = {name: found for name, found in boxes.items() if isinstance(found, float) and math.isfinite(found)}
+    say(f"on the validation set: AP@0.5 {value.get('AP50', 0):.1f}, AP {value.get('AP', 0):.1f}")
+    thresholds = [f"{n.removeprefix('threshold-')} {v:.2f}" for n, v in value.items() if n.startswith("threshold-")]
+    if thresholds:
+        say(f"keep scores from (best F1 by class, {value['F1']:.1f} over all): {', '.join(thresholds)}")
+    reports = sorted((output / RUN / "inference").glob("*/report.html"))
+    files = {"report": reports[0] if reports else None, "weights": output / RUN / TRAINED, "settings": output / CONFIG}
+    if (output / "artifact" / "detector.json").is_file():
+        files["artifact"] = output / "artifact"
+    for name, path in files.items():
+        if path is not None:
+            say(f"{name}: {path}")
+    say(f"use it: resnext-det predict --weights {output / RUN / TRAINED} --input IMAGES")
+    say(f"{clock.spent:.0f} seconds in all")

@@ -1,0 +1,86 @@
+"""Seconds of a step and of an evaluated image, from the real training in this process."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import statistics
+import time
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import HookBase
+from detectron2.modeling import build_model
+from detectron2.solver import build_optimizer
+
+from ..detection.data.loaders import (
+    register_sets,
+    test_loader_from_config,
+    train_dicts_from_config,
+    train_loader_from_config,
+)
+from ..detection.initial_weights import apply_preset, load_initial_weights
+from ..detection.optimize import for_inference
+from ..detection.solver import resolve_schedule
+from ..engine.sampler import seed_everything
+from ..engine.trainer import Trainer
+from .choices import Measured
+
+STEPS, WARM_UP, IMAGES = 5, 2, 3
+
+
+class _Clock(HookBase):
+    """The seconds of each step, the wait for its data included."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def before_train(self) -> None:
+        self._last = time.perf_counter()
+
+    def after_step(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds.append(now - self._last)
+        self._last = now
+
+
+def measure(cfg: CfgNode) -> Measured:
+    """Medians over a few steps and images of the run that ``cfg`` describes; nothing is written.
+
+    Raises:
+        UserError: as the training itself.
+    """
+    quiet = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        return _measure(cfg)
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return Measured(math.inf, math.inf)
+    finally:
+        logging.disable(quiet)
+
+
+def _measure(cfg: CfgNode) -> Measured:
+    cfg = apply_preset(cfg)
+    register_sets(cfg.DATASETS.REGISTER)
+    dicts = train_dicts_from_config(cfg)
+    cfg = resolve_schedule(cfg, len(dicts))
+    seed_everything((0,))
+    model = build_model(cfg)
+    load_initial_weights(cfg, model)
+    trainer, clock = Trainer(model, build_optimizer(cfg, model), seed=0, batch=cfg.SOLVER.IMS_PER_BATCH), _Clock()
+    trainer.register_hooks([clock])
+    trainer.set_data_loader(train_loader_from_config(cfg, 0, 0, dicts))
+    trainer.train(0, WARM_UP + STEPS)
+    trainer.release()
+    inference, seconds = for_inference(cfg, model.eval(), lambda: ()), []
+    with torch.no_grad():
+        for batch in itertools.islice(test_loader_from_config(cfg, cfg.DATASETS.TEST[0]), IMAGES):
+            start = time.perf_counter()
+            inference(batch)
+            seconds.append(time.perf_counter() - start)
+    return Measured(statistics.median(clock.seconds[WARM_UP:]), statistics.median(seconds))
