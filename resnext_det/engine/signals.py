@@ -139,7 +139,7 @@ def begin_worker(worker: int = 0) -> None:
 
     By default it prints a traceback, and the batch is waited for in vain.
     """
-    queue = multiprocessing.queues.Queue  # of which the worker's own is one already
+    queue: Any = multiprocessing.queues.Queue  # of which the worker's own is one already
     start_thread = queue._start_thread
 
     def start_or_end(self: multiprocessing.queues.Queue) -> None:
