@@ -17,6 +17,7 @@ from detectron2.structures import BoxMode
 from resnext_det import UserError
 from resnext_det.commands.proposals import main as dump
 from resnext_det.commands.train import main as train
+from resnext_det.detection.data.loaders import component_of
 from resnext_det.detection.data.proposals import attach_proposals, read_proposals, write_proposals
 from resnext_det.detection.train import run
 
@@ -29,7 +30,9 @@ def test_rpn_then_fast_rcnn(tiny_run):
     recall = run(tiny_run.config("rpn", *RPN, *train))["box_proposals"]
     assert recall["AR@100"] > 10
     dump(["--config-file", str(tiny_run.file), *tiny_run.options("rpn", *RPN)])
-    files = [tiny_run.folder / "rpn" / "proposals" / f"{name}.pkl" for name in (tiny_run.train, tiny_run.test)]
+    files = [
+        tiny_run.folder / "rpn" / "proposals" / f"{component_of(name)}.pkl" for name in (tiny_run.train, tiny_run.test)
+    ]
     ids, boxes, logits = read_proposals(files[1])
     assert ids == [1, 2, 3] and all(0 < len(b) == len(x) <= 30 for b, x in zip(boxes, logits, strict=True))
     assert max(b[:, 2].max() for b in boxes) <= 80 and max(b[:, 3].max() for b in boxes) <= 64, "the images' pixels"
