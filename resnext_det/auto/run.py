@@ -75,14 +75,23 @@ class Request:
 
 
 class Clock:
-    """The seconds that this run has taken, those before a kill included."""
+    """The seconds that this run has taken, those before a kill included.
 
-    def __init__(self, file: Path, facts: dict[str, Any], minutes: float) -> None:
+    Args:
+        file: where they are kept.
+        facts: of the request. They may be changed until a plan was made by them.
+        planned: it was.
+
+    Raises:
+        UserError: a plan was made by other facts.
+    """
+
+    def __init__(self, file: Path, facts: dict[str, Any], minutes: float, *, planned: bool) -> None:
         self.file, self.facts, self.limit = file, facts, 60 * minutes
         self.before, self.began = 0.0, time.monotonic()
         if file.is_file():
             found = read_state(file, {"asked": dict, "seconds": float}, f"remove {file.parent} and start again")
-            if found["asked"] != facts:
+            if planned and found["asked"] != facts:
                 changed = [f"--{key}" for key in facts if found["asked"].get(key) != facts[key]]
                 raise UserError(
                     f"{file.parent}: was begun with other {', '.join(changed)}; give the same, or name another --output"
@@ -120,12 +129,12 @@ def run(request: Request) -> dict[str, Any]:
     if source == output or source in output.parents:
         raise UserError(f"--output {request.output}: lies within the labels' folder; name one outside of it")
     with locked(request.output), _log(request.output / "auto.txt") as say:
-        clock = Clock(request.output / STATE, request.facts(), request.minutes)
+        config = request.output / CONFIG
+        clock = Clock(request.output / STATE, request.facts(), request.minutes, planned=config.is_file())
         clock.save()
         say(f"[1/4] the data ({request.minutes:g} minutes in all, {clock.spent:.0f} s of them over)")
         sets = make_sets(request.folder, request.images, request.output / "data", request.seed, say)
         say("[2/4] the settings")
-        config = request.output / CONFIG
         if config.is_file():
             say(f"{config} is there and is taken as it stands")
         else:

@@ -213,7 +213,7 @@ BAD: list[tuple[str, object, object, str]] = [
         ("train: images\nnames: [a]\nnc: 2\n", "nc: is 2 and names has 1"),
         ("train: nowhere\nnames: [a]\n", "train: nowhere: no such folder"),
         (f"train: {'n' * 300}\nnames: [a]\n", "no such folder"),
-        ("names: [a]\n", "train: no such split"), ("train: 7\nnames: [a]\n", "train: '7' is no folder"),
+        ("names: [a]\n", "train: no such split"), (f"path: {'n' * 300}\nnames: [a]\n", "train: no such split"), ("train: 7\nnames: [a]\n", "train: '7' is no folder"),
         ("train: images\nval: images\nnames: [a]\n", "has the splits train, val; choose one"),
         ("train: labels\nnames: [a]\n", "holds no images"), ("train: labels/a.txt\nnames: [a]\n", "names no image"),
         ("train: images\nnames: [a]\npath: [1]\n", "path: '[1]' is no folder"),

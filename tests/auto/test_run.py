@@ -147,6 +147,7 @@ def test_too_little_time_names_how_much_it_takes(labels: Path, monkeypatch: pyte
     with pytest.raises(UserError, match=r"--minutes 0.2: .* give --minutes 3"):
         auto.run(request(labels, minutes=0.2))
     assert not (labels.parent / "out" / "config.yaml").exists()
+    auto.run(request(labels, minutes=3.0))
 
 
 def test_flags(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:

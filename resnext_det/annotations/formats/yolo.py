@@ -71,7 +71,7 @@ def _data(path: Path) -> tuple[dict, Path]:
     if not isinstance(base, str):
         raise UserError(f"{shown(path)}: path: {shown(base, 40)!r} is no folder; write the folder, or leave it out")
     folder = path.parent / base
-    return data, folder if folder.is_dir() else path.parent
+    return data, folder if os.path.isdir(folder) else path.parent
 
 
 def _names(path: Path, data: dict) -> list[str]:
