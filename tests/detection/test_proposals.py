@@ -52,7 +52,7 @@ def test_proposals_of_a_whole_detector(tiny_run):
     weights = ["MODEL.WEIGHTS", tiny_run.folder / "whole" / "model_final.pth"]
     where = ["--dataset", tiny_run.test, "--output", str(tiny_run.folder / "whole" / "p")]
     dump(["--config-file", str(tiny_run.file), *where, *tiny_run.options("whole2", *weights)])
-    assert len(read_proposals(tiny_run.folder / "whole" / "p" / f"{tiny_run.test}.pkl")[0]) == 3
+    assert len(read_proposals(tiny_run.folder / "whole" / "p" / f"{component_of(tiny_run.test)}.pkl")[0]) == 3
 
 
 def records(number: int) -> list[dict]:
