@@ -187,8 +187,8 @@ def _check_head(cfg: CfgNode) -> None:
             )
         if "res5" in out:
             raise UserError(
-                f"MODEL.RESNETS.OUT_FEATURES {shown(out)}: res5 belongs to the C4 head and would stand idle in the backbone; "
-                "set [res4]"
+                f"MODEL.RESNETS.OUT_FEATURES {shown(out)}: res5 belongs to the C4 head and would stand idle in the "
+                "backbone; set [res4]"
             )
 
 
