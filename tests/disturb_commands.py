@@ -109,6 +109,8 @@ OTHERS = [
     Case("transfer --protocol voc0712 --weights IN/classes/model_final.pth --output OUT --dry-run"),
     Case("study IN/study.yaml --output OUT/runs --results OUT/results --quick --device cpu", codes=(75,)),
     Case("quickstart"),
+    Case("auto IN/shapes --images IN/shapes/images --weights none --minutes 60 --output OUT", codes=(75,)),
+    Case("show --config-file IN/detection.yaml --images 4 --out OUT/seen.png"),
     Case("make-minival --annotations IN/shapes"),
     Case("make-imagenet-val IN/flat IN/labels.txt --out OUT/val"),
     Case("make-imagenet5k IN/train IN/val --extra 0 --out OUT/five"),

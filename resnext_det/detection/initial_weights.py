@@ -26,6 +26,7 @@ from ..weights import (
 )
 from ..weights.class_rows import rows_by_name
 from ..weights.loading import part_of
+from .channels import adapted_stem
 from .class_count import class_count_from_config
 
 logger = logging.getLogger(__name__)
@@ -146,6 +147,8 @@ def load_initial_weights(
     metadata: Metadata = {}
     if cfg.MODEL.WEIGHTS:
         checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, branch=cfg.MODEL.WEIGHTS_BRANCH)
+        if "CHANNELS" in cfg.INPUT:
+            checkpoint = adapted_stem(checkpoint, cfg.INPUT.CHANNELS, cfg.INPUT.STEM)
         check_against_config(cfg, checkpoint.metadata, cfg.MODEL.WEIGHTS)
         if class_names and class_count_from_config(cfg) is not None:
             checkpoint = _by_class_name(cfg, model, checkpoint, class_names)

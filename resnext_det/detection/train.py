@@ -31,6 +31,8 @@ from ..engine.run import NEW_RUN, SET_SIZE, Run, RunOptions
 from ..engine.sampler import seed_everything
 from ..engine.trainer import choose_seed
 from ..errors import UserError
+from ..weights import read_checkpoint
+from .channels import with_statistics
 from .class_count import class_count_from_config
 from .config_check import check_config
 from .data.checked_sets import check_sets_from_config
@@ -80,6 +82,9 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
         predictor = ArtifactPredictor(cfg.MODEL.WEIGHTS)
         return evaluate_artifact(cfg, predictor, predictor.about.class_names, sets=sets)
     if options.eval_only:
+        if cfg.INPUT.CHANNELS != 3 and not found:
+            found = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=options.trust_pickle).metadata
+        cfg = with_statistics(cfg, found)
         save_config(cfg, cfg.OUTPUT_DIR)
         model = build_model(cfg)
         names = load_to_evaluate(cfg, model, newest=options.resume, trust_pickle=options.trust_pickle)
@@ -87,7 +92,7 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
     if newest is not None:
         sets = _in_saved_order(cfg, sets, found, newest)
     with locked(cfg.OUTPUT_DIR):
-        return _train(cfg, options, sets)
+        return _train(cfg, options, sets, found)
 
 
 def _preset(cfg: CfgNode, options: RunOptions, newest: Path | None) -> CfgNode:
@@ -164,8 +169,11 @@ def _precise_batch_norm(cfg: CfgNode, model: nn.Module, dicts: list[dict]) -> li
     return [PreciseBatchNorm(model, data, cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER)]
 
 
-def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[str, dict]:
-    dicts, config = train_dicts_from_config(cfg, sets), cfg.dump()
+def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset], found: Mapping[str, Any]) -> dict[str, dict]:
+    """``found``: metadata of the checkpoint that is resumed."""
+    dicts = train_dicts_from_config(cfg, sets)
+    cfg = with_statistics(cfg, found, dicts)
+    config = cfg.dump()
     cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))  # of the weights that start anew

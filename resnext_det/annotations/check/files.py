@@ -10,6 +10,7 @@ from pathlib import Path, PureWindowsPath
 import numpy as np
 
 from ... import images
+from ...channels import header_of_channels
 from ...errors import UserError
 from ...images import BrokenImage, ImageHeader
 from .findings import Findings, shorten, some
@@ -25,6 +26,7 @@ def check_files(
     decode: bool,
     policy: str,
     max_megapixels: float,
+    channels: int,
     follow_links: bool,
     workers: int,
 ) -> None:
@@ -46,16 +48,18 @@ def check_files(
     results: list[ImageHeader | UserError] = []
     with images.quiet_pillow():
         paths = [root / table.file_names[i] for i in wanted]
-        look = _looker(decode and check_images, max_megapixels)
+        look = _looker(decode and check_images, max_megapixels, channels)
         with ThreadPoolExecutor(workers) as pool:
             results = list(tqdm(pool.map(look, paths), total=len(paths), desc="images", disable=None))
     for i, path, result in zip(wanted.tolist(), paths, results, strict=True):
         _judge(table, i, path, result, findings, policy, max_megapixels)
 
 
-def _looker(decode: bool, max_megapixels: float) -> Callable[[Path], ImageHeader | UserError]:
+def _looker(decode: bool, max_megapixels: float, channels: int) -> Callable[[Path], ImageHeader | UserError]:
     def look(path: Path) -> ImageHeader | UserError:
         try:
+            if channels != 3:
+                return header_of_channels(path, channels, max_megapixels, decode=decode)
             with images.open_image(path, max_megapixels) as image:
                 header = images.describe(image)
             if decode:

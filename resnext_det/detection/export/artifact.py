@@ -21,6 +21,7 @@ from ...prediction.inputs import read_rgb
 from ...prediction.run import Detect
 from ...weights.reading import sha256
 from ...weights.sources import locate
+from ..channels import rgb_only
 from ..data.checked_sets import check_sets_from_config
 from ..data.loaders import known_sets, register_sets
 from ..evaluate import OfPixels, evaluate_model
@@ -37,6 +38,7 @@ def about_of(cfg: CfgNode, found: Mapping[str, Any], graph: str, precision: str)
         found: the metadata of these weights.
         graph, precision: as :class:`~resnext_det.artifacts.about.About`.
     """
+    rgb_only(cfg, "an export")
     category_ids, class_names = categories_of(cfg, found.get("class_names", ()))
     own = found.get("thresholds") or ()
     versions = {"resnext_det": resnext_det.__version__}

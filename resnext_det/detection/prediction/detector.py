@@ -32,6 +32,7 @@ from ...prediction.detector import Detector, ImageLike, pixels_of
 from ...prediction.run import DEFAULT_THRESHOLD, Detect
 from ...prediction.tiles import Tiled
 from ...weights import read_checkpoint
+from ..channels import rgb_only
 from ..class_count import class_count_from_config
 from ..coco_evaluator import detections_of
 from ..config import add_resnext_config
@@ -246,6 +247,7 @@ def load_predictor(
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, --weights FILE")
+    rgb_only(cfg, "prediction")
     cfg = apply_preset(cfg, trust_pickle=trust_pickle)
     model = build_model(cfg)
     found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
