@@ -43,6 +43,8 @@ EXPORT = 30.0
 RESERVE = 0.95
 """The part of the time for training that is planned for."""
 POLL = 1.0
+LEAVING = 120
+"""Seconds that the training of a killed call has to save and end."""
 LATE = 1.1
 """The schedule is shortened once the training would take so many times the seconds it has."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -286,6 +288,7 @@ def _train(config: Path, folder: Path, evaluation: float, clock: Clock, say: Cal
 
     shortened = 0
     while not _finished(folder):
+        _until_free(folder)
         child = start_command(_command("train", "--config-file", str(config), "--resume"))
         try:
             shorter = None
@@ -316,6 +319,18 @@ def _train(config: Path, folder: Path, evaluation: float, clock: Clock, say: Cal
         elif not _finished(folder):
             raise UserError(f"auto: {config} writes elsewhere than to {folder}; set OUTPUT_DIR back")
     say(f"trained: {folder / TRAINED}")
+
+
+def _until_free(folder: Path) -> None:
+    """Wait for the training of an earlier call that was killed: it saves its state and ends by itself."""
+    from ..engine.folder import locked
+
+    for _ in range(LEAVING):
+        try:
+            with locked(folder):
+                return
+        except UserError:
+            time.sleep(1)
 
 
 def _finished(folder: Path) -> bool:
