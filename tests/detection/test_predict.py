@@ -207,8 +207,8 @@ def test_command_line(tmp_path, monkeypatch):
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     Image.fromarray(scene()).save(tmp_path / "a.png")
 
-    def load(cfg, trust_pickle, examples):
-        assert cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "bf16" and not trust_pickle
+    def load(cfg, read, examples):
+        assert cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "bf16"
         assert cfg.MODEL.WEIGHTS == str(tmp_path / "w.pth")
         assert [example.shape for example in examples()] == [scene().shape]  # for int8
         detector = Predictor(WhiteRectangle(), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=1000)
