@@ -19,7 +19,7 @@ from ..engine.processes import decided_by_main
 from ..errors import UserError
 from ..weights import ReadOnce
 from .data.checked_sets import check_sets_from_config
-from .data.loaders import known_sets, register_sets, test_loader_from_config
+from .data.loaders import component_of, known_sets, register_sets, test_loader_from_config
 from .data.proposals import Proposals, write_proposals
 from .initial_weights import apply_preset
 from .train import load_to_evaluate
@@ -78,11 +78,10 @@ def dump_proposals(
         The files, in the order of ``names``.
     """
     network = proposal_network(model)
-    files = []
-    for name in names:
+    files = [Path(folder, f"{component_of(name)}.pkl") for name in names]
+    for name, path in zip(names, files, strict=True):
         found = inference_on_dataset(network, test_loader_from_config(cfg, name, sets), ProposalRecorder())
-        files.append(Path(folder) / f"{name}.pkl")
-        decided_by_main(lambda path=files[-1], found=found: _save(path, *found))
+        decided_by_main(lambda path=path, found=found: _save(path, *found))
     return files
 
 

@@ -31,7 +31,14 @@ from ..files import write_json
 from ..prediction.run import Detect
 from .class_count import class_count_from_config
 from .coco_evaluator import FastCOCOEvaluator, metric_names
-from .data.loaders import calibration_inputs, load_dicts, mapper_from_config, one_by_one, test_loader_from_config
+from .data.loaders import (
+    calibration_inputs,
+    component_of,
+    load_dicts,
+    mapper_from_config,
+    one_by_one,
+    test_loader_from_config,
+)
 from .optimize import for_inference
 from .prediction.detector import Predictor, tiled
 from .voc_evaluator import VOCEvaluator
@@ -132,7 +139,7 @@ def in_order_of_model(
 def _evaluator(cfg: CfgNode, name: str, truth: Dataset | None) -> FastCOCOEvaluator:
     """VOC's for VOC's image sets, COCO's for all others."""
     options = {
-        "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", name.replace(os.sep, "_")),
+        "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", component_of(name)),
         "kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS,
         "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         "report": cfg.TEST.REPORT,
@@ -265,6 +272,7 @@ def validation_loss(cfg: CfgNode, model: nn.Module, *, sets: Mapping[str, Datase
         filter_empty=False,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
         sets=sets,
+        follow_links=cfg.DATASETS.FOLLOW_LINKS,
     )
     mapper = mapper_from_config(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
     loader = one_by_one(cfg, dicts, mapper)

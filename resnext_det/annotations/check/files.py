@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -217,3 +218,15 @@ def path_inside(root: str | os.PathLike, name: str) -> Path | None:
         return None
     path = os.path.join(root, name)
     return Path(path) if _within(os.path.realpath(path), os.path.realpath(root)) else None
+
+
+def first_outside(root: str | os.PathLike, paths: Iterable[str], *, follow_links: bool = False) -> str | None:
+    """The first of ``paths`` that does not lie below ``root``; links count as where they lead, unless allowed."""
+    resolved = os.path.normpath if follow_links else cache(os.path.realpath)  # one look at each folder
+    real_root = resolved(os.fspath(root))
+    for path in paths:
+        folder, name = os.path.split(path)
+        linked = not follow_links and os.path.islink(path)
+        if not _within(os.path.realpath(path) if linked else os.path.join(resolved(folder), name), real_root):
+            return path
+    return None
