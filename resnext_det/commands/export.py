@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 export_onnx(program, core)
                 write_onnx(core, file, about)
                 if args.evaluate:
-                    about.accuracy = measure(cfg, ArtifactPredictor(file))
+                    about.accuracy = measure(cfg, ArtifactPredictor(file), about.class_names)
                     write_onnx(core, file, about)
         about.files[file.name] = ""
         logger.info("wrote %s", file)

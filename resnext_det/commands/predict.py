@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..artifacts.about import is_artifact
 from ..errors import UserError
+from ..hub import local
 from ..inference import CHOICES
 from ..prediction.parts import FORMATS
 from ..prediction.run import check_threshold
@@ -51,6 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Processes started here have no standard input of their own.
     args.listed = tuple(sys.stdin) if args.workers > 1 and "-" in args.input else None
     weights = args.weights or (given[given.index("MODEL.WEIGHTS") + 1] if "MODEL.WEIGHTS" in given[:-1] else "")
+    weights = local(weights)
     if weights and is_artifact(weights):
         _predict_by_artifact(args, weights)
         return

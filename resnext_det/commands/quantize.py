@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         export_onnx(export_program(model), core)
 
         def accuracy(model: object) -> dict[str, dict]:
-            return measure(cfg, ArtifactPredictor.of_model(model, about))
+            return measure(cfg, ArtifactPredictor.of_model(model, about), about.class_names)
 
         if args.max_drop is None:
             graph = quantized(core, examples)

@@ -81,7 +81,8 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
     _log_run(cfg)
     sets = check_sets_from_config(cfg, training=not options.eval_only)
     if options.eval_only and not options.resume and is_artifact(cfg.MODEL.WEIGHTS):
-        return evaluate_artifact(cfg, ArtifactPredictor(cfg.MODEL.WEIGHTS), sets=sets)
+        predictor = ArtifactPredictor(cfg.MODEL.WEIGHTS)
+        return evaluate_artifact(cfg, predictor, predictor.about.class_names, sets=sets)
     if options.eval_only:
         if cfg.INPUT.CHANNELS != 3 and not found:
             found = weights_of(cfg, read).metadata

@@ -26,6 +26,7 @@ from ...annotations.coco import Detections, read_ground_truth
 from ...engine.checkpoint import last_checkpoint
 from ...engine.config import load_config
 from ...errors import UserError
+from ...hub import local
 from ...inference import CHOICES
 from ...prediction.detector import Detector, ImageLike, pixels_of
 from ...prediction.run import DEFAULT_THRESHOLD, Detect
@@ -160,7 +161,7 @@ def weights_in(file_or_folder: str | os.PathLike) -> tuple[str, str]:
     Raises:
         UserError: a folder without a checkpoint.
     """
-    path = os.fspath(file_or_folder)
+    path = local(file_or_folder)
     if not os.path.isdir(path):
         return path, ""
     folder = Path(path)
