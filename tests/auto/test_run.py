@@ -77,7 +77,7 @@ class Programs:
         file, *words = flags[flags.index("--config-file") + 1 :]
         cfg = setup(file, [word for word in words if not word.startswith("--")])
         folder = Path(cfg.OUTPUT_DIR)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "model_final.pth").touch()
         numbers = {"AP": 10.0, "AP50": 20.0, "F1": 30.0, **{f"threshold-{name}": 0.5 for name in SHAPES}}
         (folder / "results.json").write_text(json.dumps({"bbox": numbers}))
