@@ -59,14 +59,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ..detection.prediction.command import run, split_settings
     from ..detection.prediction.detector import config_of_arguments
     from ..engine.launch import launch
+    from ..weights import ReadOnce
 
     args.input, args.opts = split_settings(args.input, args.opts)
     if args.dtype:
         args.opts += ["MODEL.RESNEXT.INFERENCE_DTYPE", args.dtype]
     if args.tile:
         args.opts += ["TEST.TILE", str(args.tile), "TEST.TILE_OVERLAP", str(args.overlap)]
-    cfg = config_of_arguments(args)
-    launch(run, (cfg, args), processes=args.workers, device=cfg.MODEL.DEVICE)
+    read = ReadOnce(args.trust_pickle)
+    cfg = config_of_arguments(args, read)
+    launch(run, (cfg, args, *([read] if args.workers == 1 else [])), processes=args.workers, device=cfg.MODEL.DEVICE)
 
 
 def _with_flags(argv: Sequence[str]) -> list[str]:

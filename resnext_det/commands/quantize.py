@@ -50,18 +50,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ..detection.prediction.command import split_settings
     from ..detection.prediction.detector import config_of_arguments
     from ..prediction.inputs import find_inputs, is_video
+    from ..weights import ReadOnce
 
     args.calibration, args.opts = split_settings(args.calibration, args.opts)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("resnext_det").setLevel(logging.INFO)
-    cfg = apply_preset(config_of_arguments(args), trust_pickle=args.trust_pickle)
+    read = ReadOnce(args.trust_pickle)
+    cfg = apply_preset(config_of_arguments(args, read), read)
     paths = [path for path in find_inputs(args.calibration) if not is_video(path)]
     if len(paths) > args.images:
         paths = [paths[i * len(paths) // args.images] for i in range(args.images)]
     if not paths:
         raise UserError(f"--calibration {args.calibration[0]}: no images; int8 measures its ranges on some dozen")
     model = build_model(cfg).eval()
-    found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
+    found = load_initial_weights(cfg, model, allow_new_heads=False, read=read)
     in_onnx = args.format == "onnx"
     about = about_of(cfg, found, ONNX if in_onnx else OPENVINO, "int8")
     about.calibration, examples = calibration_of(cfg, paths)

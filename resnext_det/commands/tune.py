@@ -49,11 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ..detection.tuning import choices_of, front, tune
     from ..inference.precision import multiplies_bf16
     from ..prediction.inputs import find_inputs, is_video
+    from ..weights import ReadOnce
 
     args.calibration, args.opts = split_settings(args.calibration or [], args.opts)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("resnext_det.detection.tuning").setLevel(logging.INFO)
-    cfg = apply_preset(config_of_arguments(args), trust_pickle=args.trust_pickle)
+    read = ReadOnce(args.trust_pickle)
+    cfg = apply_preset(config_of_arguments(args, read), read)
     if cfg.MODEL.DEVICE != "cpu":
         raise UserError(f"MODEL.DEVICE {cfg.MODEL.DEVICE}: tune measures processors; set MODEL.DEVICE cpu")
     examples = [path for path in find_inputs(args.calibration) if not is_video(path)] if args.calibration else []
@@ -62,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     choices = choices_of(cfg, dtypes, args.regions, args.sizes, threads, args.batches)
     rows, best = tune(
         cfg, choices, Path(args.output), calibration=examples[:: max(1, len(examples) // 16)], images=args.images,
-        max_drop=args.max_drop, cpu_clock=args.clock == "cpu", trust_pickle=args.trust_pickle,
+        max_drop=args.max_drop, cpu_clock=args.clock == "cpu", read=read,
     )  # fmt: skip
     on_front = front(rows)
     table = [{**row.to_json(), "": ("chosen " if row is best else "") + "*" * (row in on_front)} for row in rows]

@@ -31,14 +31,12 @@ from ..prediction.inputs import spread
 from ..prediction.run import Detect
 from ..reporting.curves import save_figure
 from ..reporting.pareto import pareto_figure
-from ..weights import read_checkpoint, save_checkpoint
-from ..weights.reading import sha256
-from ..weights.sources import locate
+from ..weights import Checkpoint, Reader, read_checkpoint, save_checkpoint
 from .data.loaders import known_sets, register_sets
 from .export.artifact import about_of, calibration_of, measure
 from .export.graph import export_onnx, export_program
 from .export.quantization import accuracy_of
-from .initial_weights import load_initial_weights
+from .initial_weights import load_initial_weights, weights_of
 from .optimize import optimize_for_inference
 from .prediction.detector import Predictor, categories_of
 
@@ -166,8 +164,8 @@ class Loader:
         about, graph: of the last int8 detector.
     """
 
-    def __init__(self, cfg: CfgNode, calibration: Sequence[Path], *, trust_pickle: bool = False) -> None:
-        self._cfg, self._calibration, self._trust = cfg, calibration, trust_pickle
+    def __init__(self, cfg: CfgNode, calibration: Sequence[Path], read: Reader = read_checkpoint) -> None:
+        self._cfg, self._calibration, self._read = cfg, calibration, read
         self._made: tuple[Any, Any] = (None, None)
         self.about: About | None = None
         self.graph: Any = None
@@ -189,7 +187,7 @@ class Loader:
 
     def _make(self, cfg: CfgNode, choice: Choice) -> Any:
         model = build_model(cfg).eval()
-        found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=self._trust)
+        found = load_initial_weights(cfg, model, allow_new_heads=False, read=self._read)
         if choice.dtype != "int8":
             return optimize_for_inference(model, choice.dtype, backend=choice.backend)
         self.about = about_of(cfg, found, OPENVINO, "int8")
@@ -235,7 +233,7 @@ def tune(
     images: int = 8,
     max_drop: float = 0.5,
     cpu_clock: bool = False,
-    trust_pickle: bool = False,
+    read: Reader = read_checkpoint,
 ) -> tuple[list[Row], Row]:
     """Measure the choices on DATASETS.TEST and write ``detector``, ``tune.json`` and ``pareto.png`` into ``folder``.
 
@@ -257,11 +255,11 @@ def tune(
     known_sets(cfg.DATASETS.TEST, "TEST")
     files = [Path(record["file_name"]) for name in cfg.DATASETS.TEST for record in DatasetCatalog.get(name)]
     pixels = list(spread(files, images, max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS))
-    loader = Loader(cfg, calibration, trust_pickle=trust_pickle)
-    metadata = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle).metadata
-    _, names = categories_of(cfg, metadata.get("class_names", ()))
+    loader = Loader(cfg, calibration, read)
+    weights = weights_of(cfg, read)
+    _, names = categories_of(cfg, weights.metadata.get("class_names", ()))
     facts = {
-        "processor": processor(), "torch": torch.__version__, "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0]),
+        "processor": processor(), "torch": torch.__version__, "weights_sha256": weights.sha256,
         "sets": list(cfg.DATASETS.TEST), "images": len(pixels), "clock": "cpu" if cpu_clock else "wall",
     }  # fmt: skip
     file, known = folder / "tune.json", []
@@ -283,7 +281,7 @@ def tune(
         (row.seconds, row.ap, label(row.choice)) for row in front(rows)
     ], (best.seconds, best.ap))  # fmt: skip
     save_figure(figure, folder / "pareto.png")
-    write_detector(cfg, best.choice, loader, folder / "detector", trust_pickle=trust_pickle)
+    write_detector(cfg, best.choice, loader, folder / "detector", weights)
     return rows, best
 
 
@@ -293,7 +291,7 @@ def label(choice: Choice) -> str:
     return ", ".join([*words, f"{choice.threads} threads", *([f"batch {choice.batch}"] if choice.batch > 1 else [])])
 
 
-def write_detector(cfg: CfgNode, choice: Choice, loader: Loader, folder: Path, *, trust_pickle: bool = False) -> None:
+def write_detector(cfg: CfgNode, choice: Choice, loader: Loader, folder: Path, weights: Checkpoint) -> None:
     """What ``load_detector`` and ``predict`` take: an export for int8, else weights that hold their configuration."""
     if choice.dtype == "int8":
         loader(choice)
@@ -303,8 +301,7 @@ def write_detector(cfg: CfgNode, choice: Choice, loader: Loader, folder: Path, *
             loader.about.files = dict.fromkeys(save_openvino(loader.graph, unfinished), "")
             write_about(unfinished, loader.about)
         return
-    content = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle)
     with atomic_path(folder) as unfinished:
         unfinished.mkdir()
-        facts = {**content.metadata, "config": config_of_choice(cfg, choice).dump()}
-        save_checkpoint(unfinished / "model_final.pth", content.tensors, facts)
+        facts = {**weights.metadata, "config": config_of_choice(cfg, choice).dump()}
+        save_checkpoint(unfinished / "model_final.pth", weights.tensors, facts)
