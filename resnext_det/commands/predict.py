@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..artifacts.about import is_artifact
 from ..errors import UserError
+from ..hub import local
 from ..inference import CHOICES
 from ..prediction.parts import FORMATS
 from ..prediction.run import check_threshold
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=at_least(1), default=1, help="images at a time")
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="images that cannot be read")
     parser.add_argument("--dtype", choices=CHOICES, help="over MODEL.RESNEXT.INFERENCE_DTYPE of the file")
+    parser.add_argument("--tile", type=at_least(32), metavar="SIZE", help="cut larger images into tiles of that side")
+    parser.add_argument("--overlap", type=float, default=0.2, help="of neighboring tiles, as a part of --tile")
     parser.add_argument("--format", choices=FORMATS, default="coco", help="detections.json, .jsonl or .parquet")
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
@@ -49,18 +52,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Processes started here have no standard input of their own.
     args.listed = tuple(sys.stdin) if args.workers > 1 and "-" in args.input else None
     weights = args.weights or (given[given.index("MODEL.WEIGHTS") + 1] if "MODEL.WEIGHTS" in given[:-1] else "")
+    weights = local(weights)
     if weights and is_artifact(weights):
         _predict_by_artifact(args, weights)
         return
     from ..detection.prediction.command import run, split_settings
     from ..detection.prediction.detector import config_of_arguments
     from ..engine.launch import launch
+    from ..weights import ReadOnce
 
     args.input, args.opts = split_settings(args.input, args.opts)
     if args.dtype:
         args.opts += ["MODEL.RESNEXT.INFERENCE_DTYPE", args.dtype]
-    cfg = config_of_arguments(args)
-    launch(run, (cfg, args), processes=args.workers, device=cfg.MODEL.DEVICE)
+    if args.tile:
+        args.opts += ["TEST.TILE", str(args.tile), "TEST.TILE_OVERLAP", str(args.overlap)]
+    read = ReadOnce(args.trust_pickle)
+    cfg = config_of_arguments(args, read)
+    launch(run, (cfg, args, *([read] if args.workers == 1 else [])), processes=args.workers, device=cfg.MODEL.DEVICE)
 
 
 def _with_flags(argv: Sequence[str]) -> list[str]:

@@ -48,18 +48,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ..detection.prediction.command import split_settings
     from ..detection.prediction.detector import config_of_arguments
     from ..prediction.inputs import find_inputs, is_video
+    from ..weights import ReadOnce
 
     args.calibration, args.opts = split_settings(args.calibration, args.opts)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("resnext_det").setLevel(logging.INFO)
-    cfg = apply_preset(config_of_arguments(args), trust_pickle=args.trust_pickle)
+    read = ReadOnce(args.trust_pickle)
+    cfg = apply_preset(config_of_arguments(args, read), read)
     paths = [path for path in find_inputs(args.calibration) if not is_video(path)]
     if len(paths) > args.images:
         paths = [paths[i * len(paths) // args.images] for i in range(args.images)]
     if not paths:
         raise UserError(f"--calibration {args.calibration[0]}: no images; int8 measures its ranges on some dozen")
     model = build_model(cfg).eval()
-    found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
+    found = load_initial_weights(cfg, model, allow_new_heads=False, read=read)
     about = about_of(cfg, found, OPENVINO, "int8")
     about.calibration, examples = calibration_of(cfg, paths)
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         export_onnx(export_program(model), core)
 
         def accuracy(model: object) -> dict[str, dict]:
-            return measure(cfg, ArtifactPredictor.of_model(model, about))
+            return measure(cfg, ArtifactPredictor.of_model(model, about), about.class_names)
 
         if args.max_drop is None:
             graph = quantized(core, examples)

@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from ..annotations.evaluation import SCORE_THRESHOLD
 from ..engine.tracking import check_tracker
 from ..errors import UserError
+from .channels import STEMS, rgb_only
 from .data.augmentation import check_augmentation
 from .data.loaders import check_sampler
 from .solver import check_solver
@@ -41,6 +42,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: 
     _check_precise_bn(cfg)
     check_sampler(cfg)
     _typed("INPUT.CROP, INPUT.SCALE_JITTER, INPUT.COLOR", check_augmentation, cfg)
+    _check_channels(cfg)
     _typed("MODEL.ROI_HEADS.CLASS_WEIGHTS", _check_class_weights, cfg)
     _typed("INPUT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD", _check_values, cfg)
     _typed("MODEL.RESNETS, MODEL.FPN", _check_head, cfg)
@@ -68,6 +70,7 @@ def _typed(keys: str, check: Callable[[CfgNode], None], cfg: CfgNode) -> None:
 def _check_values(cfg: CfgNode) -> None:
     """Impossible numbers, and names unknown to detectron2."""
     smallest = {
+        "INPUT.CHANNELS": 1,
         "INPUT.MIN_SIZE_TEST": 0,  # 0 keeps the size
         "INPUT.MAX_SIZE_TRAIN": 1,
         "INPUT.MAX_SIZE_TEST": 1,
@@ -91,6 +94,7 @@ def _check_values(cfg: CfgNode) -> None:
     choices = {
         "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
         "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+        "INPUT.STEM": STEMS,
     }
     for key, known in choices.items():
         value = reduce(getattr, key.split("."), cfg)
@@ -116,6 +120,17 @@ def _check_values(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r}: detectron2 has no such norm; FrozenBN, BN, SyncBN, GN are "
             "usual"
         ) from None
+
+
+def _check_channels(cfg: CfgNode) -> None:
+    if cfg.INPUT.CHANNELS == 3:
+        return
+    if cfg.DATASETS.BROKEN_IMAGES == "load":
+        raise UserError("DATASETS.BROKEN_IMAGES load: not with INPUT.CHANNELS other than 3; set error or skip")
+    if cfg.INPUT.COLOR.SATURATION:
+        raise UserError("INPUT.COLOR.SATURATION: is of RGB images; set it to 0 with INPUT.CHANNELS other than 3")
+    if cfg.TEST.TILE:
+        rgb_only(cfg, "TEST.TILE")
 
 
 def _check_class_weights(cfg: CfgNode) -> None:

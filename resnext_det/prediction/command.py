@@ -21,6 +21,7 @@ from ..errors import UserError, listed
 from ..files import shown
 from .inputs import find_inputs
 from .run import DEFAULT_THRESHOLD, Summary, predict
+from .tiles import Tiled
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,10 @@ def run_artifact(
         )  # fmt: skip
     single = args.weights.endswith(".onnx")
     identity: dict[str, object] = {"detector": sha256(args.weights)} if single else {"files": about.files}
+    if args.tile:
+        identity["tile"] = [args.tile, args.overlap]
     summary = predict(
-        predictor, paths, folder,
+        Tiled(predictor, args.tile, args.overlap) if args.tile else predictor, paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, about.class_names, strict=True)],
         image_ids=image_ids, settings=identity, batch_size=args.batch_size, score_threshold=threshold,
         broken=args.broken, draw=not args.no_drawings, resume=args.resume, form=args.format,

@@ -287,7 +287,7 @@ def test_measuring_leaves_the_results_of_the_training(monkeypatch: pytest.Monkey
         monkeypatch.setattr(artifact, name, lambda *args, **more: None)
     cfg.DATASETS.REGISTER = []
     monkeypatch.setattr(artifact, "evaluate_artifact", lambda cfg, *args, **more: folders.append(cfg.OUTPUT_DIR))
-    artifact.measure(cfg, None)
+    artifact.measure(cfg, None, [])
     assert folders[0] == cfg.OUTPUT_DIR != folders[1] and not Path(folders[1]).exists()
 
 
