@@ -27,6 +27,7 @@ EXTRAS = {
     "ray": ["ray[data]>=2.60,<3"],
     "channels": ["tifffile>=2026.3,<2027", "opencv-python-headless>=4.7,<6"],  # not in dev: tests of TIFF skip
     "server": ["starlette>=1.10,<2", "uvicorn>=0.54,<1"],  # of examples/server.py
+    "hub": ["huggingface_hub>=2.4,<3"],
     "docs": ["sphinx>=8.1,<10", "myst-parser>=4,<6", "furo>=2024.8.6,<2027"],
 }
 # timm's networks and those of pretrainedmodels (which forgets to name six) are oracles of the tests.

@@ -43,6 +43,8 @@ EXPORT = 30.0
 RESERVE = 0.95
 """The part of the time for training that is planned for."""
 POLL = 1.0
+LEAVING = 120
+"""Seconds that the training of a killed call has to save and end."""
 LATE = 1.1
 """The schedule is shortened once the training would take so many times the seconds it has."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -150,6 +152,7 @@ def run(request: Request) -> dict[str, Any]:
         say("[3/4] training and evaluation")
         _train(config, request.output / RUN, _evaluation_seconds(config), clock, say)
         results = _results(request.output / RUN)
+        say(f"on the validation set: {_shown(results)}")
         if "test" in sets:
             _evaluate_test(config, request.output, say)
         say("[4/4] the artifact")
@@ -286,6 +289,7 @@ def _train(config: Path, folder: Path, evaluation: float, clock: Clock, say: Cal
 
     shortened = 0
     while not _finished(folder):
+        _until_free(folder)
         child = start_command(_command("train", "--config-file", str(config), "--resume"))
         try:
             shorter = None
@@ -316,6 +320,18 @@ def _train(config: Path, folder: Path, evaluation: float, clock: Clock, say: Cal
         elif not _finished(folder):
             raise UserError(f"auto: {config} writes elsewhere than to {folder}; set OUTPUT_DIR back")
     say(f"trained: {folder / TRAINED}")
+
+
+def _until_free(folder: Path) -> None:
+    """Wait for the training of an earlier call that was killed: it saves its state and ends by itself."""
+    from ..engine.folder import locked
+
+    for _ in range(LEAVING):
+        try:
+            with locked(folder):
+                return
+        except UserError:
+            time.sleep(1)
 
 
 def _finished(folder: Path) -> bool:
@@ -395,8 +411,7 @@ def _evaluate_test(config: Path, output: Path, say: Callable[[str], None]) -> No
         weights = ["MODEL.WEIGHTS", str(output / RUN / TRAINED)]
         if code := run_command(_command("train", "--config-file", str(config), "--eval-only", *weights, *settings)):
             raise UserError(f"auto: the evaluation on the test set ended with code {code}, see above")
-    boxes = _results(folder)["bbox"]
-    say(f"on the test set: AP@0.5 {boxes['AP50']:.1f}, AP {boxes['AP']:.1f}")
+    say(f"on the test set: {_shown(_results(folder))}")
 
 
 def _export(output: Path, evaluated: bool, say: Callable[[str], None]) -> None:
@@ -414,10 +429,14 @@ def _export(output: Path, evaluated: bool, say: Callable[[str], None]) -> None:
         raise UserError(f"auto: export ended with code {code}, see above; the same command tries again")
 
 
+def _shown(results: dict[str, Any]) -> str:
+    found = {name: results["bbox"].get(name) for name in ("AP50", "AP")}
+    return ", ".join(f"{name} {'none' if v is None else f'{v:.1f}'}" for name, v in found.items())
+
+
 def _summary(output: Path, results: dict[str, Any], clock: Clock, say: Callable[[str], None]) -> None:
     boxes = results["bbox"]
     value = {name: found for name, found in boxes.items() if isinstance(found, float) and math.isfinite(found)}
-    say(f"on the validation set: AP@0.5 {value.get('AP50', 0):.1f}, AP {value.get('AP', 0):.1f}")
     thresholds = [f"{n.removeprefix('threshold-')} {v:.2f}" for n, v in value.items() if n.startswith("threshold-")]
     if thresholds:
         say(f"keep scores from (best F1 by class, {value['F1']:.1f} over all): {', '.join(thresholds)}")

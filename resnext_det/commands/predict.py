@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ..artifacts.about import is_artifact
 from ..errors import UserError
+from ..hub import local
 from ..inference import CHOICES
 from ..prediction.parts import FORMATS
 from ..prediction.run import check_threshold
@@ -51,20 +52,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Processes started here have no standard input of their own.
     args.listed = tuple(sys.stdin) if args.workers > 1 and "-" in args.input else None
     weights = args.weights or (given[given.index("MODEL.WEIGHTS") + 1] if "MODEL.WEIGHTS" in given[:-1] else "")
+    weights = local(weights)
     if weights and is_artifact(weights):
         _predict_by_artifact(args, weights)
         return
     from ..detection.prediction.command import run, split_settings
     from ..detection.prediction.detector import config_of_arguments
     from ..engine.launch import launch
+    from ..weights import ReadOnce
 
     args.input, args.opts = split_settings(args.input, args.opts)
     if args.dtype:
         args.opts += ["MODEL.RESNEXT.INFERENCE_DTYPE", args.dtype]
     if args.tile:
         args.opts += ["TEST.TILE", str(args.tile), "TEST.TILE_OVERLAP", str(args.overlap)]
-    cfg = config_of_arguments(args)
-    launch(run, (cfg, args), processes=args.workers, device=cfg.MODEL.DEVICE)
+    read = ReadOnce(args.trust_pickle)
+    cfg = config_of_arguments(args, read)
+    launch(run, (cfg, args, *([read] if args.workers == 1 else [])), processes=args.workers, device=cfg.MODEL.DEVICE)
 
 
 def _with_flags(argv: Sequence[str]) -> list[str]:

@@ -233,10 +233,10 @@ def with_tiles(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
     cfg.defrost()
     cfg.INPUT.MIN_SIZE_TEST = 0
     cfg.freeze()
-    return cfg, _OfPixels(tiled(cfg, predictor), cfg.INPUT.FORMAT)
+    return cfg, OfPixels(tiled(cfg, predictor), cfg.INPUT.FORMAT)
 
 
-class _OfPixels(nn.Module):
+class OfPixels(nn.Module):
     """What finds boxes in RGB arrays, in the place of a detectron2 model whose images keep their size."""
 
     def __init__(self, detect: Detect, channel_order: str) -> None:

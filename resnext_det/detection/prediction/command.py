@@ -18,9 +18,9 @@ from ...engine.processes import decided_by_main
 from ...prediction.command import ids_of_classes, listed_names, tell, threshold_of
 from ...prediction.inputs import find_inputs, spread
 from ...prediction.run import predict
-from ...weights.reading import sha256
-from ...weights.sources import locate
+from ...weights import ReadOnce
 from ..config import add_resnext_config
+from ..initial_weights import weights_of
 from .detector import load_predictor, tiled
 
 logger = logging.getLogger(__name__)
@@ -28,8 +28,9 @@ logger = logging.getLogger(__name__)
 INT8_EXAMPLES = 16
 
 
-def run(cfg: CfgNode, args: Namespace) -> None:
-    """One process of the run."""
+def run(cfg: CfgNode, args: Namespace, read: ReadOnce | None = None) -> None:
+    """One process of the run; ``read`` may have read MODEL.WEIGHTS."""
+    read = read or ReadOnce(args.trust_pickle)
     first = comm.is_main_process()
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     if comm.get_local_size() > 1 and cfg.MODEL.DEVICE == "cpu" and "OMP_NUM_THREADS" not in os.environ:
@@ -40,8 +41,10 @@ def run(cfg: CfgNode, args: Namespace) -> None:
     if cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "int8":
         logger.info("int8: ranges are measured on up to %d images, spread over all inputs", INT8_EXAMPLES)
     predictor, category_ids, class_names = load_predictor(
-        cfg, trust_pickle=args.trust_pickle, examples=lambda: spread(paths, INT8_EXAMPLES, max_megapixels=limit)
+        cfg, read, examples=lambda: spread(paths, INT8_EXAMPLES, max_megapixels=limit)
     )
+    digest = weights_of(cfg, read).sha256
+    read.forget()
     image_ids = None
     if args.ids_from:
         truth = read_ground_truth(args.ids_from)
@@ -57,7 +60,7 @@ def run(cfg: CfgNode, args: Namespace) -> None:
     summary = predict(
         tiled(cfg, predictor), paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)],
-        image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
+        image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": digest},
         batch_size=args.batch_size, score_threshold=threshold, broken=args.broken,
         draw=not args.no_drawings, resume=args.resume, form=args.format, max_megapixels=limit,
         progress=logger.info if first else None,
