@@ -114,6 +114,7 @@ OTHERS = [
     Case("make-minival --annotations IN/shapes"),
     Case("make-imagenet-val IN/flat IN/labels.txt --out OUT/val"),
     Case("make-imagenet5k IN/train IN/val --extra 0 --out OUT/five"),
+    Case("regions --weights IN/run --output OUT/fewer.pth --input IN/shapes/images --risk 0.5"),
     Case("tune --weights IN/run --output OUT --sizes 1 --regions 1"),
     Case("analyze resnext50_32x4d"),
     Case("benchmark grouped-conv --quick --device cpu"),
