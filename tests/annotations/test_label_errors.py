@@ -146,5 +146,6 @@ def test_command_writes_page_and_list(tmp_path, capsys) -> None:
     assert page.count("<figure>") == min(len(listed), 200) and page.count("data:image/jpeg") == len(shown)
     assert "<b>" not in re.sub("<b>[0-9]+[.] ", "", page) and not re.findall("https?://|<script", page)
     assert "1 missing, 1 swapped" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"--label-errors .*errors.json: name the page"):
-        call("evaluate", [*common, "--label-errors", str(tmp_path / "errors.json")])
+    for page in ("errors.json", "0.html", "gt.json"):  # its list would be the page itself, an input, an input
+        with pytest.raises(UserError, match="--label-errors .*: it would write over another"):
+            call("evaluate", [*common, "--label-errors", str(tmp_path / page)])
