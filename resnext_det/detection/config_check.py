@@ -14,6 +14,7 @@ from detectron2.utils import comm
 from ..annotations.evaluation import SCORE_THRESHOLD
 from ..engine.tracking import check_tracker
 from ..errors import UserError
+from ..files import shown
 from .channels import STEMS, rgb_only
 from .data.augmentation import check_augmentation
 from .data.loaders import check_sampler
@@ -170,7 +171,7 @@ def _check_head(cfg: CfgNode) -> None:
     if missing:
         reader = "MODEL.FPN.IN_FEATURES" if pyramid else "the heads (their IN_FEATURES)"
         raise UserError(
-            f"MODEL.RESNETS.OUT_FEATURES {out}: lacks {', '.join(missing)}, which {reader} "
+            f"MODEL.RESNETS.OUT_FEATURES {shown(out)}: lacks {', '.join(missing)}, which {reader} "
             f"read{'s' if pyramid else ''}; add it"
         )
     if cfg.MODEL.ROI_HEADS.NAME in C4_HEADS and has_roi_heads(cfg):
@@ -186,8 +187,8 @@ def _check_head(cfg: CfgNode) -> None:
             )
         if "res5" in out:
             raise UserError(
-                f"MODEL.RESNETS.OUT_FEATURES {out}: res5 belongs to the C4 head and would stand idle in the backbone; "
-                "set [res4]"
+                f"MODEL.RESNETS.OUT_FEATURES {shown(out)}: res5 belongs to the C4 head and would stand idle in the "
+                "backbone; set [res4]"
             )
 
 

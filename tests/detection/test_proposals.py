@@ -101,6 +101,7 @@ class Evil:
         ({"ids": [1], "boxes": [np.ones((2, 4))], "objectness_logits": [np.ones(1)]}, "2 boxes, 1 logits"),
         ({"ids": [1], "boxes": [np.full((1, 4), np.nan)], "objectness_logits": [np.ones(1)]}, "NaN"),
         ({"ids": [1], "boxes": [np.ones(5)], "objectness_logits": [np.ones(1)]}, "reshape"),
+        ({"ids": [], "boxes": [], "objectness_logits": [], "bbox_mode": 4}, "boxes of the mode XYWHA_ABS"),
     ],
 )
 def test_broken_files_are_named(tmp_path, content, message):

@@ -66,7 +66,7 @@ def changed(rng: random.Random, tensors: dict[str, Any]) -> str:
         tensors[rng.choice(["extra.weight", "layer9.0.conv1.weight", *NAMES])] = torch.ones(2)
     elif what == "shape":
         tensors[name] = rng.choice(
-            [value[None], value.reshape(-1), value[:0], value.repeat(2, *[1] * (value.ndim - 1))]
+            [value[None], value.reshape(-1), value.reshape(-1)[:0], value.repeat(2, *[1] * (value.ndim - 1))]
         )
     elif what == "type":
         tensors[name] = value.to(rng.choice([torch.float64, torch.int64, torch.bool, torch.complex64, torch.uint8]))
