@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -42,7 +42,7 @@ EXPORT = 30.0
 """Seconds for writing the artifact."""
 RESERVE = 0.95
 """The part of the time for training that is planned for."""
-POLL = 1.0
+POLL = 2.0
 LEAVING = 120
 """Seconds that the training of a killed call has to save and end."""
 LATE = 1.1
@@ -77,12 +77,15 @@ class Request:
 
 
 class Clock:
-    """The seconds that this run has taken, those before a kill included.
+    """The seconds that this run has taken, those before a kill included, and what is still to come.
 
     Args:
         file: where they are kept.
         facts: of the request. They may be changed until a plan was made by them.
         planned: it was.
+
+    Attributes:
+        evaluation: seconds that one evaluation takes, as the timing has found.
 
     Raises:
         UserError: a plan was made by other facts.
@@ -90,15 +93,17 @@ class Clock:
 
     def __init__(self, file: Path, facts: dict[str, Any], minutes: float, *, planned: bool) -> None:
         self.file, self.facts, self.limit = file, facts, 60 * minutes
-        self.before, self.began = 0.0, time.monotonic()
+        self.before, self.evaluation, self.began = 0.0, 0.0, time.monotonic()
         if file.is_file():
-            found = read_state(file, {"asked": dict, "seconds": float}, f"remove {file.parent} and start again")
+            found = read_state(
+                file, {"asked": dict, "seconds": float, "evaluation": float}, f"remove {file.parent} and start again"
+            )
             if planned and found["asked"] != facts:
                 changed = [f"--{key}" for key in facts if found["asked"].get(key) != facts[key]]
                 raise UserError(
                     f"{file.parent}: was begun with other {', '.join(changed)}; give the same, or name another --output"
                 )
-            self.before = found["seconds"]
+            self.before, self.evaluation = found["seconds"], found["evaluation"]
 
     @property
     def spent(self) -> float:
@@ -106,13 +111,19 @@ class Clock:
         return self.before + time.monotonic() - self.began
 
     @property
-    def left(self) -> float:
-        """Seconds until the time is over; negative behind it."""
-        return self.limit - self.spent
+    def exports_evaluation(self) -> bool:
+        """Whether there is time to evaluate the artifact too."""
+        return self.evaluation <= 0.1 * self.limit
+
+    @property
+    def for_training(self) -> float:
+        """Seconds that are left for the steps; negative where there are none."""
+        around = START_UP + EXPORT + self.evaluation * (2 if self.exports_evaluation else 1)
+        return self.limit - self.spent - around
 
     def save(self) -> None:
         """Write the seconds down, for the run that resumes this one."""
-        write_json(self.file, {"asked": self.facts, "seconds": self.spent})
+        write_json(self.file, {"asked": self.facts, "seconds": self.spent, "evaluation": self.evaluation})
 
 
 def run(request: Request) -> dict[str, Any]:
@@ -150,20 +161,20 @@ def run(request: Request) -> dict[str, Any]:
             say(f"all of it is in {config}: edit it, and run it by resnext-det train --config-file {config}")
         clock.save()
         say("[3/4] training and evaluation")
-        _train(config, request.output / RUN, _evaluation_seconds(config), clock, say)
+        _train(config, request.output / RUN, clock, say)
         results = _results(request.output / RUN)
         say(f"on the validation set: {_shown(results)}")
         if "test" in sets:
             _evaluate_test(config, request.output, say)
         say("[4/4] the artifact")
-        _export(request.output, _is_cheap(_evaluation_seconds(config), clock), say)
+        _export(request.output, clock.exports_evaluation, say)
         clock.save()
         _summary(request.output, results, clock, say)
         return results
 
 
 @contextmanager
-def _log(path: Path):
+def _log(path: Path) -> Iterator[Callable[[str], None]]:
     """A function that prints a line, and writes it to ``path`` too."""
     with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
 
@@ -233,7 +244,8 @@ def _plan(request: Request, sets: dict[str, tuple[Path, str]], clock: Clock) -> 
             trial.unlink()
 
     def seconds(measured: Measured) -> float:
-        return RESERVE * (clock.left - _outside_training(images * measured.image, clock))
+        clock.evaluation = images * measured.image
+        return RESERVE * clock.for_training
 
     plan = make_plan(data, start_of(request.weights), machine, seconds, timed)
     if plan.iterations < LEAST_ITERATIONS:
@@ -244,15 +256,6 @@ def _plan(request: Request, sets: dict[str, tuple[Path, str]], clock: Clock) -> 
         )
     evaluation = f"an image takes {plan.measured.image:.2f} s in evaluation, {images} of them"
     return Plan([*plan.choices, Choice("files", common.settings, f"where things are; {evaluation}")], plan.measured)
-
-
-def _outside_training(evaluation: float, clock: Clock) -> float:
-    """Seconds for all but the steps: starts, the evaluation, and that of the artifact where it is cheap."""
-    return START_UP + EXPORT + evaluation * (2 if _is_cheap(evaluation, clock) else 1)
-
-
-def _is_cheap(evaluation: float, clock: Clock) -> bool:
-    return evaluation <= 0.1 * clock.limit
 
 
 def _common(request: Request, sets: dict[str, tuple[Path, str]]) -> Choice:
@@ -271,13 +274,7 @@ def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "resnext_det.cli", *words]
 
 
-def _evaluation_seconds(config: Path) -> float:
-    """As the timing has found; 0 where the comment is gone."""
-    found = re.search(r"takes ([\d.]+) s in evaluation,\s*(?:#\s*)?(\d+) of them", config.read_text(encoding="utf-8"))
-    return float(found[1]) * int(found[2]) if found else 0.0
-
-
-def _train(config: Path, folder: Path, evaluation: float, clock: Clock, say: Callable[[str], None]) -> None:
+def _train(config: Path, folder: Path, clock: Clock, say: Callable[[str], None]) -> None:
     """Train, or resume, until there are weights and their results; shorten the schedule where time runs short.
 
     Raises:
@@ -298,8 +295,7 @@ def _train(config: Path, folder: Path, evaluation: float, clock: Clock, say: Cal
                 time.sleep(POLL)
                 clock.save()
                 if shortened < 3:
-                    left = clock.left - _outside_training(evaluation, clock)
-                    shorter = pace.shorter_schedule(_iterations(config), left)
+                    shorter = pace.shorter_schedule(_iterations(config), clock.for_training)
             if shorter is not None:
                 end_command(child, 60 * GRACE)
         finally:
@@ -343,7 +339,8 @@ class Pace:
     """How fast a training in ``folder`` goes, by the lines of its ``metrics.json`` since this was made."""
 
     def __init__(self, folder: Path) -> None:
-        self.file, self.first = folder / "metrics.json", None
+        self.file = folder / "metrics.json"
+        self.first: tuple[int, float] | None = None
         self.begin = self.file.stat().st_size if self.file.is_file() else 0
 
     def shorter_schedule(self, iterations: int, left: float) -> int | None:
@@ -390,7 +387,7 @@ def shorten(config: Path, iterations: int) -> None:
     text = config.read_text(encoding="utf-8")
     for key in ("MAX_ITER", "STEPS"):
         value = schedule(iterations)[f"SOLVER.{key}"]
-        text = re.sub(rf"^(  {key}): .*$", lambda m, value=value: f"{m[1]}: {value}", text, count=1, flags=re.M)
+        text = re.sub(rf"^(  {key}): .*$", rf"\g<1>: {value}", text, count=1, flags=re.M)
     with atomic_write(config) as file:
         file.write(text)
 
