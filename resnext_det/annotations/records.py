@@ -89,7 +89,7 @@ class Records(Sequence[dict]):
             yield from self._objects(piece)
 
     def those(self, rows: np.ndarray) -> Iterator[dict]:
-        """The objects of rising rows; of the others no more is read than has to be."""
+        """The objects of ``rows``; where they rise, the file is read once and in parts."""
         return (self[row] for row in rows.tolist())
 
 
