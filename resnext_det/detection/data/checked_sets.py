@@ -27,6 +27,7 @@ from ...annotations import formats
 from ...annotations.check import CheckedDataset, ClassCount, Options, inspect_document, open_set, refuse_classes
 from ...annotations.column_file import Unusable, digest_of, map_columns, write_columns
 from ...annotations.dataset import Dataset
+from ...annotations.reading import return_memory
 from ...engine.processes import decided_by_main
 from ...errors import UserError, nearest
 from ...files import misfit
@@ -218,6 +219,7 @@ def _everywhere(check: Callable[[], _Checked]) -> tuple[Dataset, list[str]]:
         return replace(own[0], dataset=None) if own[0].file else own[0]
 
     given = decided_by_main(decide)
+    return_memory()
     found = own[0].dataset if own else given.dataset
     if found is None:
         with suppress(OSError, Unusable):
