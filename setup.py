@@ -20,6 +20,14 @@ EXTRAS = {
     "webdataset": ["webdataset>=0.2.86,<2"],
     "export": ["onnx>=1.16,<2", "onnxruntime>=1.18,<2", "onnxscript>=0.3,<1"],
     "openvino": ["openvino>=2024.6,<2027", "nncf>=2.15,<4"],  # int8 on CPUs
+    # Trackers (the key TRACKER): not in dev, they bring some hundred MB; their tests skip without them.
+    "mlflow": ["mlflow-skinny>=3.17,<4"],
+    "wandb": ["wandb>=0.31,<1"],
+    "parquet": ["pyarrow>=26,<28"],
+    "ray": ["ray[data]>=2.60,<3"],
+    "channels": ["tifffile>=2026.3,<2027", "opencv-python-headless>=4.7,<6"],  # not in dev: tests of TIFF skip
+    "server": ["starlette>=1.10,<2", "uvicorn>=0.54,<1"],  # of examples/server.py
+    "hub": ["huggingface_hub>=2.4,<3"],
     "docs": ["sphinx>=8.1,<10", "myst-parser>=4,<6", "furo>=2024.8.6,<2027"],
 }
 # timm's networks and those of pretrainedmodels (which forgets to name six) are oracles of the tests.

@@ -172,6 +172,8 @@ def atomic_write(path: str | os.PathLike, mode: str = "w") -> Iterator[IO]:
     If the block raises, or the machine stops, whatever stood at ``path`` before is untouched. A link at ``path`` is
     replaced, and what it leads to is untouched.
     """
+    if os.path.isdir(path) and not os.path.islink(path):  # found now, and not when all is written
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     with _in_place_of(path, ".part") as part:
         with open(_create(part), mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file

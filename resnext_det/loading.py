@@ -25,8 +25,9 @@ def load_detector(
 
     Args:
         file_or_folder: a checkpoint of a training, its OUTPUT_DIR, of which the newest is taken, or what
-            ``resnext-det export`` or ``quantize`` wrote: the folder or ``detector.onnx`` alone. An export needs neither
-            torch nor detectron2, and takes "auto" and no ``config`` or ``examples``.
+            ``resnext-det export``, ``quantize`` or ``tune`` wrote: the folder or ``detector.onnx`` alone; or
+            ``hf://USER/MODEL@REVISION``, a folder on the Hugging Face Hub. An export needs neither torch nor
+            detectron2, and takes "auto" and no ``config`` or ``examples``.
         dtype: how it computes: "fp32", "bf16", "fp16", "int8", "auto" for what the hardware is good at, "off" for the
             layers of training as they are.
         device: "cpu", "cuda", ...; "auto" is a GPU where there is one.
@@ -46,7 +47,9 @@ def load_detector(
     """
     from .artifacts.about import is_artifact
     from .errors import UserError
+    from .hub import local
 
+    file_or_folder = local(file_or_folder)
     given = list(examples)
     if not is_artifact(file_or_folder):
         trained = import_module("resnext_det.detection.prediction.detector").load_trained

@@ -21,6 +21,16 @@ torch.set_num_threads(1)
 FORK = {"start_method": "fork"}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # pytest-xdist would begin with the files that hold most tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: one of them at the end would leave the other processes without work."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def seed() -> int:
     """Every test starts from the same state of Python's, numpy's and torch's random numbers. Returns the seed."""

@@ -3,6 +3,7 @@
     python tests/disturb_commands.py kills --number 200
     python tests/disturb_commands.py signals --number 100
     python tests/disturb_commands.py shortages
+    python tests/disturb_commands.py workers --number 30
 
 Each command works on a set of images so small that it ends in seconds. A kill comes at a random moment, or at a random
 one of the calls by which files get onto the disk and get their names. After each kill every file under a final name is
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -41,6 +43,7 @@ import torch
 import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
+from artifacts.made import about, write
 from forked import group_is_empty, start, wait
 from PIL import Image
 from safetensors import safe_open
@@ -106,9 +109,12 @@ OTHERS = [
     Case("transfer --protocol voc0712 --weights IN/classes/model_final.pth --output OUT --dry-run"),
     Case("study IN/study.yaml --output OUT/runs --results OUT/results --quick --device cpu", codes=(75,)),
     Case("quickstart"),
+    Case("auto IN/shapes --images IN/shapes/images --weights none --minutes 60 --output OUT", codes=(75,)),
+    Case("show --config-file IN/detection.yaml --images 4 --out OUT/seen.png"),
     Case("make-minival --annotations IN/shapes"),
     Case("make-imagenet-val IN/flat IN/labels.txt --out OUT/val"),
     Case("make-imagenet5k IN/train IN/val --extra 0 --out OUT/five"),
+    Case("tune --weights IN/run --output OUT --sizes 1 --regions 1"),
     Case("analyze resnext50_32x4d"),
     Case("benchmark grouped-conv --quick --device cpu"),
     Case("doctor"),
@@ -314,6 +320,75 @@ def signal_test(folder: Path, number: int, seed: int = 0, cases: Sequence[Case] 
     return counts
 
 
+def worker_test(folder: Path, number: int, seed: int = 0) -> Counter:
+    """Counts of kills by process: one of a prediction shared by three, of weights and of an export in turn.
+
+    A kill comes before the first image, or once a random number of images are done. Five in a row hit each
+    prediction, then it runs to its end; its bytes must be those of one process that nobody disturbed.
+    """
+    chance = random.Random(seed)
+    make_inputs(folder / "in")
+    write(folder / "export", about(min_size=0))
+    (folder / "images").mkdir()
+    for i in range(60):
+        pixels = np.random.default_rng(i).integers(0, 255, (64, 80, 3)).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{i:02}.png")
+    detectors = [folder / "in/run/model_final.pth", folder / "export"]
+    log, counts = folder / "log", Counter()
+
+    def begin(detector: Path, out: Path, *more: object) -> int:
+        words = [
+            "predict",
+            "--weights",
+            detector,
+            "--input",
+            folder / "images",
+            "--output",
+            out,
+            "--score-threshold",
+            0,
+        ]
+        return start([*words, "--resume", *more], log)
+
+    def done(out: Path) -> int:
+        return sum(path.read_bytes().count(b"\n") for path in out.glob("parts/*.jsonl"))
+
+    whole = [folder / f"alone_{i}" for i in range(2)]
+    for detector, alone in zip(detectors, whole, strict=True):
+        assert wait(begin(detector, alone)) == 0, log.read_text()[-2000:]
+    for prediction in itertools.count():
+        detector, alone = detectors[prediction % 2], whole[prediction % 2]
+        out = folder / f"out_{prediction}"
+        for _ in range(5):
+            process, target = begin(detector, out, "--workers", 3), chance.randint(done(out), 60)
+            while not (out / "parts").is_dir() or done(out) < target:
+                if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                    break
+                time.sleep(0.002)
+            children = Path(f"/proc/{process}/task/{process}/children")
+            family = {"driver": process}
+            with contextlib.suppress(OSError):
+                workers = [pid for pid in map(int, children.read_text().split()) if b"spawn_main" in command_line(pid)]
+                family.update({f"worker {i}": pid for i, pid in enumerate(workers)})
+            name = chance.choice(list(family))
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(family[name], signal.SIGKILL)
+            code = wait(process)
+            assert code in (0, 1, -signal.SIGKILL), f"{name}: {code}: {log.read_text()[-2000:]}"
+            assert group_is_empty(process), f"{name} was killed: a process is left"
+            assert code or not differing(out, alone)
+            counts[name] += code != 0
+        assert wait(begin(detector, out, "--workers", 3)) == 0, log.read_text()[-2000:]
+        assert not (other := differing(out, alone)), other
+        if sum(counts.values()) >= number:
+            return counts
+    raise AssertionError
+
+
+def command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 @contextlib.contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
     """A file system of ``size`` bytes."""
@@ -408,7 +483,7 @@ def shortage_test(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("kills", "signals", "shortages"))
+    parser.add_argument("what", choices=("kills", "signals", "shortages", "workers"))
     parser.add_argument("--number", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", metavar="COMMAND")
@@ -418,11 +493,13 @@ def main() -> None:
     begin = time.process_time()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        cases = {"kills": KILLED, "shortages": KILLED, "signals": [*KILLED, *OTHERS]}[args.what]
+        cases = [*KILLED, *OTHERS] if args.what == "signals" else KILLED
         cases = [case for case in cases if not args.only or case.name in args.only]
         if args.what == "shortages":
             counts, finds = shortage_test(folder, args.seed, cases, args.number)
             print("\n".join(finds))
+        elif args.what == "workers":
+            counts = worker_test(folder, args.number, args.seed)
         else:
             counts = (kill_test if args.what == "kills" else signal_test)(folder, args.number, args.seed, cases)
         print(f"{args.what}: {sum(counts.values())}: {dict(counts)}")

@@ -561,7 +561,7 @@ STATE: dict[str, tuple[Any, Callable[[Path], object]]] = {
         b'"bbox": [1, 2, 3, 4], "score": 0.5}], "end": true}\n{"unit": 1, "broken": "x", "end": true}\n',
         lambda file: every(
             lambda: whole_units(file.parents[1]),
-            lambda: Summary.of(file.parents[1]),
+            lambda: Summary.of(file.parents[1], file),
             lambda: merge(file.parents[1], CATEGORIES),
             lambda: merge(file.parents[1], CATEGORIES, {"1.png": 1}),
         ),

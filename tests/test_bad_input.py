@@ -1,4 +1,4 @@
-"""docs/bad_input.md names a test for each case, and every one of them exists."""
+"""docs/bad_input.md and SECURITY.md name a test for each case, and every one of them exists."""
 
 import re
 
@@ -12,13 +12,19 @@ def rows() -> list[tuple[str, str, str, str]]:
 
 
 def test_all_cases_are_there():
-    assert [int(number) for number, *_ in rows()] == list(range(1, 72))
+    assert [int(number) for number, *_ in rows()] == list(range(1, 80))
+
+
+def attacks() -> list[tuple[str, str, str]]:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8").partition("## Proof")[2]
+    return re.findall(r"^\| (.+?) \| (.+?) \| (`.+) \|$", text, re.MULTILINE)
 
 
 def test_every_test_named_exists():
-    for number, _, _, cell in rows():
+    assert len(attacks()) > 20
+    for case, *_, cell in [*rows(), *attacks()]:
         named = re.findall(r"`([\w/.]+)::(\w+)`", cell)
-        assert named and cell == "<br>".join(f"`{file}::{name}`" for file, name in named), f"case {number}: {cell}"
+        assert named and cell == "<br>".join(f"`{file}::{name}`" for file, name in named), f"{case}: {cell}"
         for file, name in named:
             text = (ROOT / "tests" / file).read_text(encoding="utf-8")
-            assert re.search(rf"^def {name}\(", text, re.MULTILINE), f"case {number}: {file} has no {name}"
+            assert re.search(rf"^def {name}\(", text, re.MULTILINE), f"{case}: {file} has no {name}"

@@ -21,7 +21,9 @@ from resnext_det.resnext import ConvNorm
 @pytest.mark.parametrize("name", [name for name in BENCHMARKS if name != "c4-memory"])
 def test_sides_agree(name):
     outcome = run_benchmark(name, Setting(quick=True))
-    assert outcome["ratios"] and all(value > 0 for value in outcome["ratios"].values())
+    # Memory is what the system gives and takes back: of a set of a hundred images it may fall.
+    times = [value for key, value in outcome["ratios"].items() if not key.endswith((", peak", ", kept"))]
+    assert times and all(value > 0 for value in times)
     assert not [label for label, row in outcome.get("rows", {}).items() if "failed" in row]
     for key, value in outcome["agreement"].items():
         if key.endswith("relative"):

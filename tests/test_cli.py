@@ -152,3 +152,12 @@ def test_the_command_itself_away_from_the_clone(tmp_path: Path) -> None:
     wrong = call("analyze", "resnext50_32x4dd")
     assert (wrong.returncode, wrong.stdout) == (2, "")
     assert wrong.stderr.startswith("error: unknown model 'resnext50_32x4dd'") and wrong.stderr.count("\n") == 1
+
+
+def test_a_home_that_no_shell_has_expanded(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for words in (["~/none.pth", "~/out.pth"], ["--trust-pickle", "~/none.pth", "a~b.pth"]):
+        with pytest.raises(UserError, match=f"^{tmp_path}/none.pth: no such file"):
+            cli.call("convert", words)
+    with pytest.raises(UserError, match=f"^{tmp_path}: is a folder"):
+        cli.call("evaluate", ["--gt=~", "--dt", "x"])

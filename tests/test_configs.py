@@ -95,7 +95,7 @@ def test_every_key_of_ours_is_read_in_a_run(tmp_path: Path) -> None:
     words = ["--config-file", str(tiny.file), *tiny.options("run", "SOLVER.MAX_ITER", 2)]
     with recorded_reads() as read:
         train.main(words)
-        train.main(["--eval-only", *words, "MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth")])
+        train.main(["--eval-only", *words, "TEST.TILE", "60", "MODEL.WEIGHTS", str(tmp_path / "run/model_final.pth")])
     ours -= {"TEST.VOC_ROUNDING"}  # read where a test set is PASCAL VOC's
     ours -= {"MODEL.WEIGHTS_CLASSES"}  # read where a training starts from weights
     assert not ours - read, f"keys that nothing reads: {sorted(ours - read)}"

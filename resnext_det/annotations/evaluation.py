@@ -11,6 +11,7 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,6 +168,8 @@ def evaluate(
         params.area_rng_lbl = [params.area_rng_lbl[0], *areas]
     if iou_type == "keypoints":
         params.kpt_oks_sigmas = sigmas
+    if _pool_owner is None:
+        _try_threads(os.cpu_count() or 1)
     _pool_owner = os.getpid()
     evaluation.evaluate()
     evaluation.accumulate()
@@ -184,6 +187,19 @@ def evaluate(
 
 
 _pool_owner: int | None = None  # the process whose threads hotcoco has started: a fork has none and would wait for ever
+
+
+def _try_threads(number: int) -> None:
+    """Start so many at a time: hotcoco, which cannot, ends with a page of Rust in place of Python's RuntimeError."""
+    ready = threading.Event()
+    threads = [threading.Thread(target=ready.wait) for _ in range(number)]
+    try:
+        for thread in threads:
+            thread.start()
+    finally:
+        ready.set()
+    for thread in threads:
+        thread.join()
 
 
 def _in_a_new_process(truth: Dataset, detections: Detections, iou_type: str, *keywords: Any) -> Evaluation:

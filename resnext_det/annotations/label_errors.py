@@ -60,7 +60,7 @@ class LabelErrors:
         return records
 
 
-def label_errors(truth: Dataset, detections: Detections, least: float = 0.05) -> LabelErrors:
+def label_errors(truth: Dataset, detections: Detections, least: float = 0.1) -> LabelErrors:
     """Rank the labels that the detections contradict. Crowds, and what lies in them, are left alone.
 
     A detection is as trustworthy as detections of its class and score are right in this set; call that its trust. An

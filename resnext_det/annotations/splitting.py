@@ -145,7 +145,9 @@ def split_document(
         classes[place[annotation["image_id"]]][annotation["category_id"]] += 1
     groups = near_groups([Path(image_root) / record["file_name"] for record in records])
     if len(groups) < len(shares):
-        raise UserError(f"{shown(image_root)}: {len(groups)} different images cannot fill {len(shares)} splits")
+        raise UserError(
+            f"{shown(image_root)}: {len(groups)} different images cannot fill {len(shares)} splits; add some"
+        )
     parts = assign(groups, classes, list(shares.values()), seed)
     result = {}
     for number, split in enumerate(shares):

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from .. import cache
 from ..annotations.coco import Detections
 from ..errors import UserError
 from ..files import shown
-from ..inference.runtime import load, signal_stack_kept
+from ..inference.runtime import load, processor, signal_stack_kept
 from .about import METADATA, ONNX, About, parse, read_about
 from .resizing import resized
+
+logger = logging.getLogger(__name__)
 
 Arrays = Sequence[np.ndarray]
 NOT_OPENED = "cannot be opened by"
@@ -49,7 +54,7 @@ class ArtifactPredictor:
         """Of OpenVINO's model in memory; this one cannot be pickled."""
         predictor = cls.__new__(cls)
         predictor.path, predictor._threads, predictor.about, predictor.runtime = "", threads, about, "OpenVINO"
-        predictor._run = by_openvino(model, about, threads or _threads_of_environment())
+        predictor._run = _by_openvino(_compiled(lambda: model, threads or _threads_of_environment()), about)
         return predictor
 
     def _open(self) -> None:
@@ -65,7 +70,7 @@ class ArtifactPredictor:
             self._run = _by_onnxruntime(_onnx_session(graph, threads))
         else:
             self.runtime = "OpenVINO"
-            self._run = by_openvino(_read_openvino(graph), self.about, threads)
+            self._run = _by_openvino(_compiled(lambda: _read_openvino(graph), threads, self.about.files), self.about)
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detections in each of the RGB images (H, W, 3) uint8; boxes in pixels of the image as given."""
@@ -85,8 +90,12 @@ class ArtifactPredictor:
 
 def _threads_of_environment() -> int:
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return int(text) if text.isdigit() and int(text) > 0 else cores
+    return int(text) if text.isdigit() and int(text) > 0 else available_cores()
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _detections(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> Detections:
@@ -149,10 +158,33 @@ def needed_openvino() -> ModuleType:
 
 
 @signal_stack_kept()
-def by_openvino(model: Any, about: About, threads: int) -> Callable[[np.ndarray], Arrays]:
-    """Runs OpenVINO's model of the detector on RGB images; every thread has a request of its own."""
+def _compiled(read: Callable[[], Any], threads: int, files: Mapping[str, str] | None = None) -> Any:
+    """OpenVINO's model of the detector, compiled for this processor.
+
+    Args:
+        read: gives the model.
+        files: SHA-256 of the files that it lies in. What is compiled from them is kept in the user's cache.
+    """
+    openvino = needed_openvino()
+    core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = needed_openvino().Core().compile_model(model, "CPU", settings)
+    if files is None:
+        return core.compile_model(read(), "CPU", settings)
+    kept = cache.place("openvino", files, openvino.get_version(), processor(), settings)
+    if blob := cache.recall(kept):
+        try:
+            return core.import_model(blob, "CPU", settings)
+        except RuntimeError as error:
+            logger.warning("%s: OpenVINO does not take it back (%s); compiled anew", shown(kept), _first_line(error))
+    compiled = core.compile_model(read(), "CPU", settings)
+    stream = io.BytesIO()
+    compiled.export_model(stream)
+    cache.keep(kept, stream.getvalue())
+    return compiled
+
+
+def _by_openvino(compiled: Any, about: About) -> Callable[[np.ndarray], Arrays]:
+    """Runs the detector on RGB images; every thread has a request of its own."""
     own = threading.local()
 
     def run(image: np.ndarray) -> Arrays:

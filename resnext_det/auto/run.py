@@ -42,7 +42,9 @@ EXPORT = 30.0
 """Seconds for writing the artifact."""
 RESERVE = 0.95
 """The part of the time for training that is planned for."""
-POLL = 1.0
+POLL = 2.0
+LEAVING = 120
+"""Seconds that the training of a killed call has to save and end."""
 LATE = 1.1
 """The schedule is shortened once the training would take so many times the seconds it has."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -75,19 +77,33 @@ class Request:
 
 
 class Clock:
-    """The seconds that this run has taken, those before a kill included."""
+    """The seconds that this run has taken, those before a kill included, and what is still to come.
 
-    def __init__(self, file: Path, facts: dict[str, Any], minutes: float) -> None:
+    Args:
+        file: where they are kept.
+        facts: of the request. They may be changed until a plan was made by them.
+        planned: it was.
+
+    Attributes:
+        evaluation: seconds that one evaluation takes, as the timing has found.
+
+    Raises:
+        UserError: a plan was made by other facts.
+    """
+
+    def __init__(self, file: Path, facts: dict[str, Any], minutes: float, *, planned: bool) -> None:
         self.file, self.facts, self.limit = file, facts, 60 * minutes
-        self.before, self.began = 0.0, time.monotonic()
+        self.before, self.evaluation, self.began = 0.0, 0.0, time.monotonic()
         if file.is_file():
-            found = read_state(file, {"asked": dict, "seconds": float}, f"remove {file.parent} and start again")
-            if found["asked"] != facts:
+            found = read_state(
+                file, {"asked": dict, "seconds": float, "evaluation": float}, f"remove {file.parent} and start again"
+            )
+            if planned and found["asked"] != facts:
                 changed = [f"--{key}" for key in facts if found["asked"].get(key) != facts[key]]
                 raise UserError(
                     f"{file.parent}: was begun with other {', '.join(changed)}; give the same, or name another --output"
                 )
-            self.before = found["seconds"]
+            self.before, self.evaluation = found["seconds"], found["evaluation"]
 
     @property
     def spent(self) -> float:
@@ -95,13 +111,19 @@ class Clock:
         return self.before + time.monotonic() - self.began
 
     @property
-    def left(self) -> float:
-        """Seconds until the time is over; negative behind it."""
-        return self.limit - self.spent
+    def exports_evaluation(self) -> bool:
+        """Whether there is time to evaluate the artifact too."""
+        return self.evaluation <= 0.1 * self.limit
+
+    @property
+    def for_training(self) -> float:
+        """Seconds that are left for the steps; negative where there are none."""
+        around = START_UP + EXPORT + self.evaluation * (2 if self.exports_evaluation else 1)
+        return self.limit - self.spent - around
 
     def save(self) -> None:
         """Write the seconds down, for the run that resumes this one."""
-        write_json(self.file, {"asked": self.facts, "seconds": self.spent})
+        write_json(self.file, {"asked": self.facts, "seconds": self.spent, "evaluation": self.evaluation})
 
 
 def run(request: Request) -> dict[str, Any]:
@@ -120,12 +142,12 @@ def run(request: Request) -> dict[str, Any]:
     if source == output or source in output.parents:
         raise UserError(f"--output {request.output}: lies within the labels' folder; name one outside of it")
     with locked(request.output), _log(request.output / "auto.txt") as say:
-        clock = Clock(request.output / STATE, request.facts(), request.minutes)
+        config = request.output / CONFIG
+        clock = Clock(request.output / STATE, request.facts(), request.minutes, planned=config.is_file())
         clock.save()
         say(f"[1/4] the data ({request.minutes:g} minutes in all, {clock.spent:.0f} s of them over)")
         sets = make_sets(request.folder, request.images, request.output / "data", request.seed, say)
         say("[2/4] the settings")
-        config = request.output / CONFIG
         if config.is_file():
             say(f"{config} is there and is taken as it stands")
         else:
@@ -139,12 +161,13 @@ def run(request: Request) -> dict[str, Any]:
             say(f"all of it is in {config}: edit it, and run it by resnext-det train --config-file {config}")
         clock.save()
         say("[3/4] training and evaluation")
-        _train(config, request.output / RUN, _evaluation_seconds(config), clock, say)
+        _train(config, request.output / RUN, clock, say)
         results = _results(request.output / RUN)
+        say(f"on the validation set: {_shown(results)}")
         if "test" in sets:
             _evaluate_test(config, request.output, say)
         say("[4/4] the artifact")
-        _export(request.output, _is_cheap(_evaluation_seconds(config), clock), say)
+        _export(request.output, clock.exports_evaluation, say)
         clock.save()
         _summary(request.output, results, clock, say)
         return results
@@ -221,7 +244,8 @@ def _plan(request: Request, sets: dict[str, tuple[Path, str]], clock: Clock) -> 
             trial.unlink()
 
     def seconds(measured: Measured) -> float:
-        return RESERVE * (clock.left - _outside_training(images * measured.image, clock))
+        clock.evaluation = images * measured.image
+        return RESERVE * clock.for_training
 
     plan = make_plan(data, start_of(request.weights), machine, seconds, timed)
     if plan.iterations < LEAST_ITERATIONS:
@@ -232,15 +256,6 @@ def _plan(request: Request, sets: dict[str, tuple[Path, str]], clock: Clock) -> 
         )
     evaluation = f"an image takes {plan.measured.image:.2f} s in evaluation, {images} of them"
     return Plan([*plan.choices, Choice("files", common.settings, f"where things are; {evaluation}")], plan.measured)
-
-
-def _outside_training(evaluation: float, clock: Clock) -> float:
-    """Seconds for all but the steps: starts, the evaluation, and that of the artifact where it is cheap."""
-    return START_UP + EXPORT + evaluation * (2 if _is_cheap(evaluation, clock) else 1)
-
-
-def _is_cheap(evaluation: float, clock: Clock) -> bool:
-    return evaluation <= 0.1 * clock.limit
 
 
 def _common(request: Request, sets: dict[str, tuple[Path, str]]) -> Choice:
@@ -259,13 +274,7 @@ def _command(*words: str) -> list[str]:
     return [sys.executable, "-m", "resnext_det.cli", *words]
 
 
-def _evaluation_seconds(config: Path) -> float:
-    """As the timing has found; 0 where the comment is gone."""
-    found = re.search(r"takes ([\d.]+) s in evaluation,\s*(?:#\s*)?(\d+) of them", config.read_text(encoding="utf-8"))
-    return float(found[1]) * int(found[2]) if found else 0.0
-
-
-def _train(config: Path, folder: Path, evaluation: float, clock: Clock, say: Callable[[str], None]) -> None:
+def _train(config: Path, folder: Path, clock: Clock, say: Callable[[str], None]) -> None:
     """Train, or resume, until there are weights and their results; shorten the schedule where time runs short.
 
     Raises:
@@ -277,6 +286,7 @@ def _train(config: Path, folder: Path, evaluation: float, clock: Clock, say: Cal
 
     shortened = 0
     while not _finished(folder):
+        _until_free(folder)
         child = start_command(_command("train", "--config-file", str(config), "--resume"))
         try:
             shorter = None
@@ -285,8 +295,7 @@ def _train(config: Path, folder: Path, evaluation: float, clock: Clock, say: Cal
                 time.sleep(POLL)
                 clock.save()
                 if shortened < 3:
-                    left = clock.left - _outside_training(evaluation, clock)
-                    shorter = pace.shorter_schedule(_iterations(config), left)
+                    shorter = pace.shorter_schedule(_iterations(config), clock.for_training)
             if shorter is not None:
                 end_command(child, 60 * GRACE)
         finally:
@@ -307,6 +316,18 @@ def _train(config: Path, folder: Path, evaluation: float, clock: Clock, say: Cal
         elif not _finished(folder):
             raise UserError(f"auto: {config} writes elsewhere than to {folder}; set OUTPUT_DIR back")
     say(f"trained: {folder / TRAINED}")
+
+
+def _until_free(folder: Path) -> None:
+    """Wait for the training of an earlier call that was killed: it saves its state and ends by itself."""
+    from ..engine.folder import locked
+
+    for _ in range(LEAVING):
+        try:
+            with locked(folder):
+                return
+        except UserError:
+            time.sleep(1)
 
 
 def _finished(folder: Path) -> bool:
@@ -386,8 +407,7 @@ def _evaluate_test(config: Path, output: Path, say: Callable[[str], None]) -> No
         weights = ["MODEL.WEIGHTS", str(output / RUN / TRAINED)]
         if code := run_command(_command("train", "--config-file", str(config), "--eval-only", *weights, *settings)):
             raise UserError(f"auto: the evaluation on the test set ended with code {code}, see above")
-    boxes = _results(folder)["bbox"]
-    say(f"on the test set: AP@0.5 {boxes['AP50']:.1f}, AP {boxes['AP']:.1f}")
+    say(f"on the test set: {_shown(_results(folder))}")
 
 
 def _export(output: Path, evaluated: bool, say: Callable[[str], None]) -> None:
@@ -405,10 +425,14 @@ def _export(output: Path, evaluated: bool, say: Callable[[str], None]) -> None:
         raise UserError(f"auto: export ended with code {code}, see above; the same command tries again")
 
 
+def _shown(results: dict[str, Any]) -> str:
+    found = {name: results["bbox"].get(name) for name in ("AP50", "AP")}
+    return ", ".join(f"{name} {'none' if v is None else f'{v:.1f}'}" for name, v in found.items())
+
+
 def _summary(output: Path, results: dict[str, Any], clock: Clock, say: Callable[[str], None]) -> None:
     boxes = results["bbox"]
     value = {name: found for name, found in boxes.items() if isinstance(found, float) and math.isfinite(found)}
-    say(f"on the validation set: AP@0.5 {value.get('AP50', 0):.1f}, AP {value.get('AP', 0):.1f}")
     thresholds = [f"{n.removeprefix('threshold-')} {v:.2f}" for n, v in value.items() if n.startswith("threshold-")]
     if thresholds:
         say(f"keep scores from (best F1 by class, {value['F1']:.1f} over all): {', '.join(thresholds)}")

@@ -24,7 +24,8 @@ from ..detection.initial_weights import apply_preset, load_initial_weights
 from ..detection.optimize import for_inference
 from ..detection.solver import resolve_schedule
 from ..engine.sampler import seed_everything
-from ..engine.trainer import Trainer
+from ..engine.signals import Stopped
+from ..engine.trainer import StopSignal, Trainer
 from .choices import Measured
 
 STEPS, WARM_UP, IMAGES = 5, 2, 3
@@ -52,6 +53,7 @@ def measure(cfg: CfgNode) -> Measured:
 
     Raises:
         UserError: as the training itself.
+        Stopped: by a signal.
     """
     quiet = logging.root.manager.disable
     logging.disable(logging.WARNING)
@@ -60,6 +62,8 @@ def measure(cfg: CfgNode) -> Measured:
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return Measured(math.inf, math.inf)
+    except StopSignal as stop:
+        raise Stopped("auto: stopped; the same command resumes") from stop
     finally:
         logging.disable(quiet)
 

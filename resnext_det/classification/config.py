@@ -9,6 +9,7 @@ from functools import reduce
 
 from detectron2.config import CfgNode as CN
 
+from ..engine.tracking import check_tracker
 from ..engine.trainer import PRECISIONS
 from ..errors import UserError
 from ..inference import BACKENDS, CHOICES
@@ -26,6 +27,7 @@ def get_config() -> CN:
     cfg.OUTPUT_DIR = "output/pretrain"
     cfg.SEED = 0  # of weights, data order and augmentation; negative for a random one
     cfg.DETERMINISTIC = False  # equal bits on the same machine; slower, see docs/training_safety.md
+    cfg.TRACKER = ""  # numbers go to this experiment tracker too: mlflow, wandb, or empty for none
     cfg.VERSION = 2  # of detectron2's key names; load_config refuses other files
 
     cfg.MODEL = CN()
@@ -119,6 +121,7 @@ def check_config(cfg: CN) -> None:
     Raises:
         UserError: names the key and the fix.
     """
+    check_tracker(cfg.TRACKER)
     _choice("SOLVER.SCHEDULE", cfg.SOLVER.SCHEDULE, SCHEDULES)
     _choice("SOLVER.PRECISION", cfg.SOLVER.PRECISION, tuple(PRECISIONS))
     _choice("INPUT.AUGMENTATION", cfg.INPUT.AUGMENTATION, AUGMENTATIONS)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..engine.causes import cause_of
 from ..engine.sampler import Order, SeededDataset, TrainingBatches
-from ..engine.signals import outlive_stopping_signals
+from ..engine.signals import begin_worker
 from ..errors import UserError
 from ..files import open_regular, shown
 from ..images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_MEGAPIXELS, check_size, identified
@@ -229,7 +229,7 @@ class TrainingLoader:
                 batch_sampler=self._batches(self.start_batch),
                 num_workers=self.workers,
                 pin_memory=torch.cuda.is_available(),
-                worker_init_fn=outlive_stopping_signals,
+                worker_init_fn=begin_worker,
             )
         )
 
@@ -269,6 +269,6 @@ def evaluation_loader(
             batch_size=batch_size,
             sampler=range(rank, len(image_set), world_size),
             num_workers=workers,
-            worker_init_fn=outlive_stopping_signals,
+            worker_init_fn=begin_worker,
         )
     )

@@ -339,6 +339,7 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
         config=cfg.dump(),
         checkpoint_period=plan.period(cfg.SOLVER.CHECKPOINT_PERIOD),
         keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS,
+        tracker=cfg.TRACKER,
     )
 
     def evaluate(model: nn.Module, done: int) -> dict[str, float]:

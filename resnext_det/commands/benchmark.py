@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=math.inf,
         help="begin no row of networks or grouped-conv later; the same command continues with the others",
     )
-    parser.add_argument("--images", type=at_least(100), nargs="+", default=(), help="sizes of the sets of scale")
+    parser.add_argument("--images", type=at_least(100), nargs="+", default=[], help="sizes of the sets of scale")
     parser.add_argument("--folder", help="where scale makes its sets; a set of a million images has 1.5 GB")
     args = parser.parse_args(argv)
     from ..benchmarks.measure import Setting, machine, report  # torch takes seconds to import

@@ -60,12 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--report: the page is about boxes; leave out --iou-type {args.iou_type}")
     if args.images and not os.path.isdir(args.images):
         raise UserError(f"--images {args.images}: no such folder")
-    if args.label_errors and args.iou_type != "bbox":
-        raise UserError(f"--label-errors: it goes by boxes; leave out --iou-type {args.iou_type}")
-    if args.label_errors and args.label_errors.suffix == ".json":
-        raise UserError(
-            f"--label-errors {shown(args.label_errors)}: name the page, such as errors.html; its list is .json"
-        )
+    if args.label_errors:
+        _check_label_errors(args)
     if len(args.dt) > 1 and args.iou_type != "bbox":
         raise UserError(f"--dt: several files: it compares boxes; leave out --iou-type {args.iou_type}")
     options = {} if args.max_detections is None else {"max_detections": args.max_detections}
@@ -125,6 +121,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             max_megapixels=args.max_megapixels,
         )
         print(shown(args.report))
+
+
+def _check_label_errors(args: argparse.Namespace) -> None:
+    page = args.label_errors
+    written = {os.path.realpath(file) for file in (page, page.with_suffix(".json"))}
+    others = {os.path.realpath(file) for file in (args.gt, *args.dt, args.out, args.report) if file}
+    if args.iou_type != "bbox":
+        raise UserError(f"--label-errors: it goes by boxes; leave out --iou-type {args.iou_type}")
+    if len(written) < 2 or written & others:
+        raise UserError(
+            f"--label-errors {shown(page)}: it would write over another file of this command, or its own list, "
+            f"{shown(page.with_suffix('.json'))}; name a page such as errors.html"
+        )
 
 
 def _write_label_errors(

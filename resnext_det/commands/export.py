@@ -42,16 +42,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ..detection.initial_weights import apply_preset, load_initial_weights
     from ..detection.prediction.detector import config_of_arguments
     from ..prediction.inputs import find_inputs
+    from ..weights import ReadOnce
 
     logging.basicConfig(level=logging.WARNING, format="%(message)s")  # onnxscript tells of each of its steps
     logger.setLevel(logging.INFO)
-    cfg = config_of_arguments(args)
+    read = ReadOnce(args.trust_pickle)
+    cfg = config_of_arguments(args, read)
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, MODEL.WEIGHTS FILE")
-    cfg = apply_preset(cfg, trust_pickle=args.trust_pickle)
+    cfg = apply_preset(cfg, read)
     inputs = find_inputs(args.check)[: args.images]
     model = build_model(cfg)
-    found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
+    found = load_initial_weights(cfg, model, allow_new_heads=False, read=read)
     about = about_of(cfg, found, FORMATS["onnx"], "fp32")
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 export_onnx(program, core)
                 write_onnx(core, file, about)
                 if args.evaluate:
-                    about.accuracy = measure(cfg, ArtifactPredictor(file))
+                    about.accuracy = measure(cfg, ArtifactPredictor(file), about.class_names)
                     write_onnx(core, file, about)
         about.files[file.name] = ""
         logger.info("wrote %s", file)

@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 from ..artifacts.about import is_artifact
 from ..errors import UserError
+from ..hub import local
 from ..inference import CHOICES
+from ..prediction.parts import FORMATS
 from ..prediction.run import check_threshold
 from .arguments import TRUST_PICKLE, at_least
 
@@ -31,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=at_least(1), default=1, help="images at a time")
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="images that cannot be read")
     parser.add_argument("--dtype", choices=CHOICES, help="over MODEL.RESNEXT.INFERENCE_DTYPE of the file")
+    parser.add_argument("--tile", type=at_least(32), metavar="SIZE", help="cut larger images into tiles of that side")
+    parser.add_argument("--overlap", type=float, default=0.2, help="of neighboring tiles, as a part of --tile")
+    parser.add_argument("--format", choices=FORMATS, default="coco", help="detections.json, .jsonl or .parquet")
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
     parser.add_argument("--workers", type=at_least(1), default=1, help="processes that share the images")
@@ -44,21 +49,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.score_threshold is not None:
         check_threshold(args.score_threshold)
     given = [*args.input, *args.opts]
+    # Processes started here have no standard input of their own.
+    args.listed = tuple(sys.stdin) if args.workers > 1 and "-" in args.input else None
     weights = args.weights or (given[given.index("MODEL.WEIGHTS") + 1] if "MODEL.WEIGHTS" in given[:-1] else "")
+    weights = local(weights)
     if weights and is_artifact(weights):
         _predict_by_artifact(args, weights)
         return
     from ..detection.prediction.command import run, split_settings
     from ..detection.prediction.detector import config_of_arguments
     from ..engine.launch import launch
+    from ..weights import ReadOnce
 
     args.input, args.opts = split_settings(args.input, args.opts)
     if args.dtype:
         args.opts += ["MODEL.RESNEXT.INFERENCE_DTYPE", args.dtype]
-    cfg = config_of_arguments(args)
-    # Processes started here have no standard input of their own.
-    args.listed = tuple(sys.stdin) if args.workers > 1 and "-" in args.input else None
-    launch(run, (cfg, args), processes=args.workers, device=cfg.MODEL.DEVICE)
+    if args.tile:
+        args.opts += ["TEST.TILE", str(args.tile), "TEST.TILE_OVERLAP", str(args.overlap)]
+    read = ReadOnce(args.trust_pickle)
+    cfg = config_of_arguments(args, read)
+    launch(run, (cfg, args, *([read] if args.workers == 1 else [])), processes=args.workers, device=cfg.MODEL.DEVICE)
 
 
 def _with_flags(argv: Sequence[str]) -> list[str]:
@@ -78,9 +88,12 @@ def _predict_by_artifact(args: argparse.Namespace, weights: str) -> None:
         raise UserError(
             f"{what}: {weights} was exported with its settings; leave it out, or give the weights themselves"
         )
-    if args.workers > 1:
-        raise UserError("--workers: an exported detector uses all threads in one process; leave it out")
-    from ..prediction.command import run_artifact
+    from ..prediction.command import run_artifact, run_artifact_shared
 
     args.weights, args.input = weights, words
-    run_artifact(args)
+    if args.workers == 1 and os.environ.keys().isdisjoint(("TORCHELASTIC_RUN_ID", "RANK", "SLURM_PROCID")):
+        run_artifact(args)
+        return
+    from ..engine.launch import launch
+
+    launch(run_artifact_shared, (args,), processes=args.workers)

@@ -9,8 +9,9 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from ..artifacts.about import OPENVINO, is_artifact, write_about
+from ..artifacts.about import ONNX, OPENVINO, is_artifact, write_about
 from ..errors import UserError
 from ..files import atomic_path
 from .arguments import TRUST_PICKLE, at_least
@@ -20,10 +21,11 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Quantize a detector with its weights; with ``--max-drop`` as far as its accuracy allows."""
-    parser = argparse.ArgumentParser(description="Write a C4 detector in 8 bits for OpenVINO.")
+    parser = argparse.ArgumentParser(description="Write a C4 detector in 8 bits for OpenVINO or onnxruntime.")
     parser.add_argument("--config-file", metavar="FILE", help="YAML; by default the one that the weights hold")
     parser.add_argument("--weights", metavar="FILE", help="of a trained detector, or its OUTPUT_DIR (MODEL.WEIGHTS)")
     parser.add_argument("--calibration", nargs="+", required=True, metavar="PATH", help="images like those to come")
+    parser.add_argument("--format", choices=("openvino", "onnx"), default="openvino", help="what runs it")
     parser.add_argument("--images", type=at_least(1), default=16, help="so many of them, spread evenly")
     parser.add_argument("--max-drop", type=float, metavar="AP", help="most points of AP to lose on DATASETS.TEST")
     parser.add_argument("--evaluate", action="store_true", help="measure accuracy on DATASETS.TEST")
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     from detectron2.modeling import build_model
 
-    from ..artifacts.building import openvino_model, quantized, save_openvino
+    from ..artifacts.building import openvino_model, quantized, quantized_onnx, save_openvino, write_onnx
     from ..artifacts.running import ArtifactPredictor
     from ..detection.export.artifact import about_of, calibration_of, measure
     from ..detection.export.graph import export_onnx, export_program
@@ -48,39 +50,52 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ..detection.prediction.command import split_settings
     from ..detection.prediction.detector import config_of_arguments
     from ..prediction.inputs import find_inputs, is_video
+    from ..weights import ReadOnce
 
     args.calibration, args.opts = split_settings(args.calibration, args.opts)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("resnext_det").setLevel(logging.INFO)
-    cfg = apply_preset(config_of_arguments(args), trust_pickle=args.trust_pickle)
+    read = ReadOnce(args.trust_pickle)
+    cfg = apply_preset(config_of_arguments(args, read), read)
     paths = [path for path in find_inputs(args.calibration) if not is_video(path)]
     if len(paths) > args.images:
         paths = [paths[i * len(paths) // args.images] for i in range(args.images)]
     if not paths:
         raise UserError(f"--calibration {args.calibration[0]}: no images; int8 measures its ranges on some dozen")
     model = build_model(cfg).eval()
-    found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=args.trust_pickle)
-    about = about_of(cfg, found, OPENVINO, "int8")
+    found = load_initial_weights(cfg, model, allow_new_heads=False, read=read)
+    in_onnx = args.format == "onnx"
+    about = about_of(cfg, found, ONNX if in_onnx else OPENVINO, "int8")
     about.calibration, examples = calibration_of(cfg, paths)
     with tempfile.TemporaryDirectory() as scratch:
         core = Path(scratch, "core.onnx")
         export_onnx(export_program(model), core)
 
-        def accuracy(model: object) -> dict[str, dict]:
-            return measure(cfg, ArtifactPredictor.of_model(model, about))
+        def build(float_parts: Sequence[str]) -> Any:
+            if not in_onnx:
+                return quantized(core, examples, float_parts)
+            path = Path(scratch, "_".join(["int8", *float_parts]))
+            quantized_onnx(core, path, examples, float_parts)
+            return path
+
+        def accuracy(graph: Any) -> dict[str, dict]:
+            if not in_onnx:
+                return measure(cfg, ArtifactPredictor.of_model(graph, about), about.class_names)
+            write_onnx(graph, Path(scratch, ONNX), about)
+            return measure(cfg, ArtifactPredictor(Path(scratch, ONNX)), about.class_names)
 
         if args.max_drop is None:
-            graph = quantized(core, examples)
+            graph = build([])
             about.accuracy = accuracy(graph) if args.evaluate else {}
         else:
-            exact = accuracy_of(accuracy(openvino_model(core)))
-            graph, about.kept_float, results = within(
-                lambda parts: quantized(core, examples, parts), accuracy, exact, args.max_drop
-            )
+            exact = accuracy_of(accuracy(core if in_onnx else openvino_model(core)))
+            graph, about.kept_float, results = within(build, accuracy, exact, args.max_drop)
             about.accuracy = dict(results)
             logger.info("AP %.2f in float, %.2f in 8 bits", exact, accuracy_of(results))
-    with atomic_path(args.output) as folder:
-        folder.mkdir()
-        about.files = dict.fromkeys(save_openvino(graph, folder), "")
-        write_about(folder, about)
+        with atomic_path(args.output) as folder:
+            folder.mkdir()
+            if in_onnx:
+                write_onnx(graph, folder / ONNX, about)
+            about.files = dict.fromkeys([ONNX] if in_onnx else save_openvino(graph, folder), "")
+            write_about(folder, about)
     logger.info("wrote %s: predict --weights %s, or load_detector(%r)", args.output, args.output, args.output)

@@ -10,6 +10,7 @@ from detectron2.modeling.backbone.fpn import FPN, LastLevelMaxPool, LastLevelP6P
 from torch import nn
 
 from ..errors import UserError
+from ..files import shown
 from ..resnext import Norm, Trunk, make_resnext_stage, make_stages, make_stem
 from ..variants import blocks_per_stage
 
@@ -143,7 +144,7 @@ def build_resnext_backbone(cfg, input_shape: ShapeSpec) -> ResNeXtBackbone:
     names = ["stem", "res2", "res3", "res4", "res5"]
     unknown = [name for name in out_features if name not in names]
     if unknown or not out_features:
-        raise UserError(f"MODEL.RESNETS.OUT_FEATURES is {out_features}: choose from {', '.join(names)}")
+        raise UserError(f"MODEL.RESNETS.OUT_FEATURES is {shown(out_features)}: choose from {', '.join(names)}")
     needed = max(names.index(name) for name in out_features)
     arguments = stage_arguments(cfg)
     stem = make_stem(_kind(cfg), input_shape.channels, keys.STEM_OUT_CHANNELS, arguments["norm"])

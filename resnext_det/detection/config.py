@@ -14,6 +14,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
     """Add this package's keys, each with its default, to a detectron2 config. Safe to call twice."""
     # Equal bits on the same machine, together with SEED; slower, see docs/training_safety.md.
     cfg.setdefault("DETERMINISTIC", False)
+    # Numbers go to this experiment tracker too: mlflow, wandb, or empty for none.
+    cfg.setdefault("TRACKER", "")
     # A user's own sets: a list of [name, annotations, image_root], COCO's JSON or labels of YOLO, VOC, CVAT or LabelMe
     # (docs/formats.md); the names go into DATASETS.TRAIN and TEST.
     cfg.DATASETS.setdefault("REGISTER", [])
@@ -59,6 +61,10 @@ def add_resnext_config(cfg: CfgNode) -> None:
     cfg.TEST.setdefault("VOC_ROUNDING", True)
     # Write an HTML page about every evaluation of boxes.
     cfg.TEST.setdefault("REPORT", True)
+    # Images larger than so many pixels are cut into tiles of that side, in evaluation and prediction; 0 never cuts.
+    cfg.TEST.setdefault("TILE", 0)
+    # Overlap of neighboring tiles, as a part of TILE. Objects should be no larger.
+    cfg.TEST.setdefault("TILE_OVERLAP", 0.2)
     # Parts of the detector, or prefixes of names: they start anew if MODEL.WEIGHTS lacks them or has another shape.
     cfg.MODEL.setdefault("ALLOW_MISSING", [])
     # The classes of MODEL.WEIGHTS in their order, where the file names none or others: training keeps what was learned
@@ -69,6 +75,11 @@ def add_resnext_config(cfg: CfgNode) -> None:
     # auto: FORMAT, PIXEL_MEAN, PIXEL_STD, STRIDE_IN_1X1 and NORM_EPS are those that belong to MODEL.WEIGHTS.
     # none: the ones of this config, which MODEL.WEIGHTS must not contradict.
     cfg.INPUT.setdefault("PRESET", "none")
+    # Of the images. Other than 3: PNG and TIFF of 8 or 16 bits, read in full; MODEL.PIXEL_MEAN and PIXEL_STD of another
+    # length are measured on the training set.
+    cfg.INPUT.setdefault("CHANNELS", 3)
+    # How the first convolution of RGB weights becomes one of other channels: mean or repeat.
+    cfg.INPUT.setdefault("STEM", "mean")
     # INPUT.CROP is placed so that a random object lies in it as a whole.
     cfg.INPUT.CROP.setdefault("KEEP_OBJECT", False)
     # The share of images into which objects of another one are pasted, by their masks (Ghiasi et al. 2021).

@@ -12,7 +12,10 @@ from detectron2.layers import get_norm
 from detectron2.utils import comm
 
 from ..annotations.evaluation import SCORE_THRESHOLD
+from ..engine.tracking import check_tracker
 from ..errors import UserError
+from ..files import shown
+from .channels import STEMS, rgb_only
 from .data.augmentation import check_augmentation
 from .data.loaders import check_sampler
 from .solver import check_solver
@@ -35,10 +38,12 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: 
         _typed("SOLVER", check_solver, cfg)
     elif not cfg.MODEL.WEIGHTS and not resume:
         raise UserError("--eval-only needs weights: give MODEL.WEIGHTS FILE, or --resume for the newest of OUTPUT_DIR")
+    check_tracker(cfg.TRACKER)
     idle = check_stock_keys(cfg, given)
     _check_precise_bn(cfg)
     check_sampler(cfg)
     _typed("INPUT.CROP, INPUT.SCALE_JITTER, INPUT.COLOR", check_augmentation, cfg)
+    _check_channels(cfg)
     _typed("MODEL.ROI_HEADS.CLASS_WEIGHTS", _check_class_weights, cfg)
     _typed("INPUT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD", _check_values, cfg)
     _typed("MODEL.RESNETS, MODEL.FPN", _check_head, cfg)
@@ -66,6 +71,7 @@ def _typed(keys: str, check: Callable[[CfgNode], None], cfg: CfgNode) -> None:
 def _check_values(cfg: CfgNode) -> None:
     """Impossible numbers, and names unknown to detectron2."""
     smallest = {
+        "INPUT.CHANNELS": 1,
         "INPUT.MIN_SIZE_TEST": 0,  # 0 keeps the size
         "INPUT.MAX_SIZE_TRAIN": 1,
         "INPUT.MAX_SIZE_TEST": 1,
@@ -89,6 +95,7 @@ def _check_values(cfg: CfgNode) -> None:
     choices = {
         "INPUT.RANDOM_FLIP": ("none", "horizontal", "vertical"),
         "INPUT.MIN_SIZE_TRAIN_SAMPLING": ("choice", "range"),
+        "INPUT.STEM": STEMS,
     }
     for key, known in choices.items():
         value = reduce(getattr, key.split("."), cfg)
@@ -114,6 +121,17 @@ def _check_values(cfg: CfgNode) -> None:
             f"MODEL.RESNETS.NORM {cfg.MODEL.RESNETS.NORM!r}: detectron2 has no such norm; FrozenBN, BN, SyncBN, GN are "
             "usual"
         ) from None
+
+
+def _check_channels(cfg: CfgNode) -> None:
+    if cfg.INPUT.CHANNELS == 3:
+        return
+    if cfg.DATASETS.BROKEN_IMAGES == "load":
+        raise UserError("DATASETS.BROKEN_IMAGES load: not with INPUT.CHANNELS other than 3; set error or skip")
+    if cfg.INPUT.COLOR.SATURATION:
+        raise UserError("INPUT.COLOR.SATURATION: is of RGB images; set it to 0 with INPUT.CHANNELS other than 3")
+    if cfg.TEST.TILE:
+        rgb_only(cfg, "TEST.TILE")
 
 
 def _check_class_weights(cfg: CfgNode) -> None:
@@ -153,7 +171,7 @@ def _check_head(cfg: CfgNode) -> None:
     if missing:
         reader = "MODEL.FPN.IN_FEATURES" if pyramid else "the heads (their IN_FEATURES)"
         raise UserError(
-            f"MODEL.RESNETS.OUT_FEATURES {out}: lacks {', '.join(missing)}, which {reader} "
+            f"MODEL.RESNETS.OUT_FEATURES {shown(out)}: lacks {', '.join(missing)}, which {reader} "
             f"read{'s' if pyramid else ''}; add it"
         )
     if cfg.MODEL.ROI_HEADS.NAME in C4_HEADS and has_roi_heads(cfg):
@@ -169,8 +187,8 @@ def _check_head(cfg: CfgNode) -> None:
             )
         if "res5" in out:
             raise UserError(
-                f"MODEL.RESNETS.OUT_FEATURES {out}: res5 belongs to the C4 head and would stand idle in the backbone; "
-                "set [res4]"
+                f"MODEL.RESNETS.OUT_FEATURES {shown(out)}: res5 belongs to the C4 head and would stand idle in the "
+                "backbone; set [res4]"
             )
 
 

@@ -17,8 +17,9 @@ from ..annotations.dataset import Dataset
 from ..engine.logs import start_log
 from ..engine.processes import decided_by_main
 from ..errors import UserError
+from ..weights import ReadOnce
 from .data.checked_sets import check_sets_from_config
-from .data.loaders import known_sets, register_sets, test_loader_from_config
+from .data.loaders import component_of, known_sets, register_sets, test_loader_from_config
 from .data.proposals import Proposals, write_proposals
 from .initial_weights import apply_preset
 from .train import load_to_evaluate
@@ -77,11 +78,10 @@ def dump_proposals(
         The files, in the order of ``names``.
     """
     network = proposal_network(model)
-    files = []
-    for name in names:
+    files = [Path(folder, f"{component_of(name)}.pkl") for name in names]
+    for name, path in zip(names, files, strict=True):
         found = inference_on_dataset(network, test_loader_from_config(cfg, name, sets), ProposalRecorder())
-        files.append(Path(folder) / f"{name}.pkl")
-        decided_by_main(lambda path=files[-1], found=found: _save(path, *found))
+        decided_by_main(lambda path=path, found=found: _save(path, *found))
     return files
 
 
@@ -102,7 +102,8 @@ def run(cfg: CfgNode, names: Sequence[str] | None, folder: str | None, weights_g
     known_sets(names, "TRAIN and TEST")
     start_log(cfg.OUTPUT_DIR)
     sets = check_sets_from_config(cfg, training=True)
-    cfg = apply_preset(cfg, trust_pickle=trust_pickle)
+    read = ReadOnce(trust_pickle)
+    cfg = apply_preset(cfg, read)
     model = build_model(cfg)
-    load_to_evaluate(cfg, model, newest=not weights_given, trust_pickle=trust_pickle)
+    load_to_evaluate(cfg, model, newest=not weights_given, read=read)
     dump_proposals(cfg, model, names, folder or os.path.join(cfg.OUTPUT_DIR, "proposals"), sets=sets)

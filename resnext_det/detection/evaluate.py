@@ -10,12 +10,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.structures import Boxes, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -26,10 +28,19 @@ from ..engine.processes import decided_by_main
 from ..engine.sampler import seed_everything
 from ..errors import UserError, listed, nearest
 from ..files import write_json
+from ..prediction.run import Detect
 from .class_count import class_count_from_config
 from .coco_evaluator import FastCOCOEvaluator, metric_names
-from .data.loaders import calibration_inputs, load_dicts, mapper_from_config, one_by_one, test_loader_from_config
+from .data.loaders import (
+    calibration_inputs,
+    component_of,
+    load_dicts,
+    mapper_from_config,
+    one_by_one,
+    test_loader_from_config,
+)
 from .optimize import for_inference
+from .prediction.detector import Predictor, tiled
 from .voc_evaluator import VOCEvaluator
 
 logger = logging.getLogger(__name__)
@@ -65,6 +76,8 @@ def evaluate_model(
     class_names = class_names if class_count_from_config(cfg) is not None else ()
     sets = in_order_of_model(sets or {}, class_names)
     evaluated = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
+    if cfg.TEST.TILE:
+        cfg, evaluated = with_tiles(cfg, model)
     results, tables = {}, {}
     for name in cfg.DATASETS.TEST:
         evaluator = _evaluator(cfg, name, sets.get(name))
@@ -126,7 +139,7 @@ def in_order_of_model(
 def _evaluator(cfg: CfgNode, name: str, truth: Dataset | None) -> FastCOCOEvaluator:
     """VOC's for VOC's image sets, COCO's for all others."""
     options = {
-        "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", name.replace(os.sep, "_")),
+        "output_dir": os.path.join(cfg.OUTPUT_DIR, "inference", component_of(name)),
         "kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS,
         "score_threshold": cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST,
         "report": cfg.TEST.REPORT,
@@ -206,6 +219,44 @@ def with_test_time_augmentation(cfg: CfgNode, model: nn.Module) -> GeneralizedRC
     return GeneralizedRCNNWithTTA(cfg, model)
 
 
+def with_tiles(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
+    """A model that looks at its images by TEST.TILE, and the config whose loader leaves the resizing to it.
+
+    Raises:
+        UserError: test-time augmentation as well.
+    """
+    if cfg.TEST.AUG.ENABLED:
+        raise UserError("TEST.TILE and TEST.AUG.ENABLED: tiles are seen at one size; set one of them")
+    sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
+    predictor = Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.INPUT.MIN_SIZE_TEST = 0
+    cfg.freeze()
+    return cfg, OfPixels(tiled(cfg, predictor), cfg.INPUT.FORMAT)
+
+
+class OfPixels(nn.Module):
+    """What finds boxes in RGB arrays, in the place of a detectron2 model whose images keep their size."""
+
+    def __init__(self, detect: Detect, channel_order: str) -> None:
+        super().__init__()
+        self.detect, self.channel_order = detect, channel_order
+
+    def forward(self, inputs: Iterable[Mapping[str, Any]]) -> list[dict[str, Instances]]:
+        outputs = []
+        for item in inputs:
+            pixels = item["image"].permute(1, 2, 0).to(torch.uint8).numpy()
+            pixels = pixels[:, :, ::-1] if self.channel_order == "BGR" else pixels
+            (found,) = self.detect([np.ascontiguousarray(pixels)])
+            boxes, scores = torch.from_numpy(found.boxes.copy()), torch.from_numpy(found.scores.astype(np.float32))
+            boxes[:, 2:] += boxes[:, :2]
+            classes = torch.from_numpy(found.category_ids.astype(np.int64))
+            instances = Instances(pixels.shape[:2], pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+            outputs.append({"instances": instances})
+        return outputs
+
+
 def validation_loss(cfg: CfgNode, model: nn.Module, *, sets: Mapping[str, Dataset] | None = None) -> dict[str, float]:
     """The losses of training on the images of DATASETS.TEST, resized as in testing, in all processes together.
 
@@ -221,6 +272,7 @@ def validation_loss(cfg: CfgNode, model: nn.Module, *, sets: Mapping[str, Datase
         filter_empty=False,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TEST if cfg.MODEL.LOAD_PROPOSALS else None,
         sets=sets,
+        follow_links=cfg.DATASETS.FOLLOW_LINKS,
     )
     mapper = mapper_from_config(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
     loader = one_by_one(cfg, dicts, mapper)

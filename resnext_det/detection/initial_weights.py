@@ -18,6 +18,7 @@ from ..errors import UserError, listed
 from ..weights import (
     Checkpoint,
     Metadata,
+    Reader,
     check_metadata,
     check_norm_statistics,
     load_strictly,
@@ -26,6 +27,7 @@ from ..weights import (
 )
 from ..weights.class_rows import rows_by_name
 from ..weights.loading import part_of
+from .channels import adapted_stem
 from .class_count import class_count_from_config
 
 logger = logging.getLogger(__name__)
@@ -88,7 +90,12 @@ def check_against_config(
         )
 
 
-def apply_preset(cfg: CfgNode, *, trust_pickle: bool = False) -> CfgNode:
+def weights_of(cfg: CfgNode, read: Reader = read_checkpoint) -> Checkpoint:
+    """MODEL.WEIGHTS, as far as MODEL.WEIGHTS_BRANCH takes it."""
+    return read(cfg.MODEL.WEIGHTS, branch=cfg.MODEL.WEIGHTS_BRANCH)
+
+
+def apply_preset(cfg: CfgNode, read: Reader = read_checkpoint) -> CfgNode:
     """The config with INPUT.PRESET applied, before the model is built.
 
     ``auto`` takes INPUT.FORMAT, MODEL.PIXEL_MEAN, MODEL.PIXEL_STD, MODEL.RESNETS.STRIDE_IN_1X1 and
@@ -104,7 +111,7 @@ def apply_preset(cfg: CfgNode, *, trust_pickle: bool = False) -> CfgNode:
         return cfg
     if not cfg.MODEL.WEIGHTS:
         raise UserError("INPUT.PRESET auto asks MODEL.WEIGHTS, which is empty: name weights, or remove INPUT.PRESET")
-    metadata = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, branch=cfg.MODEL.WEIGHTS_BRANCH).metadata
+    metadata = weights_of(cfg, read).metadata
     frozen, cfg = cfg.is_frozen(), cfg.clone()
     cfg.defrost()
     for key, value in preset(metadata, cfg.MODEL.WEIGHTS).items():
@@ -123,7 +130,7 @@ def load_initial_weights(
     model: nn.Module,
     *,
     allow_new_heads: bool = True,
-    trust_pickle: bool = False,
+    read: Reader = read_checkpoint,
     class_names: Sequence[str] = (),
 ) -> Metadata:
     """Load MODEL.WEIGHTS strictly into ``model`` and log where each part went.
@@ -132,7 +139,7 @@ def load_initial_weights(
         cfg: MODEL.WEIGHTS is a file, ``torchvision://NAME`` or ``timm://NAME``; empty leaves random weights.
         allow_new_heads: heads may start anew (training from a classifier); False to evaluate: then only parts named by
             MODEL.ALLOW_MISSING may.
-        trust_pickle: also open files that may run code.
+        read: reads it.
         class_names: of the model's classes; those that the file knows too get their rows of the last layers, whatever
             their place and number.
 
@@ -145,7 +152,9 @@ def load_initial_weights(
     """
     metadata: Metadata = {}
     if cfg.MODEL.WEIGHTS:
-        checkpoint = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, branch=cfg.MODEL.WEIGHTS_BRANCH)
+        checkpoint = weights_of(cfg, read)
+        if "CHANNELS" in cfg.INPUT:
+            checkpoint = adapted_stem(checkpoint, cfg.INPUT.CHANNELS, cfg.INPUT.STEM)
         check_against_config(cfg, checkpoint.metadata, cfg.MODEL.WEIGHTS)
         if class_names and class_count_from_config(cfg) is not None:
             checkpoint = _by_class_name(cfg, model, checkpoint, class_names)

@@ -31,6 +31,8 @@ from ..engine.run import NEW_RUN, SET_SIZE, Run, RunOptions
 from ..engine.sampler import seed_everything
 from ..engine.trainer import choose_seed
 from ..errors import UserError
+from ..weights import Reader, ReadOnce, read_checkpoint
+from .channels import with_statistics
 from .class_count import class_count_from_config
 from .config_check import check_config
 from .data.checked_sets import check_sets_from_config
@@ -44,6 +46,7 @@ from .initial_weights import (
     class_names_of,
     detector_names,
     load_initial_weights,
+    weights_of,
 )
 from .solver import precision_of, resolve_schedule
 
@@ -71,28 +74,33 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
     start_log(cfg.OUTPUT_DIR)
     for line in [*odd, *([] if cfg.DATASETS.TEST else ["DATASETS.TEST is empty: nothing is evaluated"])]:
         logger.warning("%s", line)
+    read = ReadOnce(options.trust_pickle)
     newest, data = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole() if options.resume else (None, None)
-    cfg, found = _preset(cfg, options, newest), {} if data is None else data.get("metadata", {})
+    cfg, found = _preset(cfg, read, newest), {} if data is None else data.get("metadata", {})
     del data  # its tensors
     _log_run(cfg)
     sets = check_sets_from_config(cfg, training=not options.eval_only)
     if options.eval_only and not options.resume and is_artifact(cfg.MODEL.WEIGHTS):
-        return evaluate_artifact(cfg, ArtifactPredictor(cfg.MODEL.WEIGHTS), sets=sets)
+        predictor = ArtifactPredictor(cfg.MODEL.WEIGHTS)
+        return evaluate_artifact(cfg, predictor, predictor.about.class_names, sets=sets)
     if options.eval_only:
+        if cfg.INPUT.CHANNELS != 3 and not found:
+            found = weights_of(cfg, read).metadata
+        cfg = with_statistics(cfg, found)
         save_config(cfg, cfg.OUTPUT_DIR)
         model = build_model(cfg)
-        names = load_to_evaluate(cfg, model, newest=options.resume, trust_pickle=options.trust_pickle)
+        names = load_to_evaluate(cfg, model, newest=options.resume, read=read)
         return evaluate_model(cfg, model, sets=sets, class_names=names)
     if newest is not None:
         sets = _in_saved_order(cfg, sets, found, newest)
     with locked(cfg.OUTPUT_DIR):
-        return _train(cfg, options, sets)
+        return _train(cfg, options, sets, found, read)
 
 
-def _preset(cfg: CfgNode, options: RunOptions, newest: Path | None) -> CfgNode:
+def _preset(cfg: CfgNode, read: Reader, newest: Path | None) -> CfgNode:
     """INPUT.PRESET applied: from the newest checkpoint of a resumed run, else from MODEL.WEIGHTS."""
     if newest is None or cfg.INPUT.PRESET != "auto":
-        return apply_preset(cfg, trust_pickle=options.trust_pickle)
+        return apply_preset(cfg, read)
     weights, cfg = cfg.MODEL.WEIGHTS, cfg.clone()
     cfg.defrost()
     cfg.MODEL.WEIGHTS = str(newest)
@@ -125,7 +133,7 @@ def _log_run(cfg: CfgNode) -> None:
     )
 
 
-def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pickle: bool = False) -> list[str]:
+def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, read: Reader = read_checkpoint) -> list[str]:
     """Load trained weights: MODEL.WEIGHTS, or the newest checkpoint of OUTPUT_DIR (with EMA_DECAY its average).
 
     Returns:
@@ -135,7 +143,7 @@ def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, trust_pick
         UserError: none there, or they do not fit.
     """
     if not newest:
-        found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
+        found = load_initial_weights(cfg, model, allow_new_heads=False, read=read)
         return detector_names(found)
     average = average_of(model, cfg.SOLVER.EMA_DECAY) if cfg.SOLVER.EMA_DECAY else None
     saved = {} if average is None else {"model_ema": average}
@@ -163,8 +171,13 @@ def _precise_batch_norm(cfg: CfgNode, model: nn.Module, dicts: Sequence[dict]) -
     return [PreciseBatchNorm(model, data, cfg.TEST.EVAL_PERIOD, cfg.TEST.PRECISE_BN.NUM_ITER)]
 
 
-def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[str, dict]:
-    dicts, config = train_dicts_from_config(cfg, sets), cfg.dump()
+def _train(
+    cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset], found: Mapping[str, Any], read: ReadOnce
+) -> dict[str, dict]:
+    """``found``: metadata of the checkpoint that is resumed."""
+    dicts = train_dicts_from_config(cfg, sets)
+    cfg = with_statistics(cfg, found, dicts)
+    config = cfg.dump()
     cfg = resolve_schedule(cfg, len(dicts))
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))  # of the weights that start anew
@@ -195,6 +208,7 @@ def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[
         before_saving=_precise_batch_norm(cfg, model, dicts),
         checkpoint_period=cfg.SOLVER.CHECKPOINT_PERIOD,
         keep_checkpoints=cfg.SOLVER.KEEP_CHECKPOINTS or None,
+        tracker=cfg.TRACKER,
     )
 
     def evaluate(model: nn.Module, done: int) -> dict[str, dict]:
@@ -211,8 +225,7 @@ def _train(cfg: CfgNode, options: RunOptions, sets: dict[str, Dataset]) -> dict[
     start = run.begin(
         resume=options.resume,
         check=partial(check_against_config, cfg, class_names=names),
-        load_initial_weights=lambda: load_initial_weights(
-            cfg, model, trust_pickle=options.trust_pickle, class_names=names
-        ),
+        load_initial_weights=lambda: load_initial_weights(cfg, model, read=read, class_names=names),
     )
+    read.forget()
     return run.train(train_loader_from_config(cfg, run.trainer.seed, start, dicts, sets=sets), start)

@@ -6,6 +6,7 @@ import errno
 import os
 import re
 import sys
+import traceback
 
 from ..errors import RunFailed, UserError
 from ..files import shown
@@ -23,11 +24,12 @@ _SHORTAGES = {
         r"Too many open files|received 0 items of ancdata"
     ),
     "too little shared memory; enlarge /dev/shm (docker: --shm-size=8g), or set DATALOADER.NUM_WORKERS 0": re.compile(
-        r"shared memory|/torch_\w+|Bus error|/dev/shm"
+        rf"shared memory\(shm\)|/torch_\d+_|Bus error|/dev/shm|exit code {errno.ENOSPC}\b"
     ),
     "no more processes or threads may start; raise the limit (ulimit -u), or lower OMP_NUM_THREADS and "
     "DATALOADER.NUM_WORKERS": re.compile(
         r"can't start new thread|Resource temporarily unavailable|pthread_create|Thread creation failed"
+        rf"|exit code {errno.EAGAIN}\b"
     ),
 }
 """What there is too little of, with the fix, and the words in which libraries say so."""
@@ -65,10 +67,17 @@ def _shortage(error: BaseException, text: str) -> str:
         return memory
     if isinstance(error, OSError) and error.errno is not None:  # its text may hold any path
         numbers = {errno.ENOMEM: memory, errno.EMFILE: files, errno.ENFILE: files, errno.EAGAIN: threads}
-        return shared if error.errno in FULL and "/torch_" in text else numbers.get(error.errno, "")
+        if error.errno in FULL and ("/torch_" in text or _makes_a_semaphore(error)):
+            return shared
+        return numbers.get(error.errno, "")
     if not isinstance(error, RuntimeError | OSError | ImportError):
         return ""
-    return next((told for told, words in _SHORTAGES.items() if words.search(text)), "")
+    return next((told for told in (shared, memory, files, threads) if _SHORTAGES[told].search(text)), "")
+
+
+def _makes_a_semaphore(error: BaseException) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.filename.endswith(os.path.join("multiprocessing", "synchronize.py")) for frame in frames)
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -78,6 +87,10 @@ def cause_of(error: BaseException) -> BaseException:
     text = " ".join(str(error).split())
     if isinstance(error, UserError) and text.startswith("Caught"):  # raised in a data worker: its traceback comes along
         return UserError(text.rpartition(f"{type(error).__name__}: ")[2])
+    if text.startswith("Caught"):
+        text = str(error).strip().rpartition("\n")[2]
+    if isinstance(error.__cause__, RuntimeError) and text.startswith("DataLoader worker"):
+        text = str(error.__cause__)  # the same with the exit code
     if shortage := _shortage(error, text):
         return UserError(f"{shortage} ({shown(text)})" if text else shortage)
     if isinstance(error, OSError) and error.errno in FULL:

@@ -11,6 +11,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from detectron2.config import CfgNode
 
 from ..config_files import find_config, read_config
 from ..errors import UserError
-from ..files import atomic_write, expanded, shown
+from ..files import SHOWN, atomic_write, expanded, shown
 from .processes import decided_by_main
 
 CONFIG_FILE = "config.yaml"
@@ -56,7 +57,7 @@ def load_config(cfg: CfgNode, config_file: str, opts: Sequence[str] = ()) -> Cfg
         if isinstance(_value(cfg, key), float) and re.fullmatch(r"[+-]?[0-9]+", value):
             value = float(value)
         _check_sequence(_value(cfg, key), value, key, "command line")
-        _merge(lambda key=key, value=value: cfg.merge_from_list([key, value]), f"command line: {key} {value}")
+        _merge(lambda key=key, value=value: cfg.merge_from_list([key, value]), f"command line: {key} {shown(value)}")
     empty = [key for key, value in _leaves(cfg) if value is None and defaults.get(key) is not None]
     if empty:  # yacs takes None for anything
         raise UserError(f"{config_file} and command line: {empty[0]} has no value; leave it out to have its default")
@@ -129,7 +130,8 @@ def _whole_to_float(loaded: dict, defaults: CfgNode) -> None:
         if isinstance(value, dict):
             _whole_to_float(value, defaults[key])
         elif isinstance(defaults[key], float) and type(value) is int:
-            loaded[key] = float(value)
+            with suppress(OverflowError):  # 400 digits: yacs refuses it
+                loaded[key] = float(value)
 
 
 def _check_sequence(default: object, value: object, key: str, where: str) -> None:
@@ -177,4 +179,7 @@ def _merge(merge, where: str) -> None:
     try:
         merge()
     except (ValueError, AssertionError, KeyError, SyntaxError, AttributeError, TypeError) as error:
-        raise UserError(f"{where}: {error}") from error
+        text = str(error)
+        if len(text) > 2 * SHOWN:  # its end names the key
+            text = f"{text[:SHOWN]} ... {text[-SHOWN:]}"
+        raise UserError(f"{where}: {shown(text, len(text))}") from error

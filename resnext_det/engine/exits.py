@@ -49,6 +49,7 @@ def run(main: Callable[[], object]) -> None:
         code = exit_code(cause)
         if code is None:
             raise
+        sys.unraisablehook = lambda unraisable: None  # what falls over this on the way out, as half-made loaders do
         exit_with(cause, code)
 
 

@@ -24,7 +24,9 @@ logger = logging.getLogger(__name__)
 LOCK = ".lock"
 RESULTS = ("model_*.pth", "last_checkpoint", "evaluations.jsonl", "metrics.json", "results.json")
 """Files by which the folder of an earlier run is known."""
-BESIDE = ("config.yaml", "events.out.tfevents.*")
+TRACKER_FILE = "tracker.json"
+"""The ids of its runs in experiment trackers."""
+BESIDE = ("config.yaml", TRACKER_FILE, "events.out.tfevents.*")
 FOLDERS = ("inference", "dump_*")
 """What else belongs to it; of the log, what was written before this run."""
 

@@ -15,6 +15,7 @@ from torch import nn
 from .checkpoint import RunCheckpointer
 from .processes import decided_by_main
 from .sampler import seed_everything
+from .tracking import TRACKERS
 
 logger = logging.getLogger(__name__)
 
@@ -66,15 +67,16 @@ class PreciseBatchNorm(HookBase):
 
 
 class Writers(HookBase):
-    """Terminal (losses, time left, speed), ``metrics.json`` and TensorBoard, on the main process.
+    """Terminal (losses, time left, speed), ``metrics.json``, TensorBoard and a tracker, on the main process.
 
     Args:
         folder: OUTPUT_DIR.
+        tracker: of :data:`.tracking.TRACKERS`, "" for none.
         period: iterations between two lines.
     """
 
-    def __init__(self, folder: str | os.PathLike, period: int = 20) -> None:
-        self.folder, self.period = folder, period
+    def __init__(self, folder: str | os.PathLike, tracker: str = "", period: int = 20) -> None:
+        self.folder, self.tracker, self.period = folder, tracker, period
         self._sinks: list[EventWriter] = []
 
     def before_train(self) -> None:
@@ -85,6 +87,8 @@ class Writers(HookBase):
         self._sinks.append(CommonMetricPrinter(self.trainer.max_iter))
         self._sinks.append(JSONWriter(os.path.join(self.folder, "metrics.json")))
         self._sinks.append(TensorboardXWriter(self.folder))
+        if self.tracker:
+            self._sinks.append(TRACKERS[self.tracker](self.folder))
 
     def after_step(self) -> None:
         done = self.trainer.iter + 1

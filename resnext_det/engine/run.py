@@ -79,6 +79,7 @@ class Run:
         before_saving: hooks whose changes to the model are saved with it.
         checkpoint_period: iterations.
         keep_checkpoints: how many of the periodic ones stay; None for all.
+        tracker: of :data:`.tracking.TRACKERS`; "" for none.
 
     Attributes:
         evaluated: the network that evaluations see: ``model``, or the average of its weights.
@@ -104,6 +105,7 @@ class Run:
         before_saving: Sequence[HookBase] = (),
         checkpoint_period: int,
         keep_checkpoints: int | None = None,
+        tracker: str = "",
     ) -> None:
         self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
         self.folder, self.iterations, self.evaluated = folder, iterations, model
@@ -123,7 +125,7 @@ class Run:
             self._saved["model_ema"], self.evaluated = average, average.module
             first.append(WeightAverage(average, model))
         self.checkpointer = RunCheckpointer(model, folder, metadata, **self._saved)
-        self.writers, self.results = Writers(folder), dict[str, Any]()
+        self.writers, self.results = Writers(folder, tracker), dict[str, Any]()
         self._described: dict[str, Any] = {}
         self.trainer.register_hooks(
             [

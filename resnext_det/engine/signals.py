@@ -7,7 +7,8 @@ launcher passes on what it gets.
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
+import errno
+import multiprocessing.queues
 import os
 import signal
 import subprocess
@@ -133,8 +134,33 @@ def die_with_parent() -> None:
         os.kill(os.getpid(), number)
 
 
-def outlive_stopping_signals(worker: int = 0) -> None:
-    """The ``worker_init_fn`` of data loaders: only its own parent's signal, or its end, ends a worker.
+def begin_worker(worker: int = 0) -> None:
+    """The ``worker_init_fn`` of data loaders: a worker that cannot send a batch ends.
+
+    By default it prints a traceback, and the batch is waited for in vain.
+    """
+    queue: Any = multiprocessing.queues.Queue  # of which the worker's own is one already
+    start_thread = queue._start_thread
+
+    def start_or_end(self: multiprocessing.queues.Queue) -> None:
+        try:
+            start_thread(self)
+        except RuntimeError as error:
+            _end_with(error)
+
+    queue._start_thread, queue._on_queue_feeder_error = start_or_end, staticmethod(_end_with)
+    outlive_stopping_signals()
+
+
+def _end_with(error: Exception, batch: object = None) -> None:
+    """End with a number that :mod:`.causes` knows."""
+    shortages = {"shared memory": errno.ENOSPC, "start new thread": errno.EAGAIN}
+    code = next((number for words, number in shortages.items() if words in str(error)), 1)
+    os._exit(getattr(error, "errno", None) or code)
+
+
+def outlive_stopping_signals() -> None:
+    """Only its own parent's signal, or its end, ends a data worker.
 
     The last step needs its data, so a worker must not die of the signal that asks the run to stop. Nor of Ctrl-C, which
     a terminal sends to all: the run would report a dead worker and not the interruption.
@@ -151,4 +177,8 @@ def outlive_stopping_signals(worker: int = 0) -> None:
         os._exit(0)
 
     signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    threading.Thread(target=wait, daemon=True).start()
+    try:
+        threading.Thread(target=wait, daemon=True).start()
+    except RuntimeError:  # too many: the parent's signal must still end this worker
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
+        raise

@@ -141,7 +141,7 @@ class Trainer(SimpleTrainer):
                     self.after_step()
                     if self.stopping:
                         raise StopSignal(self.stop_signal)
-            self.iter += 1
+            self.iter = max(start_iter, max_iter)  # behind the last step, and where none is left to train
             self.after_train()
 
     def run_step(self) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import UserError
 from . import BACKENDS, CHOICES
+from .runtime import cpu_flags
 
 logger = logging.getLogger(__name__)
 
@@ -100,14 +101,3 @@ def multiplies_bf16(device_type: str) -> bool:
     if device_type == "cuda":
         return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
     return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(cpu_flags())
-
-
-@functools.cache
-def cpu_flags() -> frozenset[str]:
-    """The processor's features by Linux's names; empty elsewhere."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = [line.split(":", 1)[1] for line in file if line.startswith(("flags", "Features"))]
-    except OSError:
-        return frozenset()
-    return frozenset(lines[0].split()) if lines else frozenset()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib
 import logging
+import platform
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -66,3 +68,22 @@ def quantized(model: Any, examples: Sequence[Sequence[np.ndarray]], **more: Any)
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
         **more,
     )
+
+
+@functools.cache
+def cpu_flags() -> frozenset[str]:
+    """The processor's features by Linux's names; empty elsewhere."""
+    return frozenset(_cpu_facts("flags", "Features").split())
+
+
+def processor() -> str:
+    """The processor's name and features."""
+    return " ".join([_cpu_facts("model name") or platform.machine(), *sorted(cpu_flags())])
+
+
+def _cpu_facts(*keys: str) -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith(keys)), "")
+    except OSError:
+        return ""

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ..errors import UserError
-from ..files import read_state
+from ..files import atomic_path, read_state, write_json
 
 CLASSES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECIPE = 1
@@ -258,24 +257,19 @@ def make_digits(folder: Path | str, settings: Settings = Settings()) -> bool:  #
             raise UserError(f"{folder}: exists and was not made by make_digits; choose another --output or remove it")
         if written == {**wanted, "images": _count_images(folder)}:
             return False
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest.write_text(json.dumps(wanted), encoding="utf-8")  # without "images": not complete
-    for part in PARTS:
-        shutil.rmtree(folder / part, ignore_errors=True)
-
+    write_json(manifest, wanted)  # without "images": not complete
     train, held_out = load_split()
-    classification, detection = (folder / part for part in PARTS)
-    annotations = detection / "annotations"
     seed = settings.seed
-    number = write_classification(classification / "train", train, [seed, 0])
-    number += write_classification(classification / "val", held_out, [seed, 1])
-    for split, digits, scenes, stream in (
-        ("train", train, settings.train, 2),
-        ("minival", held_out, settings.minival, 3),
-    ):
-        target = annotations / f"instances_{split}.json"
-        number += write_detection(detection / split, target, digits, scenes, settings.size, [seed, stream])
-    manifest.write_text(json.dumps({**wanted, "images": number}, indent=2) + "\n", encoding="utf-8")
+    with atomic_path(folder / PARTS[0]) as classification, atomic_path(folder / PARTS[1]) as detection:
+        number = write_classification(classification / "train", train, [seed, 0])
+        number += write_classification(classification / "val", held_out, [seed, 1])
+        for split, digits, scenes, stream in (
+            ("train", train, settings.train, 2),
+            ("minival", held_out, settings.minival, 3),
+        ):
+            target = detection / "annotations" / f"instances_{split}.json"
+            number += write_detection(detection / split, target, digits, scenes, settings.size, [seed, stream])
+    write_json(manifest, {**wanted, "images": number})
     return True
 
 

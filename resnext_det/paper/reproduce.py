@@ -21,7 +21,7 @@ from typing import Any
 from ..config_files import config_folder, config_path, read_config
 from ..engine.signals import run_command
 from ..errors import UserError
-from ..files import METRICS, read_state, write_json
+from ..files import METRICS, read_state, shown, write_json
 from ..reporting.tables import Results, results_table
 from ..variants import Variant, parse_name
 from .tables import TABLES, Row, Table
@@ -282,6 +282,8 @@ def options_of_file(file: str | None) -> list[str]:
 
     def flat(node: Mapping, prefix: str) -> Iterable[str]:
         for key, value in node.items():
+            if not isinstance(key, str):
+                raise UserError(f"--settings {file}: the key {shown(key)} is no text")
             if isinstance(value, Mapping):
                 yield from flat(value, f"{prefix}{key}.")
             else:

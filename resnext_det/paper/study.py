@@ -30,7 +30,7 @@ from ..engine.evaluations import EVALUATION
 from ..engine.exits import EXIT_STOPPED
 from ..engine.signals import GRACE, end_command, on_stopping_signals, run_command, start_command
 from ..errors import UserError, nearest
-from ..files import COUNT, METRICS, atomic_write, misfit, parse_state, read_state, safe_component, write_json
+from ..files import COUNT, METRICS, atomic_write, misfit, parse_state, read_state, safe_component, shown, write_json
 from .reproduce import SETTINGS_FILE, Command, Settings, command_line, options_of_file, plan, read_results
 from .tables import PROTOCOLS, TABLES
 
@@ -111,21 +111,21 @@ def read_study(file: str) -> list[Step]:
         where = f"study {file}, step {safe_component(entry['name'], f'study {file}: step')}"
         for key in entry:
             if key not in known:
-                raise UserError(f"{where}: unknown key {key}{nearest(str(key), known)}")
+                raise UserError(f"{where}: unknown key {shown(key)}{nearest(str(key), known)}")
         if reason := misfit(entry, _STEP):
             raise UserError(f"{where}: {reason}")
         step = Step(**entry)
         if bool(step.benchmark) == bool(step.table):
             raise UserError(f"{where}: needs either benchmark or table")
         if step.benchmark and step.benchmark not in BENCHMARKS:
-            raise UserError(f"{where}: no benchmark {step.benchmark}{nearest(step.benchmark, list(BENCHMARKS))}")
+            raise UserError(f"{where}: no benchmark {shown(step.benchmark)}{nearest(step.benchmark, list(BENCHMARKS))}")
         if step.table and step.table not in TABLES:
-            raise UserError(f"{where}: no table {step.table}; {', '.join(map(str, TABLES))}")
+            raise UserError(f"{where}: no table {shown(step.table)}; {', '.join(map(str, TABLES))}")
         if step.protocol not in PROTOCOLS:
-            raise UserError(f"{where}: protocol {step.protocol}: choose from {', '.join(PROTOCOLS)}")
+            raise UserError(f"{where}: protocol {shown(step.protocol)}: choose from {', '.join(PROTOCOLS)}")
         for row in step.rows:
             if row not in TABLES[step.table].rows:
-                raise UserError(f"{where}: row {row} is not in table {step.table}")
+                raise UserError(f"{where}: row {shown(row)} is not in table {step.table}")
         steps.append(step)
     names = [step.name for step in steps]
     for name in names:
@@ -140,7 +140,9 @@ def chains_of(step: Step, output: Path, folder: Path) -> Iterator[Chain]:
     options += [part for key, value in step.set.items() for part in (key, str(value))]
     for seed in step.seeds:
         for row in step.rows or TABLES[step.table].rows:
-            weights = {r: w.format(seed=seed, output=output) for r, w in step.weights.items()}
+            weights = {
+                r: w.replace("{seed}", str(seed)).replace("{output}", str(output)) for r, w in step.weights.items()
+            }
             settings = Settings(output / step.name, Path(step.data) if step.data else None, tuple(options),
                                 Fraction(step.width), weights, step.protocol)  # fmt: skip
             commands = plan(step.table, row, seed, settings)

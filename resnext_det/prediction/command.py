@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,21 +16,31 @@ from ..annotations.coco import read_ground_truth
 from ..annotations.dataset import Dataset
 from ..annotations.predicted import match_files
 from ..artifacts.about import sha256
-from ..artifacts.running import ArtifactPredictor
+from ..artifacts.running import ArtifactPredictor, available_cores
 from ..errors import UserError, listed
 from ..files import shown
 from .inputs import find_inputs
-from .parts import DETECTIONS_FILE
 from .run import DEFAULT_THRESHOLD, Summary, predict
+from .tiles import Tiled
 
 logger = logging.getLogger(__name__)
 
 
-def run_artifact(args: Namespace) -> None:
-    """Predict as the flags ask for, with the detector ``args.weights``."""
+def run_artifact(
+    args: Namespace,
+    rank: int = 0,
+    processes: int = 1,
+    decide: Callable[[Callable[[], Any]], Any] = lambda function: function(),
+    threads: int = 0,
+) -> None:
+    """Predict as the flags ask for, with the detector ``args.weights``; further arguments as :func:`predict`'s.
+
+    Args:
+        threads: as :class:`ArtifactPredictor`'s.
+    """
     folder = Path(args.output)
-    paths = find_inputs(args.input, sys.stdin, output=folder)
-    predictor = ArtifactPredictor(args.weights)
+    paths = decide(lambda: find_inputs(args.input, listed_names(args, processes), output=folder))
+    predictor = ArtifactPredictor(args.weights, threads=threads)
     about = predictor.about
     category_ids, image_ids = about.category_ids, None
     if args.ids_from:
@@ -43,14 +55,39 @@ def run_artifact(args: Namespace) -> None:
         )  # fmt: skip
     single = args.weights.endswith(".onnx")
     identity: dict[str, object] = {"detector": sha256(args.weights)} if single else {"files": about.files}
+    if args.tile:
+        identity["tile"] = [args.tile, args.overlap]
     summary = predict(
-        predictor, paths, folder,
+        Tiled(predictor, args.tile, args.overlap) if args.tile else predictor, paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, about.class_names, strict=True)],
         image_ids=image_ids, settings=identity, batch_size=args.batch_size, score_threshold=threshold,
-        broken=args.broken, draw=not args.no_drawings, resume=args.resume, progress=logger.info,
+        broken=args.broken, draw=not args.no_drawings, resume=args.resume, form=args.format,
+        progress=None if rank else logger.info, rank=rank, processes=processes, decide=decide,
     )  # fmt: skip
-    assert summary is not None  # one process
-    tell(summary, folder, float(np.min(threshold)), predictor.runtime)
+    if summary is not None:
+        tell(summary, float(np.min(threshold)), predictor.runtime)
+
+
+def run_artifact_shared(args: Namespace) -> None:
+    """:func:`run_artifact` in one process of several, which have torch and detectron2."""
+    from detectron2.utils import comm
+
+    from ..engine.processes import decided_by_main
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    threads = 0 if "OMP_NUM_THREADS" in os.environ else max(1, available_cores() // comm.get_local_size())
+    run_artifact(args, comm.get_rank(), comm.get_world_size(), decided_by_main, threads)
+
+
+def listed_names(args: Namespace, processes: int) -> Iterable[str]:
+    """The lines of standard input, which the process that started the others has read for them.
+
+    Raises:
+        UserError: they are asked for, and it has not.
+    """
+    if args.listed is None and "-" in args.input and processes > 1:
+        raise UserError("--input -: processes of torchrun and Slurm share one standard input; give folders or patterns")
+    return sys.stdin if args.listed is None else args.listed
 
 
 def threshold_of(args: Namespace, own: float | list[float], class_names: Sequence[str]) -> float | list[float]:
@@ -63,7 +100,7 @@ def threshold_of(args: Namespace, own: float | list[float], class_names: Sequenc
     return own
 
 
-def tell(summary: Summary, folder: Path, threshold: float, device: str) -> None:
+def tell(summary: Summary, threshold: float, device: str) -> None:
     """Log what a run found, and what it could not read."""
     if not summary.detections and summary.best is not None:
         logger.warning("nothing scores %g or more; the best score is %.3f (--score-threshold)", threshold, summary.best)
@@ -73,7 +110,7 @@ def tell(summary: Summary, folder: Path, threshold: float, device: str) -> None:
         )
     logger.info(
         "%d detections in %d images on %s, %d broken and skipped; %s",
-        summary.detections, summary.frames, device, len(summary.broken), folder / DETECTIONS_FILE,
+        summary.detections, summary.frames, device, len(summary.broken), summary.path,
     )  # fmt: skip
 
 

@@ -3,7 +3,8 @@
 ``OUTPUT/parts/manifest.json`` says what the run is. ``OUTPUT/parts/ATTEMPT_RANK.jsonl`` holds a line for every image
 and frame, appended as soon as it is done; every process and every attempt appends to a part of its own. The images
 come in units, which are done whole or not at all: the last line of a unit has ``"end": true``, and lines behind the
-last such line are thrown away when the run is resumed. ``OUTPUT/detections.json`` appears when all units are there.
+last such line are thrown away when the run is resumed. ``OUTPUT/detections.json``, or another of :data:`FORMATS`,
+appears when all units are there.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ import itertools
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 try:
@@ -25,11 +28,12 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 from ..errors import UserError
-from ..files import COUNT, atomic_write, parse_state, read_state, shown, write_json
+from ..files import COUNT, atomic_path, atomic_write, parse_state, read_state, shown, write_json
 
 logger = logging.getLogger(__name__)
 
-DETECTIONS_FILE = "detections.json"
+FORMATS = {"coco": "detections.json", "jsonl": "detections.jsonl", "parquet": "detections.parquet"}
+"""Files that a run can end in: one COCO data set, or a line or row for each image."""
 PARTS = "parts"
 MANIFEST = "manifest.json"
 VERSION = 1
@@ -95,7 +99,7 @@ def _locked(parts: Path, *, alone: bool) -> Iterator[None]:
 
 
 def _archive(folder: Path) -> None:
-    old = [path for path in (folder / PARTS, folder / DETECTIONS_FILE) if os.path.lexists(path)]
+    old = [folder / name for name in (PARTS, *FORMATS.values()) if os.path.lexists(folder / name)]
     if not old:
         return
     target = next(t for n in itertools.count(1) if not (t := folder / f"earlier_run_{n}").exists())
@@ -203,30 +207,77 @@ def records(folder: Path) -> Iterator[dict]:
     return heapq.merge(*map(lines, paths), key=lambda record: record["unit"])
 
 
-def merge(folder: Path, categories: Sequence[Mapping[str, Any]], ids: Mapping[str, int] | None = None) -> Path:
-    """Write ``detections.json``, COCO's form with scores, from all parts in the order of the inputs; returns its path.
+def merge(
+    folder: Path,
+    categories: Sequence[Mapping[str, Any]],
+    ids: Mapping[str, int] | None = None,
+    form: str = "coco",
+) -> Path:
+    """Write all parts in the order of the inputs into the file of ``form``; returns its path.
 
     Args:
         categories: COCO's records.
         ids: {file name: image id}; by default images are numbered from 1.
+        form: of :data:`FORMATS`.
     """
-    path = folder / DETECTIONS_FILE
+
+    def images() -> Iterator[tuple[dict, list[dict]]]:
+        found = (record for record in records(folder) if "image" in record)
+        for number, record in enumerate(found):
+            yield {"id": _image_id(record, number, ids, folder), **record["image"]}, record["annotations"]
+
+    path = folder / FORMATS[form]
+    if form == "parquet":
+        _write_parquet(path, images(), categories)
+    elif form == "jsonl":
+        with atomic_write(path) as file:
+            for image, annotations in images():
+                file.write(json.dumps({**image, "annotations": annotations}) + "\n")
+    else:
+        _write_coco(path, images, categories)
+    return path
+
+
+def _write_coco(path: Path, images: Callable[[], Iterator], categories: Sequence[Mapping[str, Any]]) -> None:
     with atomic_write(path) as file:
         file.write('{"images": [')
-        for number, record in enumerate(_images(folder)):
-            image = {"id": _image_id(record, number, ids, folder), **record["image"]}
+        for number, (image, _) in enumerate(images()):
             file.write((",\n" if number else "") + json.dumps(image))
         file.write(f'],\n"categories": {json.dumps(list(categories))},\n"annotations": [')
-        annotation = 0
-        for number, record in enumerate(_images(folder)):
-            image_id = _image_id(record, number, ids, folder)
-            for found in record["annotations"]:
-                annotation += 1
+        number = 0
+        for image, annotations in images():
+            for found in annotations:
+                number += 1
                 area = found["bbox"][2] * found["bbox"][3]
-                whole = {"id": annotation, **found, "image_id": image_id, "area": area, "iscrowd": 0}
-                file.write((",\n" if annotation > 1 else "") + json.dumps(whole))
+                whole = {"id": number, **found, "image_id": image["id"], "area": area, "iscrowd": 0}
+                file.write((",\n" if number > 1 else "") + json.dumps(whole))
         file.write("]}\n")
-    return path
+
+
+def _write_parquet(path: Path, images: Iterator, categories: Sequence[Mapping[str, Any]]) -> None:
+    arrow, parquet = parquet_library()
+    mask = arrow.struct({"size": arrow.list_(arrow.int64()), "counts": arrow.string()})
+    of_box = {"bbox": arrow.list_(arrow.float64()), "score": arrow.float64(), "category_id": arrow.int64()}
+    more = {"segmentation": mask, "keypoints": arrow.list_(arrow.float64())}
+    columns = {"id": arrow.int64(), "file_name": arrow.string()}
+    columns |= dict.fromkeys(("width", "height", "frame"), arrow.int64())
+    columns["annotations"] = arrow.list_(arrow.struct(of_box | more))
+    schema = arrow.schema(columns, metadata={"categories": json.dumps(list(categories))})
+    with atomic_path(path) as unfinished, parquet.ParquetWriter(unfinished, schema) as writer:
+        while rows := [{**image, "annotations": found} for image, found in itertools.islice(images, 1000)]:
+            writer.write_batch(arrow.RecordBatch.from_pylist(rows, schema=schema))
+
+
+def parquet_library() -> tuple[ModuleType, ModuleType]:
+    """pyarrow and its Parquet.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module("pyarrow"), import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise UserError("--format parquet: needs pyarrow: pip install 'resnext-det[parquet]'") from error
 
 
 def _image_id(record: Mapping[str, Any], number: int, ids: Mapping[str, int] | None, folder: Path) -> int:
@@ -234,7 +285,3 @@ def _image_id(record: Mapping[str, Any], number: int, ids: Mapping[str, int] | N
     if ids is not None and name not in ids:
         raise UserError(f"{folder / PARTS}: holds {shown(name)}, which is no input of this run; start without --resume")
     return number + 1 if ids is None else ids[name]
-
-
-def _images(folder: Path) -> Iterator[dict]:
-    return (record for record in records(folder) if "image" in record)

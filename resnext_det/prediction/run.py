@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,17 +42,19 @@ class Summary:
         detections: in all of them.
         best: the highest score below the threshold, of those without a detection; None where there is none.
         broken: what was skipped and why.
+        path: the merged results.
     """
 
     frames: int = 0
     detections: int = 0
     best: float | None = None
     broken: list[str] = field(default_factory=list)
+    path: Path = Path()
 
     @classmethod
-    def of(cls, folder: Path) -> Summary:
-        """Of the parts in ``folder``."""
-        summary = cls()
+    def of(cls, folder: Path, path: Path) -> Summary:
+        """Of the parts in ``folder``, merged into ``path``."""
+        summary = cls(path=path)
         for record in parts.records(folder):
             if "image" in record:
                 summary.frames += 1
@@ -87,13 +89,15 @@ def predict(
     broken: str = "error",
     draw: bool = True,
     resume: bool = False,
+    form: str = "coco",
     max_megapixels: float = MAX_MEGAPIXELS,
     progress: Callable[[str], object] | None = None,
     rank: int = 0,
     processes: int = 1,
     decide: Callable[[Callable[[], Any]], Any] = lambda function: function(),
+    elsewhere: Elsewhere | None = None,
 ) -> Summary | None:
-    """Detect in every image and frame; drawn copies and ``detections.json`` go to ``folder``.
+    """Detect in every image and frame; drawn copies and the results go to ``folder``.
 
     Every process of a run calls it with the same arguments, and takes its share.
 
@@ -107,9 +111,11 @@ def predict(
         score_threshold: detections below it are left out; of several, below that of their class.
         broken: ``error`` or ``skip``, for images that cannot be read.
         resume: continue the run in ``folder``.
+        form: of the results, one of :data:`~.parts.FORMATS`.
         progress: called with the speed and the time left, about once a second.
         rank, processes: which process this is, and of how many.
         decide: calls a function in one process and gives its result to all.
+        elsewhere: computes in other processes; nothing is drawn then.
 
     Returns:
         What the whole run did; None in a process that ends before the last one, which merges the results.
@@ -121,6 +127,8 @@ def predict(
     check_threshold(score_threshold)
     if batch_size < 1:
         raise UserError(f"--batch-size {batch_size}: at least 1")
+    if form == "parquet":
+        parts.parquet_library()  # missing, it shall be missed before the work
     drawn = targets(paths, folder) if draw else {}
     units = units_of(paths, batch_size)
     digest = hashlib.sha256("\0".join(map(str, paths)).encode(errors="surrogateescape")).hexdigest()
@@ -129,15 +137,11 @@ def predict(
         "drawings": draw, "categories": list(categories), **(settings or {}),
     }  # fmt: skip
 
-    def begin() -> set[int]:
-        done = parts.begin(folder, whole, resume=resume)
-        return done
-
-    done = decide(begin)
+    done = decide(lambda: parts.begin(folder, whole, resume=resume))
     if done:
         logger.info("--resume: %d of %d are done", sum(len(units[n]) for n in done), len(paths))
     own = [n for n in range(len(units)) if n not in done][rank::processes]
-    work = _Work(detect, [c["id"] for c in categories], score_threshold, broken, batch_size, max_megapixels)
+    work = Work(detect, [c["id"] for c in categories], score_threshold, broken, batch_size, max_megapixels)
     names = [drawable(c["name"], str(c["id"])) for c in categories] if draw else []
     stop = StopRequest()
     finished = len(done)
@@ -148,8 +152,13 @@ def predict(
             Drawings(drawn, names) if draw else nullcontext() as drawings,
         ):
             counter = _Progress(sum(frames_in(path) for n in own for path in units[n]) if progress else 0, progress)
-            for number in own:
-                part.write(number, work.records(units[number], drawings, stop, counter))
+            found = (
+                elsewhere(work, {n: units[n] for n in own})
+                if elsewhere
+                else ((n, work.records(units[n], drawings, stop, counter)) for n in own)
+            )
+            for number, records in found:
+                part.write(number, records)
                 finished += 1
     except BaseException:
         if finished:
@@ -159,15 +168,14 @@ def predict(
             )  # fmt: skip
         raise
     if processes > 1 and len(parts.whole_units(folder)) < len(units):
-        logger.info("this process has done its share; the last one writes %s", parts.DETECTIONS_FILE)
+        logger.info("this process has done its share; the last one writes %s", parts.FORMATS[form])
         return None
-    parts.merge(folder, categories, image_ids)
-    return Summary.of(folder)
+    return Summary.of(folder, parts.merge(folder, categories, image_ids, form))
 
 
 @dataclass
-class _Work:
-    """How a unit becomes records."""
+class Work:
+    """How a unit becomes records. It can be pickled where ``detect`` can."""
 
     detect: Detect
     category_ids: Sequence[int]
@@ -177,12 +185,16 @@ class _Work:
     max_megapixels: float
 
     def records(
-        self, unit: Sequence[Path], drawings: Drawings | None, stop: StopRequest, counter: _Progress
+        self,
+        unit: Sequence[Path],
+        drawings: Drawings | None = None,
+        stop: StopRequest | None = None,
+        counter: Callable[[int], object] = bool,
     ) -> Iterator[dict]:
         """The lines of one unit; the drawings are there before the lines are."""
         frames = self._frames(unit)
         while batch := list(itertools.islice(frames, self.batch_size)):
-            if stop.signal:
+            if stop and stop.signal:
                 raise Stopped("stopped by a signal between two images; the same command with --resume continues")
             looked_at = [frame for frame in batch if isinstance(frame, Frame)]
             yield from ({"broken": text} for text in batch if isinstance(text, str))
@@ -220,6 +232,10 @@ class _Work:
         if not annotations and len(detections):
             record["best"] = float(detections.scores.max())
         return record
+
+
+Elsewhere = Callable[[Work, Mapping[int, Sequence[Path]]], Iterable[tuple[int, Iterable[dict]]]]
+"""Work and units by number -> numbers and records, by rising number."""
 
 
 class _Progress:

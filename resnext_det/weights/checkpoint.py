@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,21 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
     if not written:
         metadata["source_sha256"] = digest
     return Checkpoint(native, source, metadata, path, digest, entry, trunk.branch, trunk.left_out)
+
+
+Reader = Callable[..., Checkpoint]
+""":func:`read_checkpoint` without its ``trust_pickle``."""
+
+
+class ReadOnce:
+    """:func:`read_checkpoint` for the steps of a run: the last weights stay in memory until ``forget`` is called."""
+
+    def __init__(self, trust_pickle: bool = False) -> None:
+        self._read = lru_cache(maxsize=1)(partial(read_checkpoint, trust_pickle=trust_pickle))
+        self.forget = self._read.cache_clear
+
+    def __call__(self, path_or_uri: str | os.PathLike, branch: str = "") -> Checkpoint:
+        return self._read(path_or_uri, branch=branch)
 
 
 def save_checkpoint(path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ residual           with shortcuts (bool; False is the network of Sec. 5.1)
 stride_in_1x1      a stage halves the map in its first 1x1 convolution instead of the 3x3 (bool)
 norm_eps           added to the variance of every batch norm (float)
 channel_order      "RGB" or "BGR"
-pixel_mean         three floats on the scale 0-255, in ``channel_order``
+pixel_mean         three floats on the scale 0-255, in ``channel_order``; of other channels, one for each
 pixel_std          three floats on the scale 0-255, in ``channel_order``
 input_size         side of the training or test crop in pixels (int)
 class_names        list of str, in the order of the outputs
@@ -171,7 +171,7 @@ def check_types(metadata: Mapping[str, Any], where: str) -> None:
             else isinstance(value, list | tuple if kind is list else kind)
         )
         if key in ("pixel_mean", "pixel_std"):
-            good = good and len(value) == 3 and all(isinstance(number, int | float) for number in value)
+            good = good and len(value) > 0 and all(isinstance(number, int | float) for number in value)
         if key == "thresholds":
             good = good and all(isinstance(number, int | float) and 0 <= number <= 1 for number in value)
         if key == "pixel_std":

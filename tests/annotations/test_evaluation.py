@@ -19,7 +19,7 @@ from pycocotools import mask as mask_tools
 from pycocotools.cocoeval import COCOeval, Params
 
 from resnext_det import UserError
-from resnext_det.annotations import reading, typed_json
+from resnext_det.annotations import evaluation, reading, typed_json
 from resnext_det.annotations.coco import Detections, read_ground_truth
 from resnext_det.annotations.evaluation import evaluate, evaluate_detections
 from resnext_det.annotations.reading import stream_list
@@ -601,3 +601,13 @@ def test_polygons_need_the_size_of_their_image_and_run_lengths_do_not(where):
     (found if where == "detections" else truth["annotations"])[0]["segmentation"] = [[0, 0, 0, 50, 1, 50, 1, 0]]
     with pytest.raises(UserError, match="image 7 has no width or height, which its polygons"):
         evaluate_detections(truth, found, "segm")
+
+
+def test_too_few_threads_are_found_before_hotcoco_needs_them(monkeypatch):
+    def none(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(evaluation, "_pool_owner", None)
+    monkeypatch.setattr("threading.Thread.start", none)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        evaluate_detections(*random_set(6, images=2))

@@ -213,7 +213,8 @@ BAD: list[tuple[str, object, object, str]] = [
         ("train: images\nnames: [a]\nnc: 2\n", "nc: is 2 and names has 1"),
         ("train: nowhere\nnames: [a]\n", "train: nowhere: no such folder"),
         (f"train: {'n' * 300}\nnames: [a]\n", "no such folder"),
-        ("names: [a]\n", "train: no such split"), ("train: 7\nnames: [a]\n", "train: '7' is no folder"),
+        ("names: [a]\n", "train: no such split"), (f"path: {'n' * 300}\nnames: [a]\n", "no such split"),
+        ("train: 7\nnames: [a]\n", "train: '7' is no folder"),
         ("train: images\nval: images\nnames: [a]\n", "has the splits train, val; choose one"),
         ("train: labels\nnames: [a]\n", "holds no images"), ("train: labels/a.txt\nnames: [a]\n", "names no image"),
         ("train: images\nnames: [a]\npath: [1]\n", "path: '[1]' is no folder"),
@@ -277,6 +278,36 @@ def test_every_mistake_is_one_line_with_the_file(form, change, file, said, tmp_p
             {"yolo": yolo, "voc": voc, "cvat": cvat, "labelme": labelme}[form].read(path)
     message = str(raised.value)
     assert said in message and "\n" not in message and str(tmp_path) in message
+
+
+NUMBERS = {
+    # format: the numbers of the sound label file, each with a sign (|) between it and what tells its place
+    "voc": ("<xmin>|11", "<ymin>|6", "<xmax>|30", "<ymax>|25"),
+    "yolo": ("0 |0.25", "0 0.25 |0.25", "0 0.25 0.25 |0.25", "0.25 0.25 0.25 |0.333333333"),
+    "cvat": ('xtl="|10', 'ytl="|5', 'xbr="|30', 'ybr="|25', 'width="|80', 'height="|60'),
+    "labelme": ("[[|30", "[[30, |25", "[|10", "[10, |5", '"imageWidth": |80', '"imageHeight": |60'),
+}
+ODD = {form: ("ten", "nan", "inf", "-1e999", "1e999") for form in ("voc", "yolo", "cvat")}
+ODD["labelme"] = ('"x"', "NaN", "[1]", "true", "Infinity")  # null is a size that is not told
+
+
+@pytest.mark.parametrize("form", ODD)
+def test_odd_numbers_in_every_place_are_one_line(form: str, tmp_path: Path) -> None:
+    """With those of BAD at least 50 bad inputs of each format."""
+    from resnext_det.annotations.formats import cvat, labelme, voc, yolo
+
+    path, file, tried = make(form, tmp_path), tmp_path / LABEL[form], 0
+    text = file.read_text()
+    for number in NUMBERS[form]:
+        before, value = number.split("|")
+        assert text.count(before + value) >= 1
+        for instead in ODD[form]:
+            file.write_text(text.replace(before + value, before + instead, 1))
+            with pytest.raises(UserError) as raised:
+                {"yolo": yolo, "voc": voc, "cvat": cvat, "labelme": labelme}[form].read(path)
+            assert "\n" not in str(raised.value) and str(tmp_path) in str(raised.value), instead
+            tried += 1
+    assert tried + sum(bad[0] == form for bad in BAD) >= 50
 
 
 def test_what_cannot_be_used_is_counted_and_named(tmp_path: Path) -> None:

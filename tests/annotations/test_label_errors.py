@@ -49,7 +49,7 @@ def test_planted_errors_come_first_each_as_its_kind() -> None:
     assert {one.get("label", {}).get("annotation_id"): one["kind"] for one in first} == planted
     (missing,) = (one for one in first if one["kind"] == "missing")
     assert missing["found"]["bbox"] == records[110]["bbox"] and missing["file_name"] == "10.png"
-    assert suspects.score[3] > 0.8 > 0.2 > suspects.score[4:].max()
+    assert suspects.score[3] > 0.8 > 0.2 > suspects.score[4:].max(initial=0)
 
 
 def by_loops(truth, found, least) -> dict[tuple[int, int], tuple[str, float]]:
@@ -146,5 +146,6 @@ def test_command_writes_page_and_list(tmp_path, capsys) -> None:
     assert page.count("<figure>") == min(len(listed), 200) and page.count("data:image/jpeg") == len(shown)
     assert "<b>" not in re.sub("<b>[0-9]+[.] ", "", page) and not re.findall("https?://|<script", page)
     assert "1 missing, 1 swapped" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"--label-errors .*errors.json: name the page"):
-        call("evaluate", [*common, "--label-errors", str(tmp_path / "errors.json")])
+    for page in ("errors.json", "0.html", "gt.json"):  # its list would be the page itself, an input, an input
+        with pytest.raises(UserError, match="--label-errors .*: it would write over another"):
+            call("evaluate", [*common, "--label-errors", str(tmp_path / page)])

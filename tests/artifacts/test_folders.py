@@ -54,6 +54,18 @@ def test_thresholds_of_the_export_count_unless_one_is_named(tmp_path: Path) -> N
     assert numbers == [0, 1]
 
 
+def test_predict_in_tiles(tmp_path: Path) -> None:
+    """The made detector finds its one box in every tile, at the tile's own place."""
+    Image.new("RGB", (250, 100)).save(tmp_path / "wide.png")
+    words = ["--weights", write(tmp_path / "export"), "--input", tmp_path / "wide.png", "--no-drawings"]
+    words += ["--tile", 100, "--overlap", 0.25, "--output", tmp_path / "out"]
+    predict.main([str(word) for word in words])
+    found = json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"]
+    assert [a["bbox"] for a in found] == [[2 + left, 3, 10, 20] for left in (0, 75, 150)]
+    with pytest.raises(UserError, match="began with tile"):
+        predict.main([str(word) for word in [*words, "--resume", "--overlap", 0.5]])
+
+
 BARE = """
 import importlib.abc, sys
 class Nothing(importlib.abc.MetaPathFinder):
@@ -123,6 +135,30 @@ def renamed(folder: Path) -> None:
     from resnext_det.artifacts.about import sha256
 
     changed("files", {ONNX: sha256(folder / ONNX)})(folder)
+
+
+def test_a_detector_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    """Offline, from the cache that huggingface_hub keeps; the commit is stated."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    commit = "0123456789" * 4
+    model = tmp_path / "models--someone--digits"
+    write(model / "snapshots" / commit)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(commit)
+    with caplog.at_level("INFO"):
+        for address in ("hf://someone/digits", f"hf://someone/digits@{commit}"):
+            assert resnext_det.load_detector(address).class_names == ["cat", "dog"]
+    assert caplog.text.count(f"commit {commit}") == 2
+    Image.new("RGB", (40, 50)).save(tmp_path / "one.png")
+    words = ["hf://someone/digits", tmp_path / "one.png", "--no-drawings", "--output", tmp_path / "out"]
+    predict.main([str(word) for word in words])
+    assert len(json.loads((tmp_path / "out" / "detections.json").read_text())["annotations"]) == 1
+    with pytest.raises(UserError, match="hf://someone/letters: cannot be fetched"):
+        resnext_det.load_detector("hf://someone/letters")
+    with pytest.raises(UserError, match="give hf://USER/MODEL"):
+        resnext_det.load_detector("hf://../digits/x")
 
 
 DAMAGES = {

@@ -22,10 +22,12 @@ from resnext_det.auto.run import Pace, Request, shorten
 from resnext_det.commands.auto import main
 from resnext_det.config_files import read_config
 from resnext_det.detection.config import setup
+from resnext_det.detection.initial_weights import apply_preset
 from resnext_det.engine import signals
 from resnext_det.engine.signals import Stopped
 from resnext_det.makers.synthetic import SHAPES, detection_config, draw_detection_set
-from resnext_det.weights import read_checkpoint
+from resnext_det.resnext import create_model
+from resnext_det.weights import read_checkpoint, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +79,7 @@ class Programs:
         file, *words = flags[flags.index("--config-file") + 1 :]
         cfg = setup(file, [word for word in words if not word.startswith("--")])
         folder = Path(cfg.OUTPUT_DIR)
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "model_final.pth").touch()
         numbers = {"AP": 10.0, "AP50": 20.0, "F1": 30.0, **{f"threshold-{name}": 0.5 for name in SHAPES}}
         (folder / "results.json").write_text(json.dumps({"bbox": numbers}))
@@ -135,6 +137,25 @@ def test_the_timing_runs_the_training_and_writes_nothing(tmp_path: Path) -> None
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_weights_of_the_users_choice(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = timing.measure
+    Programs(monkeypatch)
+    monkeypatch.setattr(timing, "measure", real)
+    model = create_model("resnext14_4x2d", stem_out_channels=8, res2_out_channels=16)
+    facts = {"channel_order": "BGR", "pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [9.0, 8.0, 7.0]}
+    facts |= {"stride_in_1x1": False, "norm_eps": 1e-3}
+    weights = labels.parent / "w.pth"
+    save_checkpoint(weights, model.state_dict(), facts | {"depth": 14, "cardinality": 4, "width": 2})
+    asked = request(labels, weights=str(weights), minutes=100.0)
+    auto.run(asked)
+    cfg = apply_preset(setup(str(asked.output / "config.yaml")))
+    assert (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.RESNETS.NORM_EPS) == ("BGR", [1.0, 2.0, 3.0], 1e-3)
+    assert (cfg.MODEL.RESNETS.NUM_GROUPS, cfg.MODEL.RESNETS.RES2_OUT_CHANNELS) == (4, 16)
+    save_checkpoint(labels.parent / "mute.pth", model.state_dict(), {})
+    with pytest.raises(UserError, match="mute.pth: does not say its channel_order, pixel_mean"):
+        auto.run(request(labels, weights=str(labels.parent / "mute.pth"), output=labels.parent / "other"))
+
+
 def test_a_stopped_training_stops_it(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = Programs(monkeypatch)
     programs.fails, programs.code = "train", 75
@@ -147,6 +168,7 @@ def test_too_little_time_names_how_much_it_takes(labels: Path, monkeypatch: pyte
     with pytest.raises(UserError, match=r"--minutes 0.2: .* give --minutes 3"):
         auto.run(request(labels, minutes=0.2))
     assert not (labels.parent / "out" / "config.yaml").exists()
+    auto.run(request(labels, minutes=3.0))
 
 
 def test_flags(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:

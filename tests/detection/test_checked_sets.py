@@ -21,7 +21,7 @@ from resnext_det.detection.coco_evaluator import FastCOCOEvaluator
 from resnext_det.detection.config import setup
 from resnext_det.detection.data import checked_sets
 from resnext_det.detection.data.checked_sets import CheckOptions, check_sets
-from resnext_det.detection.data.loaders import register_sets, train_loader_from_config
+from resnext_det.detection.data.loaders import load_dicts, register_sets, train_loader_from_config
 from resnext_det.detection.data.loaders import test_loader_from_config as loader_from_config
 from resnext_det.detection.evaluate import in_order_of_model
 from resnext_det.engine.launch import launch
@@ -188,6 +188,27 @@ def test_headers_see_the_size_and_off_sees_nothing(made, caplog):
     with caplog.at_level(logging.WARNING):
         check(train=[name], level="off")
     assert "not checked" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["path", "link", "folder"])
+def test_an_image_outside_is_refused_where_nothing_is_checked(made, tmp_path, how):
+    name, json_file, image_root = made
+    outside = tmp_path / "elsewhere"
+    if how == "folder":  # the root itself may be a link
+        image_root.rename(outside)
+        image_root.symlink_to(outside)
+        assert load_dicts([name], classes=ClassCount(2), filter_empty=False)
+        return
+    outside.mkdir()
+    (image_root / "0001.png").rename(outside / "0001.png")
+    if how == "link":
+        (image_root / "0001.png").symlink_to(outside / "0001.png")
+    else:
+        edit(json_file, lambda document: document["images"][1].update(file_name="../elsewhere/0001.png"))
+    with pytest.raises(UserError, match="0001.png leads out of"):
+        load_dicts([name], classes=ClassCount(2), filter_empty=False)
+    if how == "link":
+        assert load_dicts([name], classes=ClassCount(2), filter_empty=False, follow_links=True)
 
 
 def test_a_mistyped_level_names_the_nearest():

@@ -142,6 +142,24 @@ def test_a_set_without_annotations_is_predicted_and_saved(trained, tiny_run, tmp
     assert {record["category_id"] for record in json.loads(file.read_text())} <= {3, 8}
 
 
+def test_tiles(trained, tiny_run, tmp_path):
+    """Tiles no smaller than the images change nothing; smaller ones find boxes of the whole image."""
+    model = loaded(trained[0])
+
+    def rated(tile: int) -> tuple[dict, np.ndarray]:
+        cfg = tiny_run.config(f"tiles_{tile}", *TRAINED, "TEST.TILE", tile, "TEST.TILE_OVERLAP", 0.6)
+        results = evaluate_model(cfg, model)
+        (file,) = Path(cfg.OUTPUT_DIR).rglob("coco_instances_results.json")
+        return results["bbox"], np.array([found["bbox"] for found in json.loads(file.read_text())])
+
+    (whole, boxes), (large, same), (small, others) = map(rated, (0, 80, 50))
+    assert large == pytest.approx(whole, nan_ok=True, abs=1e-6)
+    np.testing.assert_allclose(same, boxes, atol=1e-4)  # from corners to sizes and back
+    assert small != whole and (others[:, :2] + others[:, 2:]).max(0) == pytest.approx([80, 64], abs=1)
+    with pytest.raises(UserError, match=r"TEST.TILE and TEST.AUG.ENABLED"):
+        evaluate_model(tiny_run.config("tiles", *TRAINED, "TEST.TILE", 50, "TEST.AUG.ENABLED", True), model)
+
+
 def test_test_time_augmentation(trained, tiny_run):
     more = ("TEST.AUG.ENABLED", True, "TEST.AUG.MIN_SIZES", (48, 64), "TEST.AUG.MAX_SIZE", 96)
     cfg = tiny_run.config("augmented", *TRAINED, *more)

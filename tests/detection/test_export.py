@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +23,15 @@ from detectron2.structures import ImageList
 
 from resnext_det import UserError
 from resnext_det.artifacts.about import ONNX, OPENVINO, About, write_about
-from resnext_det.artifacts.building import openvino_model, parts_of, quantized, save_openvino, write_onnx
+from resnext_det.artifacts.building import (
+    PARTS,
+    openvino_model,
+    parts_of,
+    quantized,
+    quantized_onnx,
+    save_openvino,
+    write_onnx,
+)
 from resnext_det.artifacts.running import ArtifactPredictor
 from resnext_det.commands.export import main
 from resnext_det.detection.config import setup
@@ -237,8 +247,7 @@ def test_onnx_takes_every_size_and_batch(exported, core: Path) -> None:
 @pytest.mark.slow
 def test_one_onnx_from_pixels_to_boxes_and_its_8_bits(exported, core: Path, tmp_path: Path) -> None:
     """PyTorch's detections from uint8 images of any size; int8 loaded gives the bits of int8 in memory."""
-    for package in ("onnx", "onnxruntime", "openvino", "nncf"):
-        pytest.importorskip(package)
+    onnx, *_ = map(pytest.importorskip, ("onnx", "onnxruntime", "openvino", "nncf"))
     model, _ = exported
     about = About(ONNX, "fp32", ["a", "b", "c"], [1, 2, 3], "BGR", 128, 200, model_threshold=0.05)
     write_onnx(core, tmp_path / ONNX, about)
@@ -252,9 +261,22 @@ def test_one_onnx_from_pixels_to_boxes_and_its_8_bits(exported, core: Path, tmp_
         assert len(found.scores) == len(wanted.scores) > 10 and np.mean(near) > 0.9
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-3)
 
+    inputs = [np.random.rand(1, 3, 128, 160).astype(np.float32) * 255, *[np.array([[128, 160]])] * 2]
+    about.precision = "int8"
+    sessions = []
+    for kept in ((), PARTS):
+        quantized_onnx(core, tmp_path / "core8.onnx", [inputs], kept)
+        operators = Counter(node.op_type for node in onnx.load(str(tmp_path / "core8.onnx")).graph.node)
+        assert (operators["QuantizeLinear"] > 0) == (not kept) and operators["Conv"] == 20
+        write_onnx(tmp_path / "core8.onnx", tmp_path / "8.onnx", about)
+        sessions.append(ArtifactPredictor(tmp_path / "8.onnx"))
+    for wanted, found, same in zip(expected, *(session(images) for session in sessions), strict=True):
+        assert len(found.scores) > 10 and not np.array_equal(found.scores, wanted.scores)
+        np.testing.assert_allclose(found.scores[:10], wanted.scores[:10], atol=0.02)
+        np.testing.assert_allclose(same.scores, wanted.scores, atol=1e-3)
+
     parts = parts_of(openvino_model(core))
     assert {part: len(names) for part, names in parts.items()} == {"trunk": 13, "proposals": 3, "regions": 4}
-    inputs = [np.random.rand(1, 3, 128, 160).astype(np.float32) * 255, *[np.array([[128, 160]])] * 2]
     graph = quantized(core, [inputs], ["trunk"])
     about = About(OPENVINO, "int8", ["a", "b", "c"], [1, 2, 3], "BGR", 128, 200, model_threshold=0.05)
     in_memory = ArtifactPredictor.of_model(graph, about, threads=1)
@@ -264,16 +286,19 @@ def test_one_onnx_from_pixels_to_boxes_and_its_8_bits(exported, core: Path, tmp_
     code = "import pickle, sys; from resnext_det.artifacts.running import ArtifactPredictor as P; "
     code += "images = pickle.load(sys.stdin.buffer); found = [P(sys.argv[1], threads=1).arrays(i) for i in images]; "
     code += "assert not {'torch', 'nncf', 'detectron2'} & sys.modules.keys(); pickle.dump(found, sys.stdout.buffer)"
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "int8")],
-        input=pickle.dumps(images),
-        capture_output=True,
-        check=True,
-    )
-    for image, found, wanted in zip(images, pickle.loads(done.stdout), expected, strict=True):
-        own = in_memory.arrays(image)
-        assert all(np.array_equal(x, y) for x, y in zip(own, found, strict=True)) and len(found[1]) > 10
-        assert not np.array_equal(own[1], wanted.scores.astype(np.float32)), "8 bits move scores"
+    for files in (0, 1):  # the first start compiles, the second takes what it has kept
+        assert len(list(tmp_path.glob("resnext_det/openvino/*"))) == files
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / "int8")],
+            input=pickle.dumps(images),
+            capture_output=True,
+            check=True,
+            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+        )
+        for image, found, wanted in zip(images, pickle.loads(done.stdout), expected, strict=True):
+            own = in_memory.arrays(image)
+            assert all(np.array_equal(x, y) for x, y in zip(own, found, strict=True)) and len(found[1]) > 10
+            assert not np.array_equal(own[1], wanted.scores.astype(np.float32)), "8 bits move scores"
 
 
 def test_measuring_leaves_the_results_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +308,7 @@ def test_measuring_leaves_the_results_of_the_training(monkeypatch: pytest.Monkey
         monkeypatch.setattr(artifact, name, lambda *args, **more: None)
     cfg.DATASETS.REGISTER = []
     monkeypatch.setattr(artifact, "evaluate_artifact", lambda cfg, *args, **more: folders.append(cfg.OUTPUT_DIR))
-    artifact.measure(cfg, None)
+    artifact.measure(cfg, None, [])
     assert folders[0] == cfg.OUTPUT_DIR != folders[1] and not Path(folders[1]).exists()
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -276,6 +279,27 @@ def test_published_weights(uri: str, tiny_run: TinyRun, cache: Path, capsys) -> 
     cfg = apply_preset(tiny_run.config("uri", *settings, "MODEL.WEIGHTS", uri))
     assert cfg.INPUT.FORMAT == "RGB"
     load_initial_weights(cfg, build_model(cfg))
+
+
+def test_a_run_reads_its_files_once(tiny_run: TinyRun, pretrained: str, tmp_path: Path) -> None:
+    file = os.open(tmp_path / "opened", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(event: str, given: tuple) -> None:
+        if event == "open":
+            os.write(file, f"{given[0]}\n".encode())
+
+    def opened_by(*words: object) -> Counter:
+        os.truncate(file, 0)
+        done = forked.call(*words, before=lambda: sys.addaudithook(note))
+        assert done.returncode == 0, done.stderr
+        return Counter((tmp_path / "opened").read_text().split("\n"))
+
+    more = ("SOLVER.MAX_ITER", 1, "TEST.REPORT", False, "INPUT.PRESET", "auto", "MODEL.WEIGHTS", pretrained)
+    opened = opened_by("train", "--config-file", tiny_run.file, *tiny_run.options("opened", *more))
+    assert opened[pretrained] == 2, "to read and to hash it"
+    assert [opened[labels] for _, labels, _ in tiny_run.sets] == [2, 2], "to see its format and to read it"
+    final, images = tiny_run.folder / "opened" / "model_final.pth", tiny_run.sets[1][2]
+    assert opened_by("predict", final, images, "--output", tmp_path / "out")[str(final)] == 2
 
 
 @pytest.mark.slow

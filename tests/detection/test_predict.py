@@ -16,7 +16,7 @@ import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 
-from resnext_det import UserError
+from resnext_det import UserError, create_model
 from resnext_det.commands import predict as command
 from resnext_det.detection.config import add_resnext_config
 from resnext_det.detection.prediction import detector as module
@@ -24,6 +24,7 @@ from resnext_det.detection.prediction.command import split_settings
 from resnext_det.detection.prediction.detector import Predictor
 from resnext_det.prediction.inputs import find_inputs, read_rgb
 from resnext_det.prediction.run import predict
+from resnext_det.weights import save_checkpoint
 
 
 class WhiteRectangle(torch.nn.Module):
@@ -198,7 +199,7 @@ def test_class_names_come_from_the_weights_where_the_set_does_not_fit(tmp_path, 
 
 def test_command_line(tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text(get_cfg().dump())
-    (tmp_path / "w.pth").write_bytes(b"weights")
+    save_checkpoint(tmp_path / "w.pth", create_model("resnet14", 2).state_dict(), {})
     truth = {
         "images": [{"id": 1, "file_name": "a.jpg", "width": 8, "height": 8}],
         "annotations": [],
@@ -207,8 +208,8 @@ def test_command_line(tmp_path, monkeypatch):
     (tmp_path / "truth.json").write_text(json.dumps(truth))
     Image.fromarray(scene()).save(tmp_path / "a.png")
 
-    def load(cfg, trust_pickle, examples):
-        assert cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "bf16" and not trust_pickle
+    def load(cfg, read, examples):
+        assert cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "bf16"
         assert cfg.MODEL.WEIGHTS == str(tmp_path / "w.pth")
         assert [example.shape for example in examples()] == [scene().shape]  # for int8
         detector = Predictor(WhiteRectangle(), min_size=cfg.INPUT.MIN_SIZE_TEST, max_size=1000)

@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -227,6 +228,35 @@ def test_torn_lines_and_units_are_computed_again(tmp_path):
         (folder / "detections.json").unlink()
         run(paths, folder, batch_size=2, resume=True)
         assert (folder / "detections.json").read_bytes() == (tmp_path / "whole" / "detections.json").read_bytes()
+
+
+def test_lines_and_rows_hold_what_coco_does(tmp_path):
+    """A whole run is merged again into another form; scores below the threshold leave images without detections."""
+    paths = write(tmp_path / "in", 5)
+    run(paths, tmp_path / "out", score_threshold=0.45)
+    whole = content(tmp_path / "out")
+    found = {
+        image["id"]: [a for a in whole["annotations"] if a["image_id"] == image["id"]] for image in whole["images"]
+    }
+    kept = {i: [{key: a[key] for key in ("bbox", "score", "category_id")} for a in found[i]] for i in found}
+    wanted = [{**image, "annotations": kept[image["id"]]} for image in whole["images"]]
+    assert [len(row["annotations"]) for row in wanted] == [0, 0, 1, 1, 1]
+    again = {"score_threshold": 0.45, "resume": True}
+    lines = run(paths, tmp_path / "out", form="jsonl", **again).path.read_text().splitlines()
+    assert [json.loads(line) for line in lines] == wanted
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(run(paths, tmp_path / "out", form="parquet", **again).path)
+    assert json.loads(table.schema.metadata[b"categories"]) == CATEGORIES
+    without = {"segmentation": None, "keypoints": None}
+    rows = [{**row, "frame": None, "annotations": [{**a, **without} for a in row["annotations"]]} for row in wanted]
+    assert table.to_pylist() == rows
+
+
+def test_parquet_without_its_library_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UserError, match=r"--format parquet: needs pyarrow: pip install 'resnext-det\[parquet\]'"):
+        run(write(tmp_path / "in", 1), tmp_path / "out", form="parquet")
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_of_an_earlier_run_do_not_stay_beside_new_ones(tmp_path, caplog):

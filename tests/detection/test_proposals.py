@@ -16,6 +16,8 @@ from detectron2.structures import BoxMode
 
 from resnext_det import UserError
 from resnext_det.commands.proposals import main as dump
+from resnext_det.commands.train import main as train
+from resnext_det.detection.data.loaders import component_of
 from resnext_det.detection.data.proposals import attach_proposals, read_proposals, write_proposals
 from resnext_det.detection.train import run
 
@@ -28,7 +30,9 @@ def test_rpn_then_fast_rcnn(tiny_run):
     recall = run(tiny_run.config("rpn", *RPN, *train))["box_proposals"]
     assert recall["AR@100"] > 10
     dump(["--config-file", str(tiny_run.file), *tiny_run.options("rpn", *RPN)])
-    files = [tiny_run.folder / "rpn" / "proposals" / f"{name}.pkl" for name in (tiny_run.train, tiny_run.test)]
+    files = [
+        tiny_run.folder / "rpn" / "proposals" / f"{component_of(name)}.pkl" for name in (tiny_run.train, tiny_run.test)
+    ]
     ids, boxes, logits = read_proposals(files[1])
     assert ids == [1, 2, 3] and all(0 < len(b) == len(x) <= 30 for b, x in zip(boxes, logits, strict=True))
     assert max(b[:, 2].max() for b in boxes) <= 80 and max(b[:, 3].max() for b in boxes) <= 64, "the images' pixels"
@@ -48,7 +52,7 @@ def test_proposals_of_a_whole_detector(tiny_run):
     weights = ["MODEL.WEIGHTS", tiny_run.folder / "whole" / "model_final.pth"]
     where = ["--dataset", tiny_run.test, "--output", str(tiny_run.folder / "whole" / "p")]
     dump(["--config-file", str(tiny_run.file), *where, *tiny_run.options("whole2", *weights)])
-    assert len(read_proposals(tiny_run.folder / "whole" / "p" / f"{tiny_run.test}.pkl")[0]) == 3
+    assert len(read_proposals(tiny_run.folder / "whole" / "p" / f"{component_of(tiny_run.test)}.pkl")[0]) == 3
 
 
 def records(number: int) -> list[dict]:
@@ -97,6 +101,7 @@ class Evil:
         ({"ids": [1], "boxes": [np.ones((2, 4))], "objectness_logits": [np.ones(1)]}, "2 boxes, 1 logits"),
         ({"ids": [1], "boxes": [np.full((1, 4), np.nan)], "objectness_logits": [np.ones(1)]}, "NaN"),
         ({"ids": [1], "boxes": [np.ones(5)], "objectness_logits": [np.ones(1)]}, "reshape"),
+        ({"ids": [], "boxes": [], "objectness_logits": [], "bbox_mode": 4}, "boxes of the mode XYWHA_ABS"),
     ],
 )
 def test_broken_files_are_named(tmp_path, content, message):
@@ -106,3 +111,13 @@ def test_broken_files_are_named(tmp_path, content, message):
         read_proposals(path)
     with pytest.raises(UserError, match="no such file"):
         read_proposals(tmp_path / "none.pkl")
+
+
+@pytest.mark.parametrize("main", [train, dump])
+def test_the_name_of_a_set_leads_nowhere(main, tiny_run):
+    sets = [["../planted", *tiny_run.sets[0][1:]]]
+    words = tiny_run.options(
+        "named", "DATASETS.REGISTER", sets, "DATASETS.TRAIN", "('../planted',)", "DATASETS.TEST", "()"
+    )
+    with pytest.raises(UserError, match=r"set '\.\._planted' cannot name a file"):
+        main(["--config-file", str(tiny_run.file), *words])

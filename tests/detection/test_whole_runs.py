@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from fvcore.nn.precise_bn import update_bn_stats
 
-from resnext_det.detection.data.loaders import train_loader_from_config
+from resnext_det.detection.data.loaders import component_of, train_loader_from_config
 from resnext_det.detection.dump_proposals import run as dump
 from resnext_det.detection.train import run
 from resnext_det.engine import run as run_module
@@ -51,13 +51,13 @@ def test_two_processes_hear_what_the_first_cannot_write(tmp_path):
         "sound": tiny_run.config(tmp_path / "sound", *more),
     }
     block(tmp_path, "early", "model_final.pth")
-    block(f"{tiny_run.test}.pkl")
+    block(tmp_path, f"{component_of(tiny_run.test)}.pkl")
     launch(write_in_vain, (cfgs, tmp_path), processes=2)
     said = reports_of_all(tmp_path)
     assert said.keys() == {"config", "early", "proposals"}
     assert all(text.startswith("UserError: ") for text in said.values())
     assert "config.yaml: is a directory" in said["config"] and "model_final.pth" in said["early"]
-    assert f"{tiny_run.test}.pkl: is a directory" in said["proposals"]
+    assert f"{component_of(tiny_run.test)}.pkl: is a directory" in said["proposals"]
 
 
 @pytest.mark.usefixtures("forked")

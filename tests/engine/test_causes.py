@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 
 import pytest
@@ -48,6 +49,41 @@ def test_too_little_memory_is_reported_without_a_traceback(size):
         torch.empty(size)
     cause = cause_of(caught.value)
     assert isinstance(cause, UserError) and "out of memory" in str(cause) and "SOLVER.ACCUMULATE" in str(cause)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (MemoryError(), "out of memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
+        (RuntimeError("could not create a primitive"), "out of memory"),
+        (ImportError("libx.so: failed to map segment from shared object"), "out of memory"),
+        (OSError(errno.EMFILE, "Too many open files", "/shared memory/x"), "too many open files"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "too many open files"),
+        (RuntimeError("received 0 items of ancdata"), "too many open files"),
+        (RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)"), "too little shared"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), "too little shared memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/torch_1_2"), "too little shared memory"),
+        (OSError(errno.EAGAIN, "Resource temporarily unavailable"), "no more processes or threads"),
+        (RuntimeError("can't start new thread"), "no more processes or threads"),
+        (OSError(errno.ENOSPC, "No space left on device", "/out/a.json"), "'/out/a.json'; free some space"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "free some space"),
+        (OSError(errno.EFBIG, "File too large"), "free some space"),
+    ],
+)  # fmt: skip
+def test_each_shortage_is_one_line_with_the_fix(error, line):
+    cause = cause_of(error)
+    assert isinstance(cause, UserError) and line in str(cause) and "\n" not in str(cause)
+
+
+def test_a_semaphore_without_shared_memory_is_no_full_disk(monkeypatch):
+    def none_left(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", none_left)
+    with pytest.raises(OSError) as caught:
+        multiprocessing.Lock()
+    assert "too little shared memory" in str(cause_of(caught.value))
 
 
 def test_too_little_memory_on_a_gpu():

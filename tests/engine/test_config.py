@@ -128,6 +128,8 @@ def bomb():
         ("SOLVER: {BASE_LR: 1e999}", "SOLVER.BASE_LR is inf"),
         ("SOLVER: {STEPS: many}", r'SOLVER.STEPS takes several values, not .many.; write \("many",\)'),
         ("SEED: " + "9" * 9999, "not YAML"),
+        ("SOLVER: {BASE_LR: " + "9" * 400 + "}", "Type mismatch .* for config key: SOLVER.BASE_LR"),
+        ("SEED: " + "x" * 9000, "^.{,700}for config key: SEED"),
         ("a: \x1b[31m", "not YAML"),
     ],
 )

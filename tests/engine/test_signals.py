@@ -14,7 +14,8 @@ from common import ROOT
 from torch.utils.data import DataLoader
 
 from resnext_det.engine import signals
-from resnext_det.engine.signals import STOPPING, StopRequest, outlive_stopping_signals
+from resnext_det.engine.causes import cause_of
+from resnext_det.engine.signals import STOPPING, StopRequest, begin_worker
 
 
 def test_the_same_signal_by_two_ways_counts_once_and_a_later_one_ends_the_process(monkeypatch):
@@ -33,13 +34,13 @@ def test_the_same_signal_by_two_ways_counts_once_and_a_later_one_ends_the_proces
 
 @pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="no way to see who sent a signal")
 def test_a_data_worker_lives_on_when_its_whole_job_is_signalled():
-    batches = iter(DataLoader(range(100), num_workers=1, worker_init_fn=outlive_stopping_signals))
+    batches = iter(DataLoader(range(100), num_workers=1, worker_init_fn=begin_worker))
     next(batches)
     (worker,) = batches._workers
     for number in STOPPING:
         subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)  # not from the worker's own parent
     assert len(list(batches)) == 99
-    batches = iter(DataLoader(range(100), num_workers=1, worker_init_fn=outlive_stopping_signals))
+    batches = iter(DataLoader(range(100), num_workers=1, worker_init_fn=begin_worker))
     next(batches)
     (worker,) = batches._workers
     worker.terminate()
@@ -48,7 +49,7 @@ def test_a_data_worker_lives_on_when_its_whole_job_is_signalled():
 
 
 def test_ctrl_c_to_the_whole_group_does_not_end_a_data_worker():
-    batches = iter(DataLoader(range(100), num_workers=1, worker_init_fn=outlive_stopping_signals))
+    batches = iter(DataLoader(range(100), num_workers=1, worker_init_fn=begin_worker))
     next(batches)
     (worker,) = batches._workers
     subprocess.run(["kill", "-INT", str(worker.pid)], check=True)
@@ -57,6 +58,7 @@ def test_ctrl_c_to_the_whole_group_does_not_end_a_data_worker():
 
 PARENT = """
 import multiprocessing, os, sys, time
+from resnext_det.engine.causes import cause_of
 from resnext_det.engine.signals import die_with_parent
 def child(pipe):
     die_with_parent()
@@ -81,3 +83,17 @@ def test_a_child_dies_with_a_parent_that_is_killed(tmp_path):
     while Path(f"/proc/{child}").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+class Unsendable:
+    def __reduce__(self):
+        raise RuntimeError(
+            "unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)"
+        )
+
+
+def test_a_batch_that_cannot_be_sent_is_not_waited_for():
+    loader = DataLoader([Unsendable()], num_workers=1, collate_fn=list, worker_init_fn=begin_worker)
+    with pytest.raises(RuntimeError) as caught:
+        list(loader)
+    assert "too little shared memory" in str(cause_of(caught.value))

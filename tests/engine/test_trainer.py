@@ -192,6 +192,15 @@ def test_what_was_measured_before_a_failure_is_written_down(tmp_path):
     assert "the loss is not finite" in log and "Traceback" not in log
 
 
+def test_a_run_that_has_nothing_left_to_train_saves_what_the_finished_one_did(tmp_path):
+    states = []
+    for resume in (False, True):
+        run = ToyRun(tmp_path)
+        run.train(4, resume=resume)
+        states.append(run.trainer.state_dict()["iteration"])
+    assert states == [4, 4]
+
+
 def test_a_second_run_in_one_process_logs_every_line_once(tmp_path, capsys):
     logger = logging.getLogger("resnext_det")
     before = list(logger.handlers)

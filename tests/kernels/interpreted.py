@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -157,7 +156,7 @@ def in_a_network() -> None:
     from resnext_det.detection.optimize import optimize_for_inference
 
     torch.manual_seed(0)
-    plain = create_model("resnext14_8x4d", num_classes=3, stem_out_channels=8, res2_out_channels=16)
+    plain = create_model("resnext14_4x4d", num_classes=3, stem_out_channels=8, res2_out_channels=16)
     model = copy.deepcopy(plain)
     calls = []
     run, kernels._run = kernels._run, lambda *a: (calls.append(a[0].shape), run(*a))[1]
@@ -196,5 +195,6 @@ def in_a_network() -> None:
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        globals()[name]()
+    for check in (every_cut, inputs_of_any_memory, layer, learned_scale_and_shift, empty_batch, operators, autocast,
+                  in_a_network, many_parts):  # fmt: skip
+        check()

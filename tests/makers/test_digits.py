@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from collections import Counter
 
 import numpy as np
@@ -117,7 +118,7 @@ def test_scenes_are_written_with_the_digits_of_their_split_only(tmp_path, monkey
 
     monkeypatch.setattr(digits_maker, "compose_scene", remember)
     monkeypatch.setattr(digits_maker, "write_detection", write_detection)
-    monkeypatch.setattr(digits_maker, "write_classification", lambda *args: 0)
+    monkeypatch.setattr(digits_maker, "write_classification", lambda folder, *args: os.makedirs(folder) or 0)
     digits_maker.make_digits(tmp_path / "digits", SMALL)
     train, held_out = ({d.number for d in part} for part in FULL_SPLIT)
     assert used["train"] and used["train"] <= train

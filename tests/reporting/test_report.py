@@ -133,6 +133,20 @@ def test_slider_filters_and_images_by_keyboard(browser, truth, tmp_path):
     assert not browser.run("document.getElementById('view').open") and not browser.messages
 
 
+def test_all_that_one_can_use_or_look_at_has_a_name_for_assistive_software(browser, truth, tmp_path):
+    found = found_in(truth)
+    browser.open(write_report(tmp_path / "r.html", truth, found, evaluate(truth, found), image_root=tmp_path))
+    browser.run("finish(), open(0)")
+    nodes = [n for n in browser("Accessibility.getFullAXTree")["nodes"] if not n["ignored"]]
+    browser.run("document.getElementById('close').click()")
+    nodes += [n for n in browser("Accessibility.getFullAXTree")["nodes"] if not n["ignored"]]
+    names: dict[str, set[str]] = {}
+    for node in nodes:
+        names.setdefault(node["role"]["value"], set()).add(node.get("name", {}).get("value", ""))
+    for role in ("slider", "spinbutton", "combobox", "button", "table", "image", "region", "dialog", "heading"):
+        assert names[role] and "" not in names[role], role
+
+
 def test_without_images_and_without_detections(browser, truth, tmp_path):
     browser.open(write_report(tmp_path / "r.html", truth, Detections.empty(), evaluate(truth, Detections.empty())))
     assert browser.run("numbers(0, 0)")["missed"] == 8 and browser.run("finish(), state.list.length") == 4

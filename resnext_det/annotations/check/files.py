@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
 from ... import images
+from ...channels import header_of_channels
 from ...errors import UserError
 from ...images import BrokenImage, ImageHeader
 from .findings import Findings, shorten, some
@@ -32,6 +34,7 @@ def check_files(
     decode: bool,
     policy: str,
     max_megapixels: float,
+    channels: int,
     follow_links: bool,
     workers: int,
 ) -> None:
@@ -53,7 +56,7 @@ def check_files(
     results: list[ImageHeader | UserError] = []
     with images.quiet_pillow():
         paths = [root / table.file_names[i] for i in wanted]
-        look = _looker(decode and check_images, max_megapixels)
+        look = _looker(decode and check_images, max_megapixels, channels)
         with ThreadPoolExecutor(workers) as pool:
             results = list(
                 tqdm(_logged(pool.map(look, paths), len(paths)), total=len(paths), desc="images", disable=None)
@@ -73,9 +76,11 @@ def _logged(results: Iterable, number: int) -> Iterator:
             logger.info("looked at %d of %d images, %.0f minutes left", done, number, left / 60)
 
 
-def _looker(decode: bool, max_megapixels: float) -> Callable[[Path], ImageHeader | UserError]:
+def _looker(decode: bool, max_megapixels: float, channels: int) -> Callable[[Path], ImageHeader | UserError]:
     def look(path: Path) -> ImageHeader | UserError:
         try:
+            if channels != 3:
+                return header_of_channels(path, channels, max_megapixels, decode=decode)
             with images.open_image(path, max_megapixels) as image:
                 header = images.describe(image)
             if decode:
@@ -233,3 +238,15 @@ def path_inside(root: str | os.PathLike, name: str) -> Path | None:
         return None
     path = os.path.join(root, name)
     return Path(path) if _within(os.path.realpath(path), os.path.realpath(root)) else None
+
+
+def first_outside(root: str | os.PathLike, paths: Iterable[str], *, follow_links: bool = False) -> str | None:
+    """The first of ``paths`` that does not lie below ``root``; links count as where they lead, unless allowed."""
+    resolved = os.path.normpath if follow_links else cache(os.path.realpath)  # one look at each folder
+    real_root = resolved(os.fspath(root))
+    for path in paths:
+        folder, name = os.path.split(path)
+        linked = not follow_links and os.path.islink(path)
+        if not _within(os.path.realpath(path) if linked else os.path.join(resolved(folder), name), real_root):
+            return path
+    return None

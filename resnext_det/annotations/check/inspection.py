@@ -311,6 +311,7 @@ def inspect_document(
                 decode=options.decode,
                 policy=options.policy,
                 max_megapixels=options.max_megapixels,
+                channels=options.channels,
                 follow_links=options.follow_links,
                 workers=options.workers or os.cpu_count() or 1,
             )

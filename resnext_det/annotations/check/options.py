@@ -26,6 +26,7 @@ class Options:
         decode: decode it whole, which finds truncated files; else read its header.
         policy: for broken images, one of :data:`resnext_det.images.POLICIES`.
         max_megapixels: larger images are errors.
+        channels: of the images; other than 3, they are read by :mod:`resnext_det.channels`.
         follow_links: allow symbolic links that lead out of the folder.
         drop_unused_root: leave out a supercategory that stands among the categories without annotations.
         for_training: annotations are required, and at least one usable box.
@@ -43,6 +44,7 @@ class Options:
     decode: bool = True
     policy: str = "error"
     max_megapixels: float = MAX_MEGAPIXELS
+    channels: int = 3
     follow_links: bool = False
     drop_unused_root: bool = False
     for_training: bool = False

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...config_files import read_yaml
 from ...errors import UserError
-from ...files import shown
+from ...files import expanded, shown
 from ...images import read_header
 from .source import Collector, Source, is_image, polygon_area, polygon_box, read_text
 
@@ -70,8 +70,8 @@ def _data(path: Path) -> tuple[dict, Path]:
     base = data.get("path") or "."
     if not isinstance(base, str):
         raise UserError(f"{shown(path)}: path: {shown(base, 40)!r} is no folder; write the folder, or leave it out")
-    folder = path.parent / base
-    return data, folder if folder.is_dir() else path.parent
+    folder = path.parent / expanded(base)
+    return data, folder if os.path.isdir(folder) else path.parent
 
 
 def _names(path: Path, data: dict) -> list[str]:
@@ -131,6 +131,7 @@ def _split_images(path: Path, data: dict, base: Path, split: str | None) -> list
         if not isinstance(entry, str):
             raise UserError(f"{shown(path)}: {split}: {shown(entry, 60)!r} is no folder or list; write its path")
         # Roboflow writes ../train/images, and the folder is train/images beside the file.
+        entry = expanded(entry)
         tries = [base / entry, path.parent / entry, base / entry.removeprefix("../")]
         place = next((place for place in tries if os.path.exists(place)), None)  # Path.exists raises for long names
         if place is None:

@@ -10,6 +10,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
+from PIL import Image
 
 from ...errors import UserError
 
@@ -39,13 +40,28 @@ class CropWithObject(T.RandomCrop):
         return T.CropTransform(*corner, *size)
 
 
+class ResizeChannels(T.ResizeTransform):
+    """Pillow's resizing of each channel by itself: numbers beyond 8 bits stay, and no channel is an alpha."""
+
+    def apply_image(self, img: np.ndarray, interp: int | None = None) -> np.ndarray:
+        size, how = (self.new_w, self.new_h), self.interp if interp is None else interp
+        channels = [Image.fromarray(np.ascontiguousarray(c)).resize(size, how) for c in np.moveaxis(img, 2, 0)]
+        return np.stack([np.asarray(channel) for channel in channels], axis=2)
+
+
+def by_channel(resize: T.ResizeTransform, image: np.ndarray) -> T.ResizeTransform:
+    """The resizing for ``image``: :class:`ResizeChannels` where it is float32, of other channels than three."""
+    same = (resize.h, resize.w, resize.new_h, resize.new_w, resize.interp)
+    return ResizeChannels(*same) if image.dtype == np.float32 else resize
+
+
 class ResizeScale(T.ResizeScale):
     """detectron2's, which leaves no pixel of a narrow image; this one keeps at least one."""
 
     def get_transform(self, image: np.ndarray) -> T.Transform:
         transform = super().get_transform(image)
         transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
-        return transform
+        return by_channel(transform, image)
 
 
 def augmentations_from_config(cfg: CfgNode, stock: Sequence[T.Augmentation]) -> list[T.Augmentation]:

@@ -51,6 +51,7 @@ class CheckOptions:
         level: one of :data:`LEVELS`.
         broken_images: for images that cannot be decoded whole, see :data:`resnext_det.images.POLICIES`.
         max_megapixels: larger images are errors.
+        channels: of the images.
         follow_links: allow symbolic links that lead out of the image folder.
         drop_unused_root: leave out a supercategory that stands among the categories without annotations.
         masks, keypoints: the model needs them.
@@ -61,6 +62,7 @@ class CheckOptions:
     level: str = "auto"
     broken_images: str = "error"
     max_megapixels: float = MAX_MEGAPIXELS
+    channels: int = 3
     follow_links: bool = False
     drop_unused_root: bool = False
     masks: bool = False
@@ -81,6 +83,7 @@ class CheckOptions:
             decode=self.level == "full",
             policy=policy,
             max_megapixels=self.max_megapixels,
+            channels=self.channels,
             follow_links=self.follow_links,
             drop_unused_root=self.drop_unused_root,
             for_training=for_training,
@@ -104,6 +107,7 @@ def check_options_from_config(cfg: CfgNode) -> CheckOptions:
         level=cfg.DATASETS.CHECK,
         broken_images=cfg.DATASETS.BROKEN_IMAGES,
         max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS,
+        channels=cfg.INPUT.CHANNELS,
         follow_links=cfg.DATASETS.FOLLOW_LINKS,
         drop_unused_root=cfg.DATASETS.DROP_UNUSED_ROOT,
         masks=cfg.MODEL.MASK_ON,

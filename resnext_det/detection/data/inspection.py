@@ -12,8 +12,9 @@ from detectron2.data import MetadataCatalog
 from ...annotations import formats
 from ...annotations.check import CheckedDataset, Options, inspect_document, open_set
 from ...errors import listed
-from ...weights import read_checkpoint
+from ...weights import ReadOnce
 from ..class_count import class_count_from_config
+from ..initial_weights import weights_of
 from .checked_sets import check_options_from_config, document_of
 from .loaders import known_sets, register_sets
 
@@ -67,7 +68,7 @@ def _classes_of_weights(cfg: CfgNode, trust_pickle: bool) -> tuple[list[str], in
     """Names and number of the classes of a detector in MODEL.WEIGHTS; none and None for other weights."""
     if not cfg.MODEL.WEIGHTS:
         return [], None
-    found = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=trust_pickle, branch=cfg.MODEL.WEIGHTS_BRANCH)
+    found = weights_of(cfg, ReadOnce(trust_pickle))
     if _SCORES not in found.tensors:
         return [], None
     return list(found.metadata.get("class_names", ())), len(found.tensors[_SCORES]) - 1

@@ -22,12 +22,14 @@ from torch.utils.data import DataLoader
 
 from ...annotations import formats
 from ...annotations.check import ClassCount
+from ...annotations.check.files import first_outside
 from ...annotations.dataset import Dataset
 from ...annotations.formats.voc import metric_year
 from ...annotations.image_dicts import ImageDicts
 from ...engine.sampler import SeededDataset, TrainingBatches, repeated
-from ...engine.signals import outlive_stopping_signals
+from ...engine.signals import begin_worker
 from ...errors import UserError, nearest
+from ...files import safe_component, shown
 from ..class_count import class_count_from_config
 from .checked_sets import unchecked_records
 from .mapper import CheckedDatasetMapper
@@ -91,10 +93,10 @@ def _register_labels(name: str, file: str, image_root: str, labels: str) -> None
 
 
 def known_sets(names: Sequence[str], key: str) -> None:
-    """Check that every name in DATASETS.TRAIN or TEST is registered.
+    """Check that every name in DATASETS.TRAIN or TEST is registered, and can name files.
 
     Raises:
-        UserError: one is not, or there is none.
+        UserError: one is not or cannot, or there is none.
     """
     if not names:
         raise UserError(f"DATASETS.{key} is empty: name at least one set")
@@ -104,6 +106,12 @@ def known_sets(names: Sequence[str], key: str) -> None:
                 f"DATASETS.{key}: {name!r} is not registered{nearest(name, DatasetCatalog.list())}; "
                 "register a set of your own with DATASETS.REGISTER: [[name, annotations, image_root]]"
             )
+        component_of(name)
+
+
+def component_of(name: str) -> str:
+    """What the files of a set's results and proposals are named for; a UserError for ``../x``."""
+    return safe_component(name.replace(os.sep, "_"), "set")
 
 
 def load_dicts(
@@ -114,6 +122,7 @@ def load_dicts(
     min_keypoints: int = 0,
     proposal_files: Sequence[str] | None = None,
     sets: Mapping[str, Dataset] | None = None,
+    follow_links: bool = False,
 ) -> Sequence[dict]:
     """detectron2 dataset dicts of several sets, with every mistake that can be seen without the images named.
 
@@ -124,10 +133,24 @@ def load_dicts(
         min_keypoints: leave out images with fewer visible keypoints.
         proposal_files: precomputed proposals, one file for each set.
         sets: of :func:`~.checked_sets.check_sets`; a set that is not there is read by detectron2.
+        follow_links: such a set may have links out of its folder.
 
     Raises:
-        UserError: missing file, another number of classes, nothing left.
+        UserError: missing file, an image outside the folder, another number of classes, nothing left.
     """
+
+    def read(name: str) -> list[dict]:
+        if name in (sets or {}):
+            return list(_of_checked([sets[name]], filter_empty, min_keypoints, None))
+        found = get_detection_dataset_dicts([name], filter_empty=filter_empty, min_keypoints=min_keypoints)
+        if root := MetadataCatalog.get(name).get("image_root"):
+            outside = first_outside(root, (record["file_name"] for record in found), follow_links=follow_links)
+            if outside is not None:
+                raise UserError(
+                    f"set {name}: {shown(outside)} leads out of {root}; write paths below the image folder "
+                    "(DATASETS.FOLLOW_LINKS True allows links)"
+                )
+        return found
 
     if proposal_files is not None and len(proposal_files) != len(names):
         raise UserError(
@@ -139,12 +162,7 @@ def load_dicts(
         if all(name in (sets or {}) for name in names):
             dicts = _of_checked([sets[name] for name in names], filter_empty, min_keypoints, proposal_files)
         else:
-            parts = [
-                list(_of_checked([sets[name]], filter_empty, min_keypoints, None))
-                if name in (sets or {})
-                else get_detection_dataset_dicts([name], filter_empty=filter_empty, min_keypoints=min_keypoints)
-                for name in names
-            ]
+            parts = [read(name) for name in names]
             if proposal_files is not None:  # set by set: image ids of two sets may be the same
                 parts = [attach_proposals(part, file) for part, file in zip(parts, proposal_files, strict=True)]
             dicts = [record for part in parts for record in part]
@@ -258,7 +276,7 @@ class TrainingLoader:
                 num_workers=self.num_workers,
                 collate_fn=list,
                 persistent_workers=self.num_workers > 0,
-                worker_init_fn=outlive_stopping_signals,
+                worker_init_fn=begin_worker,
             )
         )
 
@@ -281,6 +299,7 @@ def train_dicts_from_config(cfg, sets: Mapping[str, Dataset] | None = None) -> S
         min_keypoints=cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0,
         proposal_files=cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None,
         sets=sets,
+        follow_links=cfg.DATASETS.FOLLOW_LINKS,
     )
     return fraction_of(dicts, cfg.DATASETS.FRACTION)
 
@@ -384,7 +403,12 @@ def test_loader_from_config(cfg, name: str, sets: Mapping[str, Dataset] | None =
         known = dict(zip(cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST, strict=False))
         files = [known[name]] if name in known else []
     dicts = load_dicts(
-        [name], classes=class_count_from_config(cfg), filter_empty=False, proposal_files=files, sets=sets
+        [name],
+        classes=class_count_from_config(cfg),
+        filter_empty=False,
+        proposal_files=files,
+        sets=sets,
+        follow_links=cfg.DATASETS.FOLLOW_LINKS,
     )
     return one_by_one(cfg, dicts, mapper_from_config(cfg, is_train=False))
 
@@ -405,7 +429,7 @@ def calibration_inputs(cfg, number: int = 16, sets: Mapping[str, Dataset] | None
 def one_by_one(cfg, dicts: Sequence[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:
     """detectron2's test loader, whose workers live on while a signal stops the run."""
     loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
-    loader.worker_init_fn = outlive_stopping_signals
+    loader.worker_init_fn = begin_worker
     return loader
 
 

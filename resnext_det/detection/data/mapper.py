@@ -16,10 +16,11 @@ from detectron2.data import transforms as T
 from detectron2.structures import BoxMode, Instances
 from pycocotools.mask import frPyObjects, merge
 
+from ...channels import read_channels
 from ...compat import fix_resampling
 from ...errors import UserError
-from ...images import MAX_MEGAPIXELS, check_policy, read_header, read_image
-from .augmentation import augmentations_from_config, paste
+from ...images import MAX_MEGAPIXELS, BrokenImage, check_policy, read_header, read_image
+from .augmentation import augmentations_from_config, by_channel, paste
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class ResizeShortestEdge(T.ResizeShortestEdge):
         transform = super().get_transform(image)
         if isinstance(transform, T.ResizeTransform):
             transform.new_h, transform.new_w = max(1, transform.new_h), max(1, transform.new_w)
+            transform = by_channel(transform, image)
         return transform
 
     @classmethod
@@ -54,6 +56,7 @@ class CheckedDatasetMapper(DatasetMapper):
         max_megapixels, broken_images: see :func:`read_image`; ``broken_images`` is its policy.
         min_box_size: boxes with a side shorter than this after resizing and cropping, in pixels, are left out.
         copy_paste: the share of images that objects of another one are pasted into; all objects need masks then.
+        channels: of the images; other than 3 they are float32, see :mod:`resnext_det.channels`.
         others: dataset dicts to paste from; nothing is pasted without them.
 
     ``CheckedDatasetMapper(cfg, is_train)`` reads detectron2's keys; the arguments above may follow by name.
@@ -74,6 +77,7 @@ class CheckedDatasetMapper(DatasetMapper):
         min_box_size: float = 1.0,
         copy_paste: float = 0.0,
         others: Sequence[dict] = (),
+        channels: int = 3,
         **other_arguments,
     ) -> None:
         check_policy(broken_images)
@@ -82,6 +86,7 @@ class CheckedDatasetMapper(DatasetMapper):
         self.max_megapixels = max_megapixels
         self.broken_images = broken_images
         self.min_box_size = min_box_size
+        self.channels = channels
         self.others, self.copy_paste = others, copy_paste if is_train and len(others) else 0.0
         self.mask_on: bool = other_arguments.get("use_instance_mask", False)
         if self.copy_paste:
@@ -94,6 +99,8 @@ class CheckedDatasetMapper(DatasetMapper):
         if is_train and "COPY_PASTE" in cfg.INPUT:
             arguments["augmentations"] = augmentations_from_config(cfg, arguments["augmentations"])
             arguments["copy_paste"] = cfg.INPUT.COPY_PASTE
+        if "CHANNELS" in cfg.INPUT:
+            arguments["channels"] = cfg.INPUT.CHANNELS
         return arguments
 
     def __call__(self, dataset_dict: dict) -> dict | None:
@@ -120,7 +127,10 @@ class CheckedDatasetMapper(DatasetMapper):
         dataset_dict = copy.deepcopy(dataset_dict)
         path = dataset_dict["file_name"]
         policy = "error" if self.broken_images == "skip" and not self.is_train else self.broken_images
-        image = read_image(path, self.image_format, max_megapixels=self.max_megapixels, policy=policy)
+        if self.channels == 3:
+            image = read_image(path, self.image_format, max_megapixels=self.max_megapixels, policy=policy)
+        else:
+            image = self._read_channels(path, policy)
         if image is None:
             if not self.is_train:
                 raise UserError(f"{path}: nothing of it can be decoded; remove it from the data set to evaluate on")
@@ -153,6 +163,14 @@ class CheckedDatasetMapper(DatasetMapper):
             dataset_dict["instances"] = self._large_enough(dataset_dict["instances"])
         return dataset_dict
 
+    def _read_channels(self, path: str, policy: str) -> np.ndarray | None:
+        try:
+            return read_channels(path, self.channels, max_megapixels=self.max_megapixels)
+        except BrokenImage:
+            if policy == "error":
+                raise
+            return None
+
     def _corners(self, dataset_dict: dict) -> np.ndarray:
         """(N, 4) boxes of the objects to learn, which a crop may look at."""
         objects = [a for a in dataset_dict.get("annotations", ()) if not a.get("iscrowd", 0)]
@@ -167,8 +185,8 @@ class CheckedDatasetMapper(DatasetMapper):
     def _size_error(self, dataset_dict: dict, image: np.ndarray) -> UserError:
         path = dataset_dict["file_name"]
         height, width = image.shape[:2]
-        header = read_header(path, max_megapixels=self.max_megapixels)
-        turned = f" after its EXIF orientation {header.orientation}" if header.orientation > 1 else ""
+        orientation = 1 if self.channels != 3 else read_header(path, max_megapixels=self.max_megapixels).orientation
+        turned = f" after its EXIF orientation {orientation}" if orientation > 1 else ""
         return UserError(
             f"{path}: is {width}x{height}{turned}, but its data set says width {dataset_dict.get('width')}, height "
             f"{dataset_dict.get('height')}; correct them, tools/check_dataset.py lists all such images"

@@ -60,6 +60,8 @@ def read_proposals(path: str | os.PathLike) -> Proposals:
         raise UserError(f"proposals {path}: {len(ids)} ids, {len(boxes)} boxes, {len(logits)} logits; dump them again")
     try:
         mode = BoxMode(content.get("bbox_mode", BoxMode.XYXY_ABS))
+        if mode not in (BoxMode.XYXY_ABS, BoxMode.XYWH_ABS):
+            raise ValueError(f"boxes of the mode {mode.name}")
         for i, name in enumerate(ids):
             boxes[i] = np.asarray(boxes[i], dtype=np.float32).reshape(-1, 4)
             logits[i] = np.asarray(logits[i], dtype=np.float32).reshape(-1)

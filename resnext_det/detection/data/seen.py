@@ -23,7 +23,12 @@ def drawn_sample(sample: Mapping[str, Any], class_names: Sequence[str], channel_
         channel_order: of ``image``, RGB or BGR.
     """
     pixels = sample["image"].permute(1, 2, 0).numpy()
-    pixels = np.ascontiguousarray(pixels[:, :, ::-1] if channel_order == "BGR" else pixels)
+    if pixels.dtype != np.uint8:  # other channels: the first three, or the only one, between the darkest and brightest
+        pixels = pixels[:, :, [0, 1, 2] if pixels.shape[2] > 2 else [0, 0, 0]]
+        pixels = (255 * (pixels - pixels.min()) / max(np.ptp(pixels), 1e-6)).astype(np.uint8)
+    elif channel_order == "BGR":
+        pixels = pixels[:, :, ::-1]
+    pixels = np.ascontiguousarray(pixels)
     instances = sample["instances"]
     classes = instances.gt_classes.tolist()
     colors = [class_color(c) for c in classes]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,37 +15,36 @@ from detectron2.utils import comm
 from ...annotations.coco import read_ground_truth
 from ...annotations.predicted import match_files
 from ...engine.processes import decided_by_main
-from ...errors import UserError
-from ...prediction.command import ids_of_classes, tell, threshold_of
+from ...prediction.command import ids_of_classes, listed_names, tell, threshold_of
 from ...prediction.inputs import find_inputs, spread
 from ...prediction.run import predict
-from ...weights.reading import sha256
-from ...weights.sources import locate
+from ...weights import ReadOnce
 from ..config import add_resnext_config
-from .detector import load_predictor
+from ..initial_weights import weights_of
+from .detector import load_predictor, tiled
 
 logger = logging.getLogger(__name__)
 
 INT8_EXAMPLES = 16
 
 
-def run(cfg: CfgNode, args: Namespace) -> None:
-    """One process of the run."""
+def run(cfg: CfgNode, args: Namespace, read: ReadOnce | None = None) -> None:
+    """One process of the run; ``read`` may have read MODEL.WEIGHTS."""
+    read = read or ReadOnce(args.trust_pickle)
     first = comm.is_main_process()
     logging.basicConfig(level=logging.INFO if first else logging.WARNING, format="%(message)s")
     if comm.get_local_size() > 1 and cfg.MODEL.DEVICE == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // comm.get_local_size()))
-    if "-" in args.input and args.listed is None and comm.get_world_size() > 1:
-        raise UserError("--input -: processes of torchrun and Slurm share one standard input; give folders or patterns")
     folder = Path(args.output)
-    stdin = sys.stdin if args.listed is None else args.listed
-    paths = decided_by_main(lambda: find_inputs(args.input, stdin, output=folder))
+    paths = decided_by_main(lambda: find_inputs(args.input, listed_names(args, comm.get_world_size()), output=folder))
     limit = cfg.DATASETS.MAX_MEGAPIXELS
     if cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "int8":
         logger.info("int8: ranges are measured on up to %d images, spread over all inputs", INT8_EXAMPLES)
     predictor, category_ids, class_names = load_predictor(
-        cfg, trust_pickle=args.trust_pickle, examples=lambda: spread(paths, INT8_EXAMPLES, max_megapixels=limit)
+        cfg, read, examples=lambda: spread(paths, INT8_EXAMPLES, max_megapixels=limit)
     )
+    digest = weights_of(cfg, read).sha256
+    read.forget()
     image_ids = None
     if args.ids_from:
         truth = read_ground_truth(args.ids_from)
@@ -60,16 +58,17 @@ def run(cfg: CfgNode, args: Namespace) -> None:
             args.score_threshold, key, own, key, args.score_threshold,
         )  # fmt: skip
     summary = predict(
-        predictor, paths, folder,
+        tiled(cfg, predictor), paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)],
-        image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": sha256(locate(cfg.MODEL.WEIGHTS)[0])},
+        image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": digest},
         batch_size=args.batch_size, score_threshold=threshold, broken=args.broken,
-        draw=not args.no_drawings, resume=args.resume, max_megapixels=limit, progress=logger.info if first else None,
+        draw=not args.no_drawings, resume=args.resume, form=args.format, max_megapixels=limit,
+        progress=logger.info if first else None,
         rank=comm.get_rank(), processes=comm.get_world_size(), decide=decided_by_main,
     )  # fmt: skip
     if summary is not None:
         logging.getLogger().setLevel(logging.INFO)  # the last process tells, whichever it is
-        tell(summary, folder, float(np.min(threshold)), cfg.MODEL.DEVICE)
+        tell(summary, float(np.min(threshold)), cfg.MODEL.DEVICE)
 
 
 def own_threshold(cfg: CfgNode) -> tuple[str, float]:
@@ -79,10 +78,11 @@ def own_threshold(cfg: CfgNode) -> tuple[str, float]:
 
 
 def _applied(cfg: CfgNode) -> dict:
-    """What of the config decides a prediction: the model, the sizes of images, the limit."""
+    """What of the config decides a prediction: the model, the sizes of images and tiles, the limit."""
     model = {key: value for key, value in cfg.MODEL.items() if key not in ("WEIGHTS", "DEVICE")}
     sizes = {key: cfg.INPUT[key] for key in ("FORMAT", "MIN_SIZE_TEST", "MAX_SIZE_TEST")}
-    return {"MODEL": model, "INPUT": sizes, "MAX_MEGAPIXELS": cfg.DATASETS.MAX_MEGAPIXELS}
+    tiles = {key: cfg.TEST[key] for key in ("TILE", "TILE_OVERLAP")}
+    return {"MODEL": model, "INPUT": sizes, "MAX_MEGAPIXELS": cfg.DATASETS.MAX_MEGAPIXELS, "TEST": tiles}
 
 
 def split_settings(inputs: list[str], opts: list[str]) -> tuple[list[str], list[str]]:

@@ -26,10 +26,13 @@ from ...annotations.coco import Detections, read_ground_truth
 from ...engine.checkpoint import last_checkpoint
 from ...engine.config import load_config
 from ...errors import UserError
+from ...hub import local
 from ...inference import CHOICES
 from ...prediction.detector import Detector, ImageLike, pixels_of
-from ...prediction.run import DEFAULT_THRESHOLD
-from ...weights import read_checkpoint
+from ...prediction.run import DEFAULT_THRESHOLD, Detect
+from ...prediction.tiles import Tiled
+from ...weights import Reader, ReadOnce, read_checkpoint
+from ..channels import rgb_only
 from ..class_count import class_count_from_config
 from ..coco_evaluator import detections_of
 from ..config import add_resnext_config
@@ -136,16 +139,20 @@ def load_trained(
     if dtype not in CHOICES:
         raise UserError(f"dtype {dtype!r}: choose from {', '.join(CHOICES)}")
     weights, beside = weights_in(file_or_folder)
+    read = ReadOnce(trust_pickle)
     opts = ["MODEL.DEVICE", device, "MODEL.RESNEXT.INFERENCE_DTYPE", dtype]
-    cfg = config_of(weights, os.fspath(config), opts, beside=beside, trust_pickle=trust_pickle)
+    cfg = config_of(weights, os.fspath(config), opts, beside=beside, read=read)
     if dtype == "int8" and not examples:
         raise UserError("dtype 'int8' measures its ranges on images: give some dozen as examples=[...]")
     limit = cfg.DATASETS.MAX_MEGAPIXELS
-    predictor, ids, names = load_predictor(
-        cfg, trust_pickle=trust_pickle, examples=lambda: (pixels_of(image, limit) for image in examples)
-    )
+    predictor, ids, names = load_predictor(cfg, read, examples=lambda: (pixels_of(image, limit) for image in examples))
     threshold = predictor.thresholds if score_threshold is None else score_threshold
-    return Detector(predictor, names, ids, score_threshold=threshold, max_megapixels=limit)
+    return Detector(tiled(cfg, predictor), names, ids, score_threshold=threshold, max_megapixels=limit)
+
+
+def tiled(cfg: CfgNode, predictor: Predictor) -> Detect:
+    """The predictor, or it on tiles, as TEST.TILE says."""
+    return Tiled(predictor, cfg.TEST.TILE, cfg.TEST.TILE_OVERLAP) if cfg.TEST.TILE else predictor
 
 
 def weights_in(file_or_folder: str | os.PathLike) -> tuple[str, str]:
@@ -154,7 +161,7 @@ def weights_in(file_or_folder: str | os.PathLike) -> tuple[str, str]:
     Raises:
         UserError: a folder without a checkpoint.
     """
-    path = os.fspath(file_or_folder)
+    path = local(file_or_folder)
     if not os.path.isdir(path):
         return path, ""
     folder = Path(path)
@@ -168,7 +175,7 @@ def weights_in(file_or_folder: str | os.PathLike) -> tuple[str, str]:
 
 
 def config_of(
-    weights: str, config_file: str = "", opts: Sequence[str] = (), *, beside: str = "", trust_pickle: bool = False
+    weights: str, config_file: str = "", opts: Sequence[str] = (), *, beside: str = "", read: Reader = read_checkpoint
 ) -> CfgNode:
     """The configuration of a detector: of a file, or the one that its weights hold, with MODEL.WEIGHTS in it.
 
@@ -187,7 +194,7 @@ def config_of(
         return load_config(cfg, config_file, opts)
     if not weights:
         raise UserError("no weights: give those of a trained detector, --weights FILE")
-    text = read_checkpoint(weights, trust_pickle=trust_pickle).metadata.get("config")
+    text = read(weights, branch="").metadata.get("config")
     if text is None and beside:
         return load_config(cfg, beside, opts)
     if not isinstance(text, str):
@@ -210,8 +217,8 @@ def config_of(
             raise UserError(f"{weights}: {words}; another can be given with --config-file") from None
 
 
-def config_of_arguments(args: Namespace) -> CfgNode:
-    """The configuration by a command's ``--weights``, ``--config-file``, ``--trust-pickle`` and ``KEY VALUE`` pairs.
+def config_of_arguments(args: Namespace, read: Reader) -> CfgNode:
+    """The configuration by a command's ``--weights``, ``--config-file`` and ``KEY VALUE`` pairs.
 
     Raises:
         UserError: as :func:`config_of`; two different weights.
@@ -220,18 +227,18 @@ def config_of_arguments(args: Namespace) -> CfgNode:
     if args.weights and in_opts and args.weights != in_opts:
         raise UserError(f"--weights {args.weights} and MODEL.WEIGHTS {in_opts}: give one of them")
     weights, beside = weights_in(args.weights or in_opts)
-    return config_of(weights, args.config_file or "", args.opts, beside=beside, trust_pickle=args.trust_pickle)
+    return config_of(weights, args.config_file or "", args.opts, beside=beside, read=read)
 
 
 def load_predictor(
-    cfg: CfgNode, *, trust_pickle: bool = False, examples: Callable[[], Iterable[np.ndarray]] = tuple
+    cfg: CfgNode, read: Reader = read_checkpoint, *, examples: Callable[[], Iterable[np.ndarray]] = tuple
 ) -> tuple[Predictor, list[int], list[str]]:
     """The detector of a config with MODEL.WEIGHTS in it, its dataset category ids and its class names.
 
     MODEL.RESNEXT.INFERENCE_DTYPE says how it is made fast.
 
     Args:
-        trust_pickle: also open a MODEL.WEIGHTS that may run code.
+        read: reads MODEL.WEIGHTS.
         examples: gives RGB images like those to come, for int8 only.
 
     Raises:
@@ -239,9 +246,10 @@ def load_predictor(
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, --weights FILE")
-    cfg = apply_preset(cfg, trust_pickle=trust_pickle)
+    rgb_only(cfg, "prediction")
+    cfg = apply_preset(cfg, read)
     model = build_model(cfg)
-    found = load_initial_weights(cfg, model, allow_new_heads=False, trust_pickle=trust_pickle)
+    found = load_initial_weights(cfg, model, allow_new_heads=False, read=read)
     sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
     predictor = Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT)
     predictor.optimize(cfg, examples)
