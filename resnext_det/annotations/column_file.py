@@ -65,7 +65,7 @@ def write_columns(path: Path, dataset: Dataset, key: str, facts: Any) -> None:
         raise Unusable("ids of more than 64 bits")
     found, places, offset = hashlib.sha256(), {}, 0
     for name, column in columns.items():
-        found.update(memoryview(column).cast("B"))
+        found.update(_bytes(column))
         places[name] = [column.dtype.name, offset, column.nbytes]
         offset += -(-column.nbytes // _ALIGNED) * _ALIGNED
     sizes = {"I": len(dataset.image_ids), "K": len(dataset.class_names), "A": len(dataset)}
@@ -79,7 +79,7 @@ def write_columns(path: Path, dataset: Dataset, key: str, facts: Any) -> None:
         os.fchmod(file.fileno(), 0o600)
         file.write(MAGIC + len(header).to_bytes(8, "little") + header + bytes(-start % _ALIGNED))
         for column in columns.values():
-            file.write(memoryview(column).cast("B"))
+            file.write(_bytes(column))
             file.write(bytes(-column.nbytes % _ALIGNED))
 
 
@@ -91,6 +91,10 @@ def _flat(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
             yield f"{field.name}.offsets", np.ascontiguousarray(value.offsets)
         elif isinstance(value, np.ndarray):
             yield field.name, np.ascontiguousarray(value)
+
+
+def _bytes(column: np.ndarray) -> memoryview:
+    return column.reshape(-1).view(np.uint8).data
 
 
 def map_columns(path: Path, key: str, *, verify: bool = True) -> tuple[Dataset, Any]:
@@ -124,7 +128,7 @@ def map_columns(path: Path, key: str, *, verify: bool = True) -> tuple[Dataset, 
     if verify:
         found = hashlib.sha256()
         for column in columns.values():
-            found.update(memoryview(column).cast("B"))
+            found.update(_bytes(column))
         if found.hexdigest() != header["digest"]:
             raise Unusable("is damaged (its hash)")
         _check_values(dataset)
