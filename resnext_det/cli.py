@@ -24,6 +24,7 @@ COMMANDS = {
     "convert-data": "labels of COCO, YOLO, VOC, CVAT and LabelMe as COCO, YOLO or VOC",
     "export": "write a C4 detector as ONNX and torch.export",
     "quantize": "write a C4 detector in 8 bits for OpenVINO",
+    "regions": "leave out regions that need no look, at a stated risk",
     "tune": "measure ways to run a detector here, and write the fastest that is good enough",
     "proposals": "write a detector's proposals, to train or test on",
     "reproduce": "the paper's tables, its numbers beside ours",

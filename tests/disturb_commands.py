@@ -114,6 +114,7 @@ OTHERS = [
     Case("make-minival --annotations IN/shapes"),
     Case("make-imagenet-val IN/flat IN/labels.txt --out OUT/val"),
     Case("make-imagenet5k IN/train IN/val --extra 0 --out OUT/five"),
+    Case("regions --weights IN/run --output OUT/fewer.pth --input IN/shapes/images --risk 0.5"),
     Case("tune --weights IN/run --output OUT --sizes 1 --regions 1"),
     Case("analyze resnext50_32x4d"),
     Case("benchmark grouped-conv --quick --device cpu"),
@@ -337,18 +338,9 @@ def worker_test(folder: Path, number: int, seed: int = 0) -> Counter:
     log, counts = folder / "log", Counter()
 
     def begin(detector: Path, out: Path, *more: object) -> int:
-        words = [
-            "predict",
-            "--weights",
-            detector,
-            "--input",
-            folder / "images",
-            "--output",
-            out,
-            "--score-threshold",
-            0,
-        ]
-        return start([*words, "--resume", *more], log)
+        words = ["predict", "--weights", detector, "--input", folder / "images", "--output", out]
+        words += ["--score-threshold", 0, "--resume"]
+        return start([*words, *more], log)
 
     def done(out: Path) -> int:
         return sum(path.read_bytes().count(b"\n") for path in out.glob("parts/*.jsonl"))
@@ -360,7 +352,8 @@ def worker_test(folder: Path, number: int, seed: int = 0) -> Counter:
         detector, alone = detectors[prediction % 2], whole[prediction % 2]
         out = folder / f"out_{prediction}"
         for _ in range(5):
-            process, target = begin(detector, out, "--workers", 3), chance.randint(done(out), 60)
+            process = begin(detector, out, "--workers", 3)
+            target = 0 if chance.random() < 0.2 else chance.randint(min(done(out) + 1, 60), 60)
             while not (out / "parts").is_dir() or done(out) < target:
                 if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                     break
@@ -370,7 +363,7 @@ def worker_test(folder: Path, number: int, seed: int = 0) -> Counter:
             with contextlib.suppress(OSError):
                 workers = [pid for pid in map(int, children.read_text().split()) if b"spawn_main" in command_line(pid)]
                 family.update({f"worker {i}": pid for i, pid in enumerate(workers)})
-            name = chance.choice(list(family))
+            name = chance.choice([*family, "driver"])
             with contextlib.suppress(ProcessLookupError):
                 os.kill(family[name], signal.SIGKILL)
             code = wait(process)

@@ -214,13 +214,23 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
             ``recompute``); bounds the memory. 0 takes all.
         recompute: in training, keep nothing of res5 but its input and run each chunk again for its gradient: a small
             part of the memory for a third more arithmetic. Training batch norms need the whole batch: then ignored.
+        min_objectness: in inference, proposals below it are left out but for the best one; 0 to 1, 0 takes all.
     """
 
     res5: nn.Sequential
 
     @configurable
-    def __init__(self, *, fast: bool = True, chunk_size: int = 32, recompute: bool = False, **kwargs) -> None:
+    def __init__(
+        self,
+        *,
+        fast: bool = True,
+        chunk_size: int = 32,
+        recompute: bool = False,
+        min_objectness: float = 0.0,
+        **kwargs,
+    ) -> None:
         super().__init__(**kwargs)
+        self.min_objectness = min_objectness
         self.fast, self.chunk_size, self.recompute = fast, chunk_size, recompute
         self._reported: set[str] = set()
 
@@ -230,6 +240,7 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
         if "RESNEXT" in cfg.MODEL:
             keys = cfg.MODEL.RESNEXT
             arguments.update(fast=keys.FAST_C4, chunk_size=keys.C4_CHUNK_SIZE, recompute=keys.C4_RECOMPUTE)
+            arguments.update(min_objectness=keys.MIN_OBJECTNESS)
             if cfg.MODEL.ROI_HEADS.CLASS_WEIGHTS:
                 channels = arguments["box_predictor"].cls_score.in_features
                 arguments["box_predictor"] = WeightedOutputLayers(cfg, ShapeSpec(channels=channels, height=1, width=1))
@@ -286,6 +297,8 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
 
     def forward(self, images, features, proposals, targets=None):
         """As ``Res5ROIHeads``; without masks the regions' maps are averaged as soon as they are computed."""
+        if self.min_objectness and not self.training:
+            proposals = [self._likely(x) for x in proposals]
         own = type(self)._shared_roi_transform is ResNeXtC4ROIHeads._shared_roi_transform
         if self.mask_on or not own or self.plan() is None:
             return super().forward(images, features, proposals, targets)
@@ -298,6 +311,11 @@ class ResNeXtC4ROIHeads(Res5ROIHeads):
             return [], self.box_predictor.losses(predictions, proposals)
         instances, _ = self.box_predictor.inference(predictions, proposals)
         return self.forward_with_given_boxes(features, instances), {}
+
+    def _likely(self, proposals: Instances) -> Instances:
+        kept = proposals.objectness_logits.double().sigmoid() >= self.min_objectness
+        kept[:1] = True  # the best one, so that there is always a region
+        return proposals[kept]
 
     def region_vectors(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
         """What the box predictor sees: the mean of each region of :meth:`_shared_roi_transform`, (R, out_channels)."""

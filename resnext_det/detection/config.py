@@ -110,6 +110,8 @@ def add_resnext_config(cfg: CfgNode) -> None:
         # On a CUDA GPU the optimized copy (INFERENCE_DTYPE not off) ignores it: it takes what a quarter of the free
         # memory holds, between 64 and 1024.
         cfg.MODEL.RESNEXT.C4_CHUNK_SIZE = 32
+        # In inference, proposals of less objectness are left out; 0 takes all. `resnext-det regions` measures it.
+        cfg.MODEL.RESNEXT.MIN_OBJECTNESS = 0.0
         # Compute each chunk again in the backward pass instead of keeping it: about a third of the memory.
         cfg.MODEL.RESNEXT.C4_RECOMPUTE = False
         # One more norm behind res5, of MODEL.RESNETS.NORM, as in the transfer benchmarks since MoCo (He et al. 2020):

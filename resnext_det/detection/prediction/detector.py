@@ -39,6 +39,7 @@ from ..config import add_resnext_config
 from ..data.mapper import ResizeShortestEdge
 from ..initial_weights import apply_preset, load_initial_weights
 from ..optimize import for_inference
+from ..regions import needed_objectness
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,11 @@ class Predictor:
             outputs = model._postprocess(found, inputs, batch.image_sizes)
             kept = [output["instances"].to("cpu") for output in outputs]
             return [(detections_of(one, 0), one.region_features.float().numpy()) for one in kept]
+
+    def regions_needed(self, image: np.ndarray) -> tuple[float, Tensor]:
+        """:func:`~..regions.needed_objectness` of an RGB image, for detections from ``thresholds`` on."""
+        with self._lock:
+            return needed_objectness(self._model, self._inputs([image]), self.thresholds)
 
     def optimize(self, cfg: CfgNode, examples: Callable[[], Iterable[np.ndarray]]) -> None:
         """Make the model fast as MODEL.RESNEXT.INFERENCE_DTYPE says; int8 measures its ranges on RGB ``examples``."""
