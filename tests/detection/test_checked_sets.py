@@ -218,9 +218,9 @@ def test_a_mistyped_level_names_the_nearest():
 def test_skipping_is_for_training_only(made):
     name, _, image_root = made
     break_image(image_root)
-    assert len(check(train=[name], broken_images="skip")[name].image_ids) == 3
+    assert len(check(train=[name], policy="skip")[name].image_ids) == 3
     with pytest.raises(UserError, match="0001.png"):
-        check(test=[name], broken_images="skip")
+        check(test=[name], policy="skip")
 
 
 def test_masks_and_keypoints_come_as_detectron2_reads_them(made):

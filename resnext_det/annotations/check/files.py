@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 
@@ -73,10 +74,16 @@ def _looker(decode: bool, max_megapixels: float, channels: int) -> Callable[[Pat
 
 
 def _judge(
-    table: Images, i: int, path: Path, result: ImageHeader | UserError, findings, policy, max_megapixels
+    table: Images,
+    i: int,
+    path: Path,
+    result: ImageHeader | UserError,
+    findings: Findings,
+    policy: str,
+    max_megapixels: float,
 ) -> None:
     row, image_id = int(table.rows[i]), int(table.ids[i])
-    here = {"field": f"images[{row}]", "id": image_id}
+    here: dict[str, Any] = {"field": f"images[{row}]", "id": image_id}
     if isinstance(result, BrokenImage):
         severity, does = "error", "or use --policy skip or load (in training DATASETS.BROKEN_IMAGES)"
         if policy == "load":
@@ -138,7 +145,7 @@ def _present(table: Images, root: Path, findings: Findings, follow_links: bool) 
     missing: list[tuple[int, str]] = []
     present = np.zeros(len(table.ids), dtype=bool)
     for i, name in enumerate(table.file_names):
-        here = {"field": f"images[{int(table.rows[i])}].file_name", "id": int(table.ids[i])}
+        here: dict[str, Any] = {"field": f"images[{int(table.rows[i])}].file_name", "id": int(table.ids[i])}
         parts = name.replace("\\", "/").split("/")
         if ".." in parts or name.startswith(("/", "\\")) or PureWindowsPath(name).drive:
             findings.add(

@@ -64,15 +64,17 @@ class CheckedDataset:
 
     def kept(self) -> np.ndarray:
         """Mask over the annotations: usable, and of a usable image."""
-        table = self.annotations
-        if not len(self.images.ids):
+        images, table = self.images, self.annotations
+        assert images is not None and table is not None
+        if not len(images.ids):
             return np.zeros_like(table.keep)
-        return table.keep & self.images.keep[table.image]
+        return table.keep & images.keep[table.image]
 
     def changed(self) -> bool:
         """Whether a record was fixed or left out."""
-        table = self.annotations
-        if not self.images.keep.all() or len(self.images.ids) < len(self.document["images"]):
+        images, table = self.images, self.annotations
+        assert images is not None
+        if not images.keep.all() or len(images.ids) < len(self.document["images"]):
             return True
         if table is None:
             return False
@@ -82,6 +84,7 @@ class CheckedDataset:
     def lost(self) -> dict[str, int]:
         """What :meth:`fixed` leaves out: {kind: how many}, of kinds that have any."""
         images, table = self.images, self.annotations
+        assert images is not None
         twice = len(self.document["images"]) - len(images.ids)
         left_out = int((~images.keep).sum())
         counts = {"image records with an unusable or repeated id or name": twice, "missing or broken images": left_out}
@@ -105,6 +108,7 @@ class CheckedDataset:
 
     def metadata(self) -> dict:
         """detectron2's names for the classes: ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``."""
+        assert self.categories is not None
         return {
             "thing_classes": list(self.categories.names),
             "thing_dataset_id_to_contiguous_id": {value: i for i, value in enumerate(self.categories.ids)},
@@ -127,7 +131,7 @@ class CheckedDataset:
             raise UserError(f"{self.json_file}: no usable images or categories")
         chosen = np.flatnonzero(images.keep | as_written)
         chosen = chosen[np.argsort(images.ids[chosen], kind="stable")]
-        common = {
+        common: dict[str, Any] = {
             "source": self.json_file,
             "image_root": self.image_root,
             "image_ids": images.ids[chosen],
@@ -181,7 +185,8 @@ class CheckedDataset:
     def fixed(self) -> dict:
         """The document with the fixed records, for ``--fix`` and as the ground truth of an evaluation."""
         document = dict(self.document)
-        images = self.images
+        images, categories = self.images, self.categories
+        assert images is not None and categories is not None
         source = document["images"]
         document["images"] = [
             {
@@ -197,13 +202,13 @@ class CheckedDataset:
         ]
         source = document["categories"]
         document["categories"] = [
-            {**source[row], "id": value} for row, value in zip(self.categories.rows, self.categories.ids, strict=True)
+            {**source[row], "id": value} for row, value in zip(categories.rows, categories.ids, strict=True)
         ]
         table = self.annotations
         if table is not None:
             source = document["annotations"]
             rows = np.flatnonzero(self.kept())
-            category_ids = np.array(self.categories.ids, dtype=np.int64)[table.category[rows]]
+            category_ids = np.array(categories.ids, dtype=np.int64)[table.category[rows]]
             fixed = (images.ids[table.image[rows]], category_ids, table.boxes[rows], table.areas[rows])
             document["annotations"] = []
             for row, annotation_id, crowd, image_id, category_id, box, area in zip(
@@ -328,9 +333,9 @@ def inspect_document(
             "warning", "no-annotations", "is missing: fit for inference, not for training or AP", "nothing to do",
             field="annotations",
         )  # fmt: skip
-    if rows.get("images") is not None:
-        checked.images = tables.check_images(rows["images"], findings, truth=truth)
-        if not truth:
+    if (images := rows.get("images")) is not None:
+        checked.images = tables.check_images(images, findings, truth=truth)
+        if image_root is not None:
             check_files(
                 checked.images,
                 Path(image_root),
@@ -344,10 +349,10 @@ def inspect_document(
                 workers=options.workers or os.cpu_count() or 1,
             )
     annotations = rows.get("annotations")
-    if rows.get("categories") is not None:
+    if (categories := rows.get("categories")) is not None:
         used = [] if annotations is None else np.unique(annotations.table["category_id"].values).tolist()
         checked.categories = tables.check_categories(
-            rows["categories"], set(used), findings, drop_unused_root=options.drop_unused_root, truth=truth
+            categories, set(used), findings, drop_unused_root=options.drop_unused_root, truth=truth
         )
     if checked.categories is not None:
         _compare_classes(checked.categories, options, findings)
@@ -430,6 +435,7 @@ def write_fixed(checked: CheckedDataset, out: str | Path, *, drop: bool = False)
         raise UserError(f"{shown(out)}: --fix writes a new file and this one exists; choose another name")
     if checked.images is None or checked.categories is None:
         checked.raise_errors()
+    assert checked.images is not None
     lost = checked.lost()
     what = ", ".join(f"{number} {kind}" for kind, number in lost.items())
     if not checked.images.keep.any():
@@ -468,7 +474,7 @@ def report(checked: CheckedDataset) -> str:
                 lines.append(f"  {side}: {values.min()} to {values.max()}, median {np.median(values):g}")
     if categories is not None:
         lines.append(f"categories: {len(categories.ids)}")
-    if table is not None:
+    if table is not None and images is not None and categories is not None:
         kept = checked.kept()
         crowds = kept & (table.iscrowd == 1)
         negatives = int(images.keep.sum()) - len(np.unique(table.image[kept]))

@@ -20,7 +20,7 @@ from ...annotations.check import CheckedDataset, ClassCount, Options, inspect_do
 from ...annotations.dataset import Dataset
 from ...engine.processes import decided_by_main
 from ...errors import UserError, nearest
-from ...images import MAX_MEGAPIXELS, check_policy
+from ...images import check_policy
 from ..class_count import class_count_from_config
 
 logger = logging.getLogger(__name__)
@@ -32,54 +32,29 @@ DECODED_AT_MOST = 20_000
 """Images that the level "auto" decodes; of larger sets it reads the headers."""
 
 
-@dataclass(frozen=True)
-class CheckOptions:
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(Options):
     """How the sets of a run are checked.
 
     Attributes:
-        level: one of :data:`LEVELS`.
-        broken_images: for images that cannot be decoded whole, see :data:`resnext_det.images.POLICIES`.
-        max_megapixels: larger images are errors.
-        channels: of the images.
-        follow_links: allow symbolic links that lead out of the image folder.
-        drop_unused_root: leave out a supercategory that stands among the categories without annotations.
-        masks, keypoints: the model needs them.
+        level: one of :data:`LEVELS`, in place of ``check_images`` and ``decode``.
         keep_masks: read them where they are.
-        max_detections, detections_per_image: limits of the evaluation (per image and class) and of the model.
     """
 
     level: str = "auto"
-    broken_images: str = "error"
-    max_megapixels: float = MAX_MEGAPIXELS
-    channels: int = 3
-    follow_links: bool = False
-    drop_unused_root: bool = False
-    masks: bool = False
-    keypoints: bool = False
     keep_masks: bool = False
-    max_detections: int = 100
-    detections_per_image: int | None = None
 
     def looked_for(self, *, for_training: bool, classes: ClassCount | None, first: Sequence[str] | None) -> Options:
         """The same for one set; ``first``: class names of the first set of the run, None for that set itself."""
-        policy = self.broken_images
-        if not for_training and policy == "skip":  # an evaluation sees every image that its set lists
-            policy = "error"
-        return Options(
+        return replace(
+            self,
             model_classes=classes,
             expected_names=None if first is None else list(first),
             check_images=self.level in ("full", "headers"),
             decode=self.level == "full",
-            policy=policy,
-            max_megapixels=self.max_megapixels,
-            channels=self.channels,
-            follow_links=self.follow_links,
-            drop_unused_root=self.drop_unused_root,
+            # An evaluation sees every image that its set lists.
+            policy="error" if self.policy == "skip" and not for_training else self.policy,
             for_training=for_training,
-            masks=self.masks,
-            keypoints=self.keypoints,
-            max_detections=self.max_detections,
-            detections_per_image=self.detections_per_image,
         )
 
     def __post_init__(self) -> None:
@@ -87,14 +62,14 @@ class CheckOptions:
             raise UserError(
                 f"DATASETS.CHECK {self.level!r}: choose from {', '.join(LEVELS)}{nearest(self.level, LEVELS)}"
             )
-        check_policy(self.broken_images)
+        check_policy(self.policy)
 
 
 def check_options_from_config(cfg: CfgNode) -> CheckOptions:
     """What DATASETS, MODEL and TEST say of the check."""
     return CheckOptions(
         level=cfg.DATASETS.CHECK,
-        broken_images=cfg.DATASETS.BROKEN_IMAGES,
+        policy=cfg.DATASETS.BROKEN_IMAGES,
         max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS,
         channels=cfg.INPUT.CHANNELS,
         follow_links=cfg.DATASETS.FOLLOW_LINKS,
