@@ -21,7 +21,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from ..errors import UserError
-from ..files import atomic_write, read_regular, read_state, safe_component, shown, write_json
+from ..files import atomic_write, open_regular, read_regular, read_state, safe_component, shown, write_json
 from ..images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES
 from .augmentation import Sample
 from .data import ImageFolder, ImageSet, match_classes, open_image
@@ -198,7 +198,7 @@ def _read_shard(path: Path) -> list[tuple[int, int, int]]:
     found: dict[str, dict[str, int]] = {}
     images: dict[str, str] = {}
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 stem, ending = os.path.splitext(member.name)
                 if not member.isfile() or not os.path.basename(stem).strip("."):

@@ -238,3 +238,9 @@ def test_a_damaged_index_is_one_line(tmp_path: Path) -> None:
         (tmp_path / "index.npy").write_bytes(data)
         with pytest.raises(UserError, match="its index is torn"):
             open_images(tmp_path)
+
+
+def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.tar")
+    with pytest.raises(UserError, match="is a pipe"):
+        index_shards(tmp_path)
