@@ -24,7 +24,7 @@ if compat.register(lambda: import_module("resnext_det.detection")):
     __all__ += ["add_resnext_config"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name in _HOME:
         value = getattr(import_module(_HOME[name]), name)
         globals()[name] = value

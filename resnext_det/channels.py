@@ -7,6 +7,7 @@ the result, and there is no EXIF orientation.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -73,7 +74,7 @@ def _png(path: str | Path, max_megapixels: float) -> np.ndarray:
     return pixels
 
 
-def _tiff(path: str | Path, max_megapixels: float, *, only_size: bool = False):
+def _tiff(path: str | Path, max_megapixels: float, *, only_size: bool = False) -> Any:
     """The pixels (H, W) or (H, W, C) of the first page, or of all pages where each is a channel; or (H, W)."""
     try:
         import tifffile
@@ -100,7 +101,7 @@ def _tiff(path: str | Path, max_megapixels: float, *, only_size: bool = False):
     return np.transpose(pixels, [axes.index(axis) for axis in ("Y", "X", *others)])
 
 
-def open_tiff(path: str | Path, tifffile):
+def open_tiff(path: str | Path, tifffile: Any) -> Any:
     """An open TIFF.
 
     Raises:

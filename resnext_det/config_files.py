@@ -176,7 +176,7 @@ class _PlainLoader(yaml.SafeLoader):
             raise _Refused(f"more than {YAML_DEPTH} lists and sections within each other")
         node = super().compose_node(parent, index)
         self.depth -= 1
-        if is_reference and id(node) not in self.sizes:
+        if is_reference and node is not None and id(node) not in self.sizes:
             raise _Refused(f"line {node.start_mark.line + 1}: an anchor that holds itself")
         self.nodes += self.sizes[id(node)] if is_reference else 1
         if self.nodes > YAML_NODES:

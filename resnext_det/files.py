@@ -36,7 +36,8 @@ COUNT = range(1 << 53)
 """In a schema: a whole number from 0 on."""
 _SCALARS = (float, None)
 _TABLES = {"thresholds?": dict}  # curves, confusion and calibration, which nothing here reads back
-METRICS = {**_TABLES, str: (float, None, {**_TABLES, str: (float, None, {str: _SCALARS})})}
+_TASK: dict = {**_TABLES, str: (float, None, {str: _SCALARS})}
+METRICS: dict = {**_TABLES, str: (float, None, _TASK)}
 """Schema of ``results.json``: numbers by name, of one set, or by task and set."""
 
 _COMPONENT_BYTES = 200  # file systems take 255; a name grows by an ending and by what marks a half-written file
@@ -331,15 +332,15 @@ def misfit(value: Any, schema: Any, place: str = "it") -> str:
         if len(schema) > 1 and len(value) != len(schema):
             return f"{place} has {len(value)} values, not {len(schema)}"
         kinds = schema if len(schema) > 1 else schema * len(value)
-        reasons = (misfit(item, kind, f"{place}[{i}]") for i, (item, kind) in enumerate(zip(value, kinds, strict=True)))
-        return next(filter(None, reasons), "")
+        pairs = enumerate(zip(value, kinds, strict=True))
+        return next(filter(None, (misfit(item, kind, f"{place}[{i}]") for i, (item, kind) in pairs)), "")
     if isinstance(schema, dict) and isinstance(value, dict):
         missing = [key for key in schema if key is not str and not key.endswith("?") and key not in value]
         if missing:
             return f"{place} has no {missing[0]}"
         inside = "" if place == "it" else f"{place}."
-        kinds = ((key, schema.get(key, schema.get(f"{key}?", schema.get(str, object)))) for key in value)
-        return next(filter(None, (misfit(value[key], kind, inside + shown(key, 40)) for key, kind in kinds)), "")
+        kind_of = ((key, schema.get(key, schema.get(f"{key}?", schema.get(str, object)))) for key in value)
+        return next(filter(None, (misfit(value[key], kind, inside + shown(key, 40)) for key, kind in kind_of)), "")
     if _is_a(value, schema):
         return ""
     return f"{place} is {shown(repr(value), 60)}, not {_KINDS_OF_VALUES.get(_name(schema), 'what it must be')}"

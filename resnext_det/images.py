@@ -20,10 +20,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal, overload
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from .errors import UserError
 from .files import open_regular, shown
@@ -90,12 +90,16 @@ class ImageHeader:
         return self.orientation >= 5
 
 
+@overload
 def read_image(
-    path: str | Path,
-    format: str = "BGR",
-    *,
-    max_megapixels: float = MAX_MEGAPIXELS,
-    policy: str = "error",
+    path: str | Path, format: str = "BGR", *, max_megapixels: float = MAX_MEGAPIXELS, policy: Literal["error"] = "error"
+) -> np.ndarray: ...
+@overload
+def read_image(
+    path: str | Path, format: str = "BGR", *, max_megapixels: float = MAX_MEGAPIXELS, policy: str
+) -> np.ndarray | None: ...
+def read_image(
+    path: str | Path, format: str = "BGR", *, max_megapixels: float = MAX_MEGAPIXELS, policy: str = "error"
 ) -> np.ndarray | None:
     """The image in ``path`` by the rules of this module.
 
@@ -167,7 +171,7 @@ def open_image(path: str | Path, max_megapixels: float) -> Iterator[Image.Image]
     except UserError:
         raise
     except Exception as error:  # Pillow's decoders raise nearly every type on broken files
-        reason = "not an image that Pillow reads" if isinstance(error, Image.UnidentifiedImageError) else error
+        reason = "not an image that Pillow reads" if isinstance(error, UnidentifiedImageError) else error
         raise BrokenImage(f"{path}: cannot be decoded ({shown(_one_line(reason))}); replace or remove it") from None
 
 

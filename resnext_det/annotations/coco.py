@@ -23,7 +23,7 @@ from .check.findings import shorten
 from .check.inspection import Options, inspect_document, open_set
 from .columns import MISSING, boxes, get, integers
 from .dataset import Dataset
-from .reading import CHUNK, stream_list
+from .reading import CHUNK, return_memory, stream_list
 
 if TYPE_CHECKING:
     from .typed_json import Found
@@ -51,12 +51,15 @@ def read_ground_truth(
     if isinstance(json_file, Mapping):
         source, document = "ground truth", dict(json_file)
     else:
-        source, document = str(json_file), open_set(json_file)
+        source, document = str(json_file), open_set(os.fspath(json_file))
     checked = inspect_document(document, source, None, Options(masks=with_masks, max_detections=max_detections))
     checked.raise_errors()
     for finding in checked.findings.of("warning"):
         logger.warning("%s", finding)
-    return checked.dataset(as_written=True, masks=with_masks)
+    found = checked.dataset(as_written=True, masks=with_masks)
+    del checked, document
+    return_memory()
+    return found
 
 
 @dataclass
@@ -111,7 +114,7 @@ class Detections:
         parts = [part for part in parts if len(part)]
         if not parts:
             return cls.empty()
-        joined = {}
+        joined: dict[str, Any] = {}
         for column in fields(cls):
             values = [getattr(part, column.name) for part in parts]
             if isinstance(values[0], np.ndarray):
@@ -122,7 +125,10 @@ class Detections:
 
     def segmentation(self, i: int) -> list | dict:
         """COCO's: polygons, or run lengths ``{size, counts}``."""
+        assert self.masks is not None
         mask = self.masks[i]
+        if self.mask_sizes is None:
+            return mask
         return {"size": self.mask_sizes[i].tolist(), "counts": mask.decode()} if isinstance(mask, bytes) else mask
 
     def records(self, index: Iterable[int] | None = None) -> Iterator[dict]:

@@ -133,7 +133,7 @@ def integers(values: list, *, wide: bool = False) -> Column:
 
 def number(value: object) -> float:
     """A finite number as float; NaN for anything else."""
-    if type(value) not in (int, float):
+    if not isinstance(value, int | float) or isinstance(value, bool):
         return math.nan
     try:
         value = float(value)

@@ -173,6 +173,7 @@ def evaluate(
     _pool_owner = os.getpid()
     evaluation.evaluate()
     evaluation.accumulate()
+    assert evaluation.eval is not None
     return Evaluation(
         iou_type,
         evaluation.eval["precision"],
@@ -351,6 +352,7 @@ def _boxes(detections: Detections, here: np.ndarray) -> np.ndarray:
 
 def _check_sizes(truth: Dataset, detections: Detections, here: np.ndarray) -> None:
     """Refuse masks of another size than their image's, which would never overlap."""
+    assert detections.mask_sizes is not None
     image = positions(detections.image_ids[here], truth.image_ids)
     real = np.stack([truth.heights[image], truth.widths[image]], axis=1)
     given = detections.mask_sizes[here]
@@ -367,7 +369,8 @@ def _check_sizes(truth: Dataset, detections: Detections, here: np.ndarray) -> No
 def _keypoint_tables(truth: Dataset, detections: Detections, chosen: np.ndarray, number: int) -> tuple[COCO, COCO]:
     """The like for keypoints, which hotcoco reads from records only; ``number`` is how many an object has."""
     rows, of_object, here, of_detection = _of_images(truth, detections, chosen)
-    objects = []
+    assert detections.keypoints is not None
+    objects: list[dict] = []
     for i, image in zip(rows.tolist(), of_object.tolist(), strict=True):
         points = _needed(truth, i, truth.points(i), "keypoints")
         visible = int(truth.num_keypoints[i]) if truth.num_keypoints is not None else -1

@@ -77,10 +77,10 @@ def evaluate_voc(
     for kind in range(len(class_names)):
         chosen = np.flatnonzero(classes == kind)
         order = chosen[np.argsort(-scores[chosen])]
-        best, match, difficult = _overlaps(kind, truth, image_ids[order], corners[order])
+        best, match, of_difficult = _overlaps(kind, truth, image_ids[order], corners[order])
         for column, threshold in enumerate(THRESHOLDS):
             over = best > threshold
-            counts = over & ~difficult
+            counts = over & ~of_difficult
             first = np.zeros(len(order), dtype=bool)
             hits = np.flatnonzero(counts)
             first[hits[np.unique(match[hits], return_index=True)[1]]] = True

@@ -52,11 +52,12 @@ def write_onnx(core: str | os.PathLike, path: str | os.PathLike, about: About) -
     constants = {"cut/zero": [0], "cut/rows": [1]}
     for name, value in constants.items():
         graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [1], value))
-    for name, kind, shape in (
+    outputs: list[tuple[str, int, list[str | int | None]]] = [
         ("boxes", TensorProto.FLOAT, ["found", 4]),
         ("scores", TensorProto.FLOAT, ["found"]),
         ("classes", TensorProto.INT64, ["found"]),
-    ):
+    ]
+    for name, kind, shape in outputs:
         for node in graph.node:
             for side in (node.input, node.output):
                 side[:] = [f"padded/{name}" if known == name else known for known in side]

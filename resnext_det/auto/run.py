@@ -9,7 +9,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -174,7 +174,7 @@ def run(request: Request) -> dict[str, Any]:
 
 
 @contextmanager
-def _log(path: Path):
+def _log(path: Path) -> Iterator[Callable[[str], None]]:
     """A function that prints a line, and writes it to ``path`` too."""
     with open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
 
@@ -339,7 +339,8 @@ class Pace:
     """How fast a training in ``folder`` goes, by the lines of its ``metrics.json`` since this was made."""
 
     def __init__(self, folder: Path) -> None:
-        self.file, self.first = folder / "metrics.json", None
+        self.file = folder / "metrics.json"
+        self.first: tuple[int, float] | None = None
         self.begin = self.file.stat().st_size if self.file.is_file() else 0
 
     def shorter_schedule(self, iterations: int, left: float) -> int | None:
@@ -386,7 +387,7 @@ def shorten(config: Path, iterations: int) -> None:
     text = config.read_text(encoding="utf-8")
     for key in ("MAX_ITER", "STEPS"):
         value = schedule(iterations)[f"SOLVER.{key}"]
-        text = re.sub(rf"^(  {key}): .*$", lambda m, value=value: f"{m[1]}: {value}", text, count=1, flags=re.M)
+        text = re.sub(rf"^(  {key}): .*$", rf"\g<1>: {value}", text, count=1, flags=re.M)
     with atomic_write(config) as file:
         file.write(text)
 

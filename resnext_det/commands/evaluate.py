@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         limits = None
     else:
         limits = [limit] if args.iou_type == "keypoints" else sorted({1, 10, limit})
-    found = [read_predictions(file, truth) for file in args.dt]
-    found = [Detections.from_json(f) if one is None else one for f, one in zip(args.dt, found, strict=True)]
+    predicted = [read_predictions(file, truth) for file in args.dt]
+    found = [Detections.from_json(f) if one is None else one for f, one in zip(args.dt, predicted, strict=True)]
     if args.label_errors:
         args.dt, found = args.dt[:1], [joined_folds(found)]
     evaluations = [evaluate(truth, one, args.iou_type, max_detections=limits, areas=areas) for one in found]
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     for file, differences in comparisons.items():
         print(f"{shown(file)} less {shown(args.dt[0])}: 95% of {args.samples} samples of the images")
-        print("\n".join(summary(differences.items())))
+        print("\n".join(summary(list(differences.items()))))
     if args.out:
         compared = {file: {n: asdict(d) for n, d in found.items()} for file, found in comparisons.items()}
         more = {"models": dict(zip(args.dt, all_results, strict=True)), "comparison": compared} if compared else {}
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.report:
         from ..reporting.report import Model, write_report  # Pillow is slow to start
 
-        models = [Model(*model) for model in zip(_short(args.dt), found, evaluations, strict=True)]
+        models = list(map(Model, _short(args.dt), found, evaluations))
         write_report(
             args.report,
             truth,

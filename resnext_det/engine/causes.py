@@ -97,7 +97,7 @@ def cause_of(error: BaseException) -> BaseException:
         return UserError(f"{error}; free some space and run it again (a training: with --resume)")
     if isinstance(error, OSError) and error.filename is not None and error.errno in PLACES:
         path = error.filename2 or error.filename  # of two, the one that was to be made
-        return UserError(f"{os.fsdecode(path)}: {error.strerror.lower()}; {PLACES[error.errno]}")
+        return UserError(f"{os.fsdecode(path)}: {(error.strerror or '').lower()}; {PLACES[error.errno]}")
     if isinstance(error, RuntimeError) and "does not have a deterministic implementation" in text:
         return UserError(
             f"DETERMINISTIC True: {text.split(' does not')[0]} cannot be; set DETERMINISTIC False, or in a C4 detector "
@@ -116,8 +116,9 @@ def cause_of(error: BaseException) -> BaseException:
             "DATALOADER.NUM_WORKERS and continue with --resume"
         )
     dist = sys.modules.get("torch.distributed")  # this module serves commands that need no torch
-    several = dist is not None and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-    if several and isinstance(error, RuntimeError) and _LOST.search(text):
+    if dist is None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() < 2:
+        return error
+    if isinstance(error, RuntimeError) and _LOST.search(text):
         return RunFailed(
             f"process {dist.get_rank()} lost another process of the run ({text[:200]}); that one's log names the "
             "cause; continue with --resume"

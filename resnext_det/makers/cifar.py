@@ -60,7 +60,7 @@ def unpack(archive: str | Path, out: str | Path) -> dict[str, int]:
 
 def _images(tar: tarfile.TarFile, files: dict[PurePosixPath, tarfile.TarInfo]) -> Iterator[tuple[Path, bytes]]:
     """(split/class/name, contents of the file) of every image."""
-    by_name = {path.name: tar.extractfile(member) for path, member in files.items() if _is_published(path.name)}
+    by_name = {path.name: _opened(tar, member) for path, member in files.items() if _is_published(path.name)}
     if by_name:
         names, parts = _read_published(by_name)
         counts = {"train": 0, "test": 0}
@@ -77,14 +77,22 @@ def _images(tar: tarfile.TarFile, files: dict[PurePosixPath, tarfile.TarInfo]) -
             if member.size > MAX_IMAGE_BYTES:
                 raise ValueError(f"{path.name} has {member.size} bytes")
             split, *names = split_class_name
-            yield Path(split, *(safe_component(name, "file name") for name in names)), tar.extractfile(member).read()
+            yield Path(split, *(safe_component(name, "file name") for name in names)), _opened(tar, member).read()
+
+
+def _opened(tar: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes]:
+    file = tar.extractfile(member)
+    assert file is not None, "a regular file"
+    return file
 
 
 def _is_published(name: str) -> bool:
-    return re.fullmatch(r"(data_batch_\d|test_batch|train|test)(\.bin)?|batches\.meta(\.txt)?|meta|.*_names\.txt", name)
+    return bool(
+        re.fullmatch(r"(data_batch_\d|test_batch|train|test)(\.bin)?|batches\.meta(\.txt)?|meta|.*_names\.txt", name)
+    )
 
 
-def _read_published(files: dict[str, io.BufferedReader]) -> tuple[list[str], list[Part]]:
+def _read_published(files: dict[str, IO[bytes]]) -> tuple[list[str], list[Part]]:
     """(class names, parts) of the four published archives."""
     hundred = "train" in files or "train.bin" in files
     binary = any(name.endswith(".bin") for name in files)

@@ -172,7 +172,9 @@ def compose_scene(
     return np.clip(np.round(canvas + grain), 0, 255).astype(np.uint8), objects
 
 
-def _find_place(rng, h: int, w: int, height: int, width: int, taken: list[list[int]]) -> list[int] | None:
+def _find_place(
+    rng: np.random.Generator, h: int, w: int, height: int, width: int, taken: list[list[int]]
+) -> list[int] | None:
     for _ in range(40):
         x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
         if all(_covered((x, y, w, h), other) <= MOST_COVERED for other in taken):
@@ -212,7 +214,8 @@ def write_detection(
     """Write ``scenes`` scenes of ``digits`` to ``folder`` and their COCO JSON to ``annotations``; returns how many."""
     folder.mkdir(parents=True)
     annotations.parent.mkdir(parents=True, exist_ok=True)
-    images, objects = [], []
+    images: list[dict] = []
+    objects: list[dict] = []
     for i in tqdm(range(scenes), desc=f"detection/{folder.name}", disable=None):
         rng = np.random.default_rng([*seed, i])
         height, width = (int(rng.integers(math.ceil(SCENE_SHORTEST * size), size + 1)) for _ in range(2))

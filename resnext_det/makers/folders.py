@@ -28,7 +28,7 @@ def recipe(command: str, *inputs: str | os.PathLike, **settings: Any) -> dict[st
     return {"command": command, "settings": {k: str(v) for k, v in settings.items()}, "read": digest.hexdigest()}
 
 
-def is_made(path: str | Path, by: Mapping[str, Any]) -> bool:
+def is_made(path: str | os.PathLike, by: Mapping[str, Any]) -> bool:
     """Whether ``path`` is the folder that this very :func:`recipe` has made, all of it."""
     file = Path(path) / MADE_BY
     try:
@@ -38,7 +38,7 @@ def is_made(path: str | Path, by: Mapping[str, Any]) -> bool:
 
 
 @contextmanager
-def new_folder(path: str | Path, by: Mapping[str, Any]) -> Iterator[Path]:
+def new_folder(path: str | os.PathLike, by: Mapping[str, Any]) -> Iterator[Path]:
     """A folder to fill, which becomes ``path`` when the block ends, and is removed when it fails.
 
     Args:

@@ -10,7 +10,7 @@ from ..files import atomic_write
 from .folders import is_made, new_folder, recipe
 
 
-def largest_classes(full: str | os.PathLike, known: set[str], count: int) -> list[str]:
+def largest_classes(full: str | os.PathLike[str], known: set[str], count: int) -> list[str]:
     """The ``count`` class folders of ``full`` with most files that are not among ``known``; equal ones by name.
 
     Raises:

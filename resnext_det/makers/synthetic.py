@@ -20,7 +20,8 @@ def draw_detection_set(folder: Path, count: int, seed: int = 0) -> tuple[Path, P
     rng = np.random.default_rng(seed)
     image_root = folder / "images"
     image_root.mkdir(parents=True, exist_ok=True)
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number in range(1, count + 1):
         width, height = SIDE, SIDE if number % 2 else SIDE * 3 // 4
         canvas = Image.fromarray(rng.integers(60, 120, (height, width, 3), dtype=np.uint8))

@@ -247,7 +247,8 @@ def detection_sets(data: Path) -> tuple[list[str], tuple[tuple[str, ...], tuple[
             "beside a folder of images with the same ending"
         )
     chosen = {f"reproduce_{name}": (str(splits[name]), str(data / name)) for name in (train[0], test[0])}
-    names = tuple((name,) for name in chosen)
+    first, second = chosen
+    names = (first,), (second,)
     classes = len(read_ground_truth(chosen[names[0][0]][0]).class_names)
     options = ["DATASETS.REGISTER", str([[name, *files] for name, files in chosen.items()])]
     options += ["DATASETS.TRAIN", str(names[0]), "DATASETS.TEST", str(names[1])]

@@ -128,9 +128,9 @@ def command_of(label: str, weights: str, trial: int, settings: Settings) -> Comm
         "SOLVER.IMS_PER_BATCH",
         str(batch),
     )
-    options = (*options, *settings.options, "OUTPUT_DIR", str(folder))
+    every = (*options, *settings.options, "OUTPUT_DIR", str(folder))
     flags = ("--resume", "--num-gpus", str(settings.processes))
-    return Command("train", Path(config), folder, options, (folder / TRAINED, folder / RESULTS), flags)
+    return Command("train", Path(config), folder, every, (folder / TRAINED, folder / RESULTS), flags)
 
 
 def frozen_command(label: str, weights: str, settings: Settings) -> Command:
@@ -166,7 +166,7 @@ def measured(weights: Sequence[str], trials: int, settings: Settings) -> dict[st
 
 def measured_frozen(weights: Sequence[str], settings: Settings) -> dict[str, Values]:
     """{label: its :data:`FROZEN_COLUMNS`} of the finished classifications."""
-    found = {}
+    found: dict[str, Values] = {}
     for label, file in labels_of(weights).items() if settings.classification else ():
         results = read_results(frozen_command(label, file, settings))
         if results is not None:

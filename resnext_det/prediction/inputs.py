@@ -129,7 +129,7 @@ def read_rgb(path: str | os.PathLike, *, max_megapixels: float = MAX_MEGAPIXELS)
         UserError: not an image, a broken one, or one of more than ``max_megapixels``.
     """
     try:
-        pixels = read_image(path, "RGB", max_megapixels=max_megapixels)
+        pixels = read_image(Path(path), "RGB", max_megapixels=max_megapixels)
     except BrokenImage as error:
         raise UserError(f"{error}, or use --broken skip") from error
     assert pixels is not None  # only other policies leave images out

@@ -102,7 +102,7 @@ def _system_fonts() -> list[tuple[str, frozenset[int]]]:
     return found
 
 
-def _font(size: int):
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font of ``size`` pixels; Pillow before 10.1 has it in one size only."""
     try:
         return ImageFont.load_default(size=size)

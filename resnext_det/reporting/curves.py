@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -112,8 +114,8 @@ def curves_figure(runs: Mapping[str, Metrics]) -> Figure:
     per_line = max(1, min(len(runs), round(columns * PANEL[0] / (0.9 + 0.085 * max(map(len, runs))))))
     strip = 0.15 + 0.26 * math.ceil(len(runs) / per_line) if several else 0
     height = rows * PANEL[1] + strip
-    figure = Figure(figsize=(columns * PANEL[0], height), dpi=DOTS_PER_INCH, layout="constrained")
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - strip / height), w_pad=0.12, h_pad=0.12)  # type: ignore[call-arg]
+    figure = Figure(figsize=(columns * PANEL[0], height), dpi=DOTS_PER_INCH)
+    figure.set_layout_engine("constrained", rect=(0, 0, 1, 1 - strip / height), w_pad=0.12, h_pad=0.12)
     colors = {name: COLORS[i % len(COLORS)] for i, name in enumerate(runs)}
     for i, draw in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
@@ -212,7 +214,7 @@ def save_figure(figure: Figure, path: str | os.PathLike) -> None:
         figure.savefig(file, format="png")
 
 
-def _cycle(items: Sequence[str]):
+def _cycle(items: Sequence[str]) -> Iterator[str]:
     while True:
         yield from items
 
@@ -234,7 +236,9 @@ def _name(axes: Axes, title: str, x: str = "iteration", y: str = "") -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
 
 
-def _curve(axes: Axes, points: tuple[np.ndarray, np.ndarray], color: str, label: str | None = None, **line) -> None:
+def _curve(
+    axes: Axes, points: tuple[np.ndarray, np.ndarray], color: str, label: str | None = None, **line: Any
+) -> None:
     """One noisy curve; when it has many points, faint under its running mean."""
     x, y = points
     line = {"linewidth": 1.7, **line}
@@ -269,7 +273,7 @@ def _log_if_positive(axes: Axes, plotted: Sequence[np.ndarray], spread: float = 
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _plain_number(value: float, _position: int) -> str:
+def _plain_number(value: float, _position: float) -> str:
     return f"{value:g}"
 
 
@@ -291,7 +295,7 @@ def _losses(axes: Axes, runs: Mapping[str, Metrics], colors: Mapping[str, str]) 
         _legend(axes, axes.get_legend_handles_labels()[0])
 
 
-def _legend(axes: Axes, handles: Sequence[Line2D]) -> None:
+def _legend(axes: Axes, handles: Sequence[Artist]) -> None:
     """One line beside the title: inside, it would cover curves."""
     axes.legend(handles=handles, loc="lower right", bbox_to_anchor=(1, 1), ncols=len(handles), frameon=False,
                 fontsize=9.5, borderaxespad=0.1, columnspacing=1.0, handlelength=1.5, handletextpad=0.5)  # fmt: skip
@@ -338,7 +342,7 @@ def _iterations_per_epoch(metrics: Metrics) -> float | None:
     return (iterations[-1] + 1) / epochs[-1]
 
 
-def _keys(axes: Axes, styles: Mapping[str, str]) -> None:
+def _keys(axes: Axes, styles: Mapping[str, Any]) -> None:
     """What solid and dashed mean, in gray: colors belong to the runs."""
     handles = [
         Line2D([], [], color=GRAY, linestyle=style, linewidth=1.8 if style == "-" else 1.3, label=label)

@@ -273,9 +273,12 @@ def _images(
         if file is None:
             continue
         try:
-            image = Image.fromarray(read_image(file, "RGB", max_megapixels=max_megapixels, policy="load"))
+            pixels = read_image(file, "RGB", max_megapixels=max_megapixels, policy="load")
         except UserError:
             continue
+        if pixels is None:
+            continue
+        image = Image.fromarray(pixels)
         image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
         buffer = io.BytesIO()
         image.save(buffer, format="jpeg", quality=80)

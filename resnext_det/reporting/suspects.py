@@ -92,6 +92,8 @@ def _image(truth: Dataset, record: Mapping[str, Any], root: str | os.PathLike | 
         pixels = read_image(file, "RGB", max_megapixels=max_megapixels, policy="load")
     except UserError:
         return ""
+    if pixels is None:
+        return ""
     own = [(record[key], color) for key, color in (("label", LABEL), ("found", FOUND)) if key in record]
     boxes = np.array([one["bbox"] for one, _ in own], dtype=float)
     low, high = boxes[:, :2].min(axis=0), (boxes[:, :2] + boxes[:, 2:]).max(axis=0)

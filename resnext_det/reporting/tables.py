@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from tabulate import tabulate
 
@@ -70,9 +71,8 @@ def results_table(
         in_paper = any(metric in paper.get(name, {}) for name in runs)
         headings += [heading, f"{heading} (paper)"] if in_paper else [heading]
         for name, results in runs.items():
-            given = results is not None and metric in results
             missing = QUOTED if name in quoted else NOT_RUN
-            cells[name].append(_number(results[metric], digits) if given else missing)
+            cells[name].append(_number(results[metric], digits) if results and metric in results else missing)
             if in_paper:
                 published = paper.get(name, {}).get(metric)
                 cells[name].append(_number(published, digits))
@@ -85,17 +85,17 @@ def results_table(
     )
 
 
-def ap_table(runs: Mapping[str, Results | None], **options) -> str:
+def ap_table(runs: Mapping[str, Results | None], **options: Any) -> str:
     """:func:`results_table` of detectors: AP@0.5 and AP as in the paper's Table 8, then COCO's other four."""
     return results_table(runs, AP_COLUMNS, **options)
 
 
-def error_table(runs: Mapping[str, Results | None], **options) -> str:
+def error_table(runs: Mapping[str, Results | None], **options: Any) -> str:
     """:func:`results_table` of classifiers: top-1 and top-5 error in percent, as in the paper's Tables 3 to 6."""
     return results_table(runs, ERROR_COLUMNS, **{"digits": 2, **options})
 
 
-def class_table(results: Results, **options) -> str:
+def class_table(results: Results, **options: Any) -> str:
     """:func:`results_table` with one line for each class of a detector: AP@0.5 (where it is given) and AP.
 
     Args:

@@ -208,6 +208,12 @@ def test_a_huge_entry_takes_no_memory_for_its_canvas(tmp_path):
     assert most < 100 << 20
 
 
+def test_an_image_that_cannot_be_decoded_is_left_out(tmp_path):
+    Image.new("RGB", (60, 50)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:20])
+    assert pixels_of_one(tmp_path, tmp_path) is None
+
+
 def test_the_limit_on_pixels_and_the_folder_hold_for_the_page(tmp_path):
     Image.new("RGB", (60, 50), (250, 0, 0)).save(tmp_path / "a.png")
     assert abs(pixels_of_one(tmp_path, tmp_path).astype(int) - (250, 0, 0)).max() < 5

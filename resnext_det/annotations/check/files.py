@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path, PureWindowsPath
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +19,11 @@ from ...errors import UserError
 from ...images import BrokenImage, ImageHeader
 from .findings import Findings, shorten, some
 from .tables import Images
+
+logger = logging.getLogger(__name__)
+
+NOTICE = 60.0
+"""Seconds between two lines about how far it is."""
 
 
 def check_files(
@@ -51,9 +59,22 @@ def check_files(
         paths = [root / table.file_names[i] for i in wanted]
         look = _looker(decode and check_images, max_megapixels, channels)
         with ThreadPoolExecutor(workers) as pool:
-            results = list(tqdm(pool.map(look, paths), total=len(paths), desc="images", disable=None))
+            results = list(
+                tqdm(_logged(pool.map(look, paths), len(paths)), total=len(paths), desc="images", disable=None)
+            )
     for i, path, result in zip(wanted.tolist(), paths, results, strict=True):
         _judge(table, i, path, result, findings, policy, max_megapixels)
+
+
+def _logged(results: Iterable, number: int) -> Iterator:
+    """The same, with a line in the log now and then: where it goes to a file nobody sees a bar."""
+    begun = spoken = time.monotonic()
+    for done, result in enumerate(results, start=1):
+        yield result
+        now = time.monotonic()
+        if now - spoken > NOTICE:
+            spoken, left = now, (now - begun) * (number - done) / done
+            logger.info("looked at %d of %d images, %.0f minutes left", done, number, left / 60)
 
 
 def _looker(decode: bool, max_megapixels: float, channels: int) -> Callable[[Path], ImageHeader | UserError]:
@@ -73,10 +94,16 @@ def _looker(decode: bool, max_megapixels: float, channels: int) -> Callable[[Pat
 
 
 def _judge(
-    table: Images, i: int, path: Path, result: ImageHeader | UserError, findings, policy, max_megapixels
+    table: Images,
+    i: int,
+    path: Path,
+    result: ImageHeader | UserError,
+    findings: Findings,
+    policy: str,
+    max_megapixels: float,
 ) -> None:
     row, image_id = int(table.rows[i]), int(table.ids[i])
-    here = {"field": f"images[{row}]", "id": image_id}
+    here: dict[str, Any] = {"field": f"images[{row}]", "id": image_id}
     if isinstance(result, BrokenImage):
         severity, does = "error", "or use --policy skip or load (in training DATASETS.BROKEN_IMAGES)"
         if policy == "load":
@@ -138,7 +165,7 @@ def _present(table: Images, root: Path, findings: Findings, follow_links: bool) 
     missing: list[tuple[int, str]] = []
     present = np.zeros(len(table.ids), dtype=bool)
     for i, name in enumerate(table.file_names):
-        here = {"field": f"images[{int(table.rows[i])}].file_name", "id": int(table.ids[i])}
+        here: dict[str, Any] = {"field": f"images[{int(table.rows[i])}].file_name", "id": int(table.ids[i])}
         parts = name.replace("\\", "/").split("/")
         if ".." in parts or name.startswith(("/", "\\")) or PureWindowsPath(name).drive:
             findings.add(

@@ -16,6 +16,7 @@ from ...files import atomic_write, shown
 from .. import columns
 from .. import masks as masks_room
 from ..dataset import Dataset, Texts, texts_of_json
+from ..image_dicts import dataset_dicts
 from ..reading import read_json
 from ..records import Records, open_document
 from . import tables
@@ -25,9 +26,6 @@ from .objects import Annotations, check_annotations
 from .options import ClassCount, Options
 
 logger = logging.getLogger(__name__)
-
-XYWH_ABS = 1
-"""detectron2's ``BoxMode.XYWH_ABS``, an integer enumeration, which this room does without."""
 
 __all__ = ["CheckedDataset", "ClassCount", "Options", "check_coco", "dataset_dicts", "inspect_coco", "inspect_document"]
 
@@ -64,15 +62,17 @@ class CheckedDataset:
 
     def kept(self) -> np.ndarray:
         """Mask over the annotations: usable, and of a usable image."""
-        table = self.annotations
-        if not len(self.images.ids):
+        images, table = self.images, self.annotations
+        assert images is not None and table is not None
+        if not len(images.ids):
             return np.zeros_like(table.keep)
-        return table.keep & self.images.keep[table.image]
+        return table.keep & images.keep[table.image]
 
     def changed(self) -> bool:
         """Whether a record was fixed or left out."""
-        table = self.annotations
-        if not self.images.keep.all() or len(self.images.ids) < len(self.document["images"]):
+        images, table = self.images, self.annotations
+        assert images is not None
+        if not images.keep.all() or len(images.ids) < len(self.document["images"]):
             return True
         if table is None:
             return False
@@ -82,6 +82,7 @@ class CheckedDataset:
     def lost(self) -> dict[str, int]:
         """What :meth:`fixed` leaves out: {kind: how many}, of kinds that have any."""
         images, table = self.images, self.annotations
+        assert images is not None
         twice = len(self.document["images"]) - len(images.ids)
         left_out = int((~images.keep).sum())
         counts = {"image records with an unusable or repeated id or name": twice, "missing or broken images": left_out}
@@ -105,6 +106,7 @@ class CheckedDataset:
 
     def metadata(self) -> dict:
         """detectron2's names for the classes: ``thing_classes`` and ``thing_dataset_id_to_contiguous_id``."""
+        assert self.categories is not None
         return {
             "thing_classes": list(self.categories.names),
             "thing_dataset_id_to_contiguous_id": {value: i for i, value in enumerate(self.categories.ids)},
@@ -127,7 +129,7 @@ class CheckedDataset:
             raise UserError(f"{self.json_file}: no usable images or categories")
         chosen = np.flatnonzero(images.keep | as_written)
         chosen = chosen[np.argsort(images.ids[chosen], kind="stable")]
-        common = {
+        common: dict[str, Any] = {
             "source": self.json_file,
             "image_root": self.image_root,
             "image_ids": images.ids[chosen],
@@ -144,7 +146,11 @@ class CheckedDataset:
                 iscrowd=none, difficult=none.astype(bool), annotated=False,
             )  # fmt: skip
         rows = np.flatnonzero(table.known if as_written else self.kept())
-        chosen_rows = slice(None) if len(rows) == len(table.ids) else rows  # all: no copies
+        by_image = images.ids[table.image[rows]]
+        if (by_image[1:] < by_image[:-1]).any():
+            rows = rows[np.argsort(by_image, kind="stable")]
+        all_rows = len(rows) == len(table.ids) and (rows[1:] > rows[:-1]).all()
+        chosen_rows = slice(None) if all_rows else rows  # all of them: no copies
         place = np.full(len(images.ids), -1, dtype=np.int64)
         place[chosen] = np.arange(len(chosen))
         records: Records = table.records
@@ -181,7 +187,8 @@ class CheckedDataset:
     def fixed(self) -> dict:
         """The document with the fixed records, for ``--fix`` and as the ground truth of an evaluation."""
         document = dict(self.document)
-        images = self.images
+        images, categories = self.images, self.categories
+        assert images is not None and categories is not None
         source = document["images"]
         document["images"] = [
             {
@@ -197,13 +204,13 @@ class CheckedDataset:
         ]
         source = document["categories"]
         document["categories"] = [
-            {**source[row], "id": value} for row, value in zip(self.categories.rows, self.categories.ids, strict=True)
+            {**source[row], "id": value} for row, value in zip(categories.rows, categories.ids, strict=True)
         ]
         table = self.annotations
         if table is not None:
             source = document["annotations"]
             rows = np.flatnonzero(self.kept())
-            category_ids = np.array(self.categories.ids, dtype=np.int64)[table.category[rows]]
+            category_ids = np.array(categories.ids, dtype=np.int64)[table.category[rows]]
             fixed = (images.ids[table.image[rows]], category_ids, table.boxes[rows], table.areas[rows])
             document["annotations"] = []
             for row, annotation_id, crowd, image_id, category_id, box, area in zip(
@@ -242,36 +249,6 @@ def _points(value: Any) -> list | None:
     """The keypoints where they are usable ones."""
     usable = isinstance(value, list) and len(value) % 3 == 0 and all(map(masks_room.finite_number, value))
     return value if usable else None
-
-
-def dataset_dicts(dataset: Dataset, *, keypoints: bool = False) -> list[dict]:
-    """detectron2's standard dicts, in the order of image ids; boxes are XYWH_ABS, classes contiguous.
-
-    Images without objects stay, with an empty list. ``segmentation`` comes where the set keeps masks, ``keypoints``, if
-    asked for, in detectron2's continuous coordinates. A set without annotations has no key ``annotations``.
-    """
-    root = dataset.image_root or ""
-    dicts: list[dict] = [
-        {"file_name": os.path.join(root, dataset.file_names[i]), "height": height, "width": width, "image_id": image_id}
-        for i, (height, width, image_id) in enumerate(
-            zip(dataset.heights.tolist(), dataset.widths.tolist(), dataset.image_ids.tolist(), strict=True)
-        )
-    ]
-    if not dataset.annotated:
-        return dicts
-    for record in dicts:
-        record["annotations"] = []
-    columns = (dataset.image, dataset.boxes, dataset.category, dataset.iscrowd)
-    for row, (image, box, category, crowd) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        annotation = {"bbox": box, "bbox_mode": XYWH_ABS, "category_id": category, "iscrowd": crowd}
-        segmentation = dataset.segmentation(row)
-        if segmentation:
-            annotation["segmentation"] = segmentation
-        points = dataset.points(row) if keypoints else None
-        if points:
-            annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
-        dicts[image]["annotations"].append(annotation)
-    return dicts
 
 
 def read_document(json_file: str | Path, hint: str = "give the annotations' JSON file") -> dict:
@@ -328,9 +305,9 @@ def inspect_document(
             "warning", "no-annotations", "is missing: fit for inference, not for training or AP", "nothing to do",
             field="annotations",
         )  # fmt: skip
-    if rows.get("images") is not None:
-        checked.images = tables.check_images(rows["images"], findings, truth=truth)
-        if not truth:
+    if (images := rows.get("images")) is not None:
+        checked.images = tables.check_images(images, findings, truth=truth)
+        if image_root is not None:
             check_files(
                 checked.images,
                 Path(image_root),
@@ -344,10 +321,10 @@ def inspect_document(
                 workers=options.workers or os.cpu_count() or 1,
             )
     annotations = rows.get("annotations")
-    if rows.get("categories") is not None:
+    if (categories := rows.get("categories")) is not None:
         used = [] if annotations is None else np.unique(annotations.table["category_id"].values).tolist()
         checked.categories = tables.check_categories(
-            rows["categories"], set(used), findings, drop_unused_root=options.drop_unused_root, truth=truth
+            categories, set(used), findings, drop_unused_root=options.drop_unused_root, truth=truth
         )
     if checked.categories is not None:
         _compare_classes(checked.categories, options, findings)
@@ -362,8 +339,15 @@ def inspect_document(
     return checked
 
 
+def refuse_classes(dataset: Dataset, options: Options) -> None:
+    """Raises UserError where the classes of a set that was checked before are not those looked for."""
+    findings = Findings(dataset.source, options.listed)
+    _compare_classes(tables.Categories([], dataset.class_names, []), options, findings)
+    CheckedDataset(dataset.source, dataset.image_root, {}, findings).raise_errors()
+
+
 def _compare_classes(categories: tables.Categories, options: Options, findings: Findings) -> None:
-    found, model = len(categories.ids), options.model_classes
+    found, model = len(categories.names), options.model_classes
     if model is not None and found != model.number:
         findings.add(
             "error", "num-classes", f"has {counted(found, 'class')}, the model {model.number}",
@@ -430,6 +414,7 @@ def write_fixed(checked: CheckedDataset, out: str | Path, *, drop: bool = False)
         raise UserError(f"{shown(out)}: --fix writes a new file and this one exists; choose another name")
     if checked.images is None or checked.categories is None:
         checked.raise_errors()
+    assert checked.images is not None
     lost = checked.lost()
     what = ", ".join(f"{number} {kind}" for kind, number in lost.items())
     if not checked.images.keep.any():
@@ -468,7 +453,7 @@ def report(checked: CheckedDataset) -> str:
                 lines.append(f"  {side}: {values.min()} to {values.max()}, median {np.median(values):g}")
     if categories is not None:
         lines.append(f"categories: {len(categories.ids)}")
-    if table is not None:
+    if table is not None and images is not None and categories is not None:
         kept = checked.kept()
         crowds = kept & (table.iscrowd == 1)
         negatives = int(images.keep.sum()) - len(np.unique(table.image[kept]))

@@ -544,14 +544,11 @@ def check_annotations(
     for rule in [*RULES, *needed, MASK_RULES[options.masks and (truth or options.for_training)]]:
         severity = rule.truth if truth else rule.severity
         if severity:
-            findings.add_each(
-                severity,
-                rule.code,
-                rule.rows(objects),
-                lambda row, rule=rule: {
-                    "message": rule.message(objects, row), "fix": rule.fix, **objects.where(row, rule.field)
-                },
-            )  # fmt: skip
+
+            def word(row: int, rule: Rule = rule) -> dict:
+                return {"message": rule.message(objects, row), "fix": rule.fix, **objects.where(row, rule.field)}
+
+            findings.add_each(severity, rule.code, rule.rows(objects), word)
     for remark in REMARKS:
         severity = remark.severity(objects) if callable(remark.severity) else remark.severity
         severity = remark.truth if truth else severity
@@ -590,7 +587,9 @@ def _parts(number: int) -> list[slice]:
     return [slice(first, first + _PART) for first in range(0, number, _PART)]
 
 
-def _clip(boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray, rows: np.ndarray):
+def _clip(
+    boxes: np.ndarray, widths: np.ndarray, heights: np.ndarray, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Clips the boxes of ``rows`` that stick out by more than OUTSIDE; returns boxes and the mask of those."""
     x1, y1 = boxes[:, 0], boxes[:, 1]
     x2, y2 = x1 + boxes[:, 2], y1 + boxes[:, 3]

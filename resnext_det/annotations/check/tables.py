@@ -229,17 +229,16 @@ def check_images(rows: Records, findings: Findings, *, truth: bool) -> Images:
         size = rows.table[key]
         values, wrong = size.values.copy(), (size.values <= 0) & ~size.missing
         wrong[size.bad] = True
-        findings.add_each(
-            "error",
-            "image-size-not-positive",
-            np.flatnonzero(wrong),
-            lambda row, key=key: {
+
+        def word(row: int, key: str = key) -> dict:
+            return {
                 "message": f"is {shorten(rows[row][key])}, not a positive integer",
                 "fix": "write the image's size in pixels, or leave it out",
                 "field": f"images[{row}].{key}",
                 "id": _plain(rows[row].get("id", MISSING)),
-            },
-        )
+            }
+
+        findings.add_each("error", "image-size-not-positive", np.flatnonzero(wrong), word)
         values[wrong] = 0
         sizes[key] = values[usable]
     unknown = int(((sizes["width"] == 0) | (sizes["height"] == 0)).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from ...errors import UserError
 from ...files import shown
@@ -75,8 +76,8 @@ def _read_file(file: Path, collector: Collector, present: dict[str, str]) -> Non
             radius = math.dist(flat[:2], flat[2:])
             flat = [flat[0] - radius, flat[1] - radius, flat[0] + radius, flat[1] + radius]
         group = shape.get("group_id")
-        key = (label.strip(), place if group is None else f"group {group}")
-        groups.setdefault(key, []).append((place, kind, flat))
+        belongs = (label.strip(), place if group is None else f"group {group}")
+        groups.setdefault(belongs, []).append((place, kind, flat))
     for (label, _), parts in groups.items():
         more = {}
         if all(kind == "polygon" for _, kind, _ in parts):
@@ -86,5 +87,5 @@ def _read_file(file: Path, collector: Collector, present: dict[str, str]) -> Non
         collector.object(file, parts[0][0], image_id, label, box, **more)
 
 
-def _pairs(points: object) -> bool:
+def _pairs(points: object) -> TypeGuard[list[list]]:
     return isinstance(points, list) and all(isinstance(p, list) and len(p) == 2 for p in points)

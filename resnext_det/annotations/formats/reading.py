@@ -174,9 +174,9 @@ def splits_of(path: str | Path) -> dict[str, str]:
             return {name: f"{file}:{name}" for name in yolo.splits_of(file)}
     if found == "voc" and (place / "ImageSets" / "Main").is_dir():
         main = place / "ImageSets" / "Main"
-        sets = {
+        lists = {
             name: str(main / f"{name}.txt") for name in ("train", "val", "test") if (main / f"{name}.txt").is_file()
         }
-        if sets:
-            return sets
+        if lists:
+            return lists
     return {split or (place.stem if not place.is_dir() and found == "voc" else "train"): str(path)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from xml.etree.ElementTree import Element
 
 from ...errors import UserError
 from ...files import shown
@@ -123,7 +124,7 @@ def _names_of(labels: Path, files: Sequence[Path]) -> list[str]:
     return sorted(names - {""})
 
 
-def _text(element, tag: str) -> str:
+def _text(element: Element, tag: str) -> str:
     found = element.find(tag)
     return "" if found is None or found.text is None else found.text.strip()
 
