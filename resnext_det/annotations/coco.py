@@ -23,7 +23,7 @@ from .check.findings import shorten
 from .check.inspection import Options, inspect_document, open_set
 from .columns import MISSING, boxes, get, integers
 from .dataset import Dataset
-from .reading import CHUNK, stream_list
+from .reading import CHUNK, return_memory, stream_list
 
 if TYPE_CHECKING:
     from .typed_json import Found
@@ -56,7 +56,10 @@ def read_ground_truth(
     checked.raise_errors()
     for finding in checked.findings.of("warning"):
         logger.warning("%s", finding)
-    return checked.dataset(as_written=True, masks=with_masks)
+    found = checked.dataset(as_written=True, masks=with_masks)
+    del checked, document
+    return_memory()
+    return found
 
 
 @dataclass

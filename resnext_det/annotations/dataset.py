@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,8 @@ class Texts:
         return len(self.offsets) - 1
 
     def __iter__(self) -> Iterator[str]:
-        return map(self.__getitem__, range(len(self)))
+        data, ends = self.data.tobytes(), self.offsets.tolist()
+        return (data[start:end].decode("utf-8", "surrogatepass") for start, end in pairwise(ends))
 
     def __getitem__(self, i: int) -> str:
         if not 0 <= i < len(self):
@@ -45,7 +48,8 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Images, classes and objects of one set, checked. I images, K classes, A objects in the order of the file.
+    """Images, classes and objects of one set, checked. I images, K classes, A objects: by image, those of one in
+    the order of the file.
 
     Attributes:
         source: the file's name, for messages.
@@ -89,6 +93,14 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.boxes)
+
+    @cached_property
+    def _starts(self) -> np.ndarray:
+        return np.searchsorted(self.image, np.arange(len(self.image_ids) + 1))
+
+    def objects_of(self, image: int) -> slice:
+        """Where the objects of the image at position ``image`` stand."""
+        return slice(int(self._starts[image]), int(self._starts[image + 1]))
 
     def segmentation(self, i: int) -> Any:
         """Polygons or run lengths of object ``i``; None where it has none, or where masks were not asked for."""

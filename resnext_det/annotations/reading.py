@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import UserError
@@ -165,3 +166,9 @@ def no_cycle_search() -> Iterator[None]:
     finally:
         if collecting:
             gc.enable()
+
+
+def return_memory() -> None:
+    """Give the system what was freed: glibc would keep it, as many small pieces between others that are still used."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

@@ -14,7 +14,7 @@ from ..errors import UserError
 from ..files import open_regular, shown
 from . import columns
 from .columns import Column
-from .reading import no_cycle_search, one_of_each, read_json
+from .reading import no_cycle_search, one_of_each, read_json, return_memory
 
 Kinds = Mapping[str, Callable[[list], Column]]
 
@@ -89,7 +89,7 @@ class Records(Sequence[dict]):
             yield from self._objects(piece)
 
     def those(self, rows: np.ndarray) -> Iterator[dict]:
-        """The objects of rising rows; of the others no more is read than has to be."""
+        """The objects of ``rows``; where they rise, the file is read once and in parts."""
         return (self[row] for row in rows.tolist())
 
 
@@ -127,6 +127,7 @@ def _records(path: str | os.PathLike, pieces: Iterable[tuple], kinds: Kinds) -> 
         firsts.append(firsts[-1] + number)
         spans.append((begin, end))
     table = {key: columns.join(parts.pop(key), firsts, kinds[key]) for key in kinds}
+    return_memory()
 
     def read(piece: int) -> list[dict]:
         begin, end = spans[piece]

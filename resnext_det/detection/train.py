@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, read: Read
     return detector_names(facts[-1]) if facts else []
 
 
-def _precise_batch_norm(cfg: CfgNode, model: nn.Module, dicts: list[dict]) -> list[HookBase]:
+def _precise_batch_norm(cfg: CfgNode, model: nn.Module, dicts: Sequence[dict]) -> list[HookBase]:
     if not cfg.TEST.PRECISE_BN.ENABLED:
         return []
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
+import logging
 import resource
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -16,7 +19,12 @@ from torch.nn.parallel import DistributedDataParallel
 from ..errors import RunFailed, UserError
 from .causes import cause_of
 
+logger = logging.getLogger(__name__)
+
 Decision = TypeVar("Decision")
+NOTICE = 300.0
+"""Seconds between the lines of a process that waits for another."""
+
 FILES_OF_RUN = 128
 """Open files of a run beside those of its workers: libraries, logs, sockets."""
 
@@ -49,6 +57,8 @@ def enough_open_files(workers: int, images: int) -> None:
 def decided_by_main(decide: Callable[[], Decision]) -> Decision:
     """Call ``decide`` in the main process only, and give its result (which is pickled) to all; the others wait.
 
+    However long it takes: what the others wait for is no collective operation, which the group's timeout would end.
+
     Raises:
         UserError: in every process, when ``decide`` raises it.
         RunFailed: in the others, when ``decide`` raises anything else, which the main process passes on as it is.
@@ -68,6 +78,7 @@ def decided_by_main(decide: Callable[[], Decision]) -> Decision:
                 box[1:] = RunFailed, str(cause)
             else:
                 box[1:] = RunFailed, f"process 0 of {comm.get_world_size()} failed: {type(error).__name__}: {error}"
+    _meet_after_work()
     dist.broadcast_object_list(box, src=0)
     if failure is not None:
         raise failure
@@ -75,6 +86,23 @@ def decided_by_main(decide: Callable[[], Decision]) -> Decision:
     if kind is not None:
         raise kind(text)
     return decided
+
+
+_meetings = itertools.count()
+
+
+def _meet_after_work() -> None:
+    """Return once the main process has called this too, as often as this one has."""
+    store, key = dist.distributed_c10d._get_default_store(), f"resnext_det/decided_{next(_meetings)}"
+    if comm.is_main_process():
+        return store.set(key, "1")
+    begun, pause, spoken = time.monotonic(), 0.001, 0.0
+    while not store.check([key]):
+        time.sleep(pause)
+        pause, waited = min(2 * pause, 0.5), time.monotonic() - begun
+        if waited - spoken > NOTICE:
+            spoken = waited
+            logger.info("waiting for process 0 (its log shows how far it is), %.0f minutes so far", waited / 60)
 
 
 def wrap_distributed(model: nn.Module) -> nn.Module:

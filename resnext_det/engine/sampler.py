@@ -117,10 +117,11 @@ class TrainingBatches(Sampler):
     def _grouped(self) -> Iterator[list[Place]]:
         waiting: dict[int, list[Place]] = {}
         for place in itertools.islice(self._stream(0), self.rank, None, self.world_size):
-            batch = waiting.setdefault(self.groups[place[1]], [])
+            group = int(self.groups[place[1]])
+            batch = waiting.setdefault(group, [])
             batch.append(place)
             if len(batch) == self.batch_size:
-                del waiting[self.groups[place[1]]]
+                del waiting[group]
                 yield batch
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 
 import pytest
 import torch
@@ -287,6 +288,42 @@ def test_loaders_read_images_as_the_check_does(tmp_path):
     shapes = [tuple(batch[0]["image"].shape) for batch in loader_from_config(cfg, name, sets)]
     assert shapes[3][1] > shapes[3][2]
     assert len(next(iter(train_loader_from_config(cfg, 0, sets=sets)))) == 2
+
+
+def test_a_second_run_maps_what_the_first_has_checked(made, tmp_path, caplog):
+    name, json_file, image_root = made
+    folder, options = tmp_path / "run", CheckOptions()
+    caplog.set_level(logging.INFO)
+    for file in (image_root, *image_root.iterdir()):
+        os.utime(file, (1, 1))  # not just made, as far as anybody can see
+
+    def run() -> str:
+        caplog.clear()
+        found = check_sets([name], [], classes=ClassCount(2), options=options, folder=folder)[name]
+        assert dataset_dicts(found) == dataset_dicts(check([name])[name])
+        assert not found.boxes.flags.writeable or not folder.exists()
+        return "before" if "as checked before" in caplog.text else "again"
+
+    edit(json_file, lambda d: d["annotations"][0].update(bbox=[-9, 2, 20, 20]))
+    assert run() == "again" and not folder.exists(), "no folder, no cache"
+    folder.mkdir()
+    assert run() == "again" and run() == "before" and "it is clipped" in caplog.text
+    with pytest.raises(UserError, match="NUM_CLASSES"):
+        check_sets([name], [], classes=ClassCount(5), options=options, folder=folder)
+    Image.new("RGB", (64, 64)).save(image_root / "0001.png")
+    os.utime(image_root / "0001.png", (2, 2))
+    assert run() == "again" and run() == "before"
+    edit(json_file, lambda d: d["annotations"].pop())
+    assert run() == "again" and run() == "before"
+    (cache,) = (folder / "cache").iterdir()
+    cache.write_bytes(cache.read_bytes()[:-100])
+    assert run() == "again" and "it is made again" in caplog.text and run() == "before"
+    cache.unlink()
+    cache.mkdir()
+    (cache / "in the way").touch()
+    caplog.clear()
+    found = check_sets([name], [], classes=ClassCount(2), options=options, folder=folder)[name]
+    assert "not kept" in caplog.text and len(found) == len(check([name])[name])
 
 
 def in_each_process(sets, folder):

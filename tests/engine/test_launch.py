@@ -7,6 +7,7 @@ import resource
 import signal
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -233,12 +234,15 @@ def decide_badly(folder):
         except Exception as found:
             return f"{type(found).__name__}: {found}"
 
-    said = [reported(UserError("bad file")), reported(ZeroDivisionError("by 0")), str(decided_by_main(decide))]
+    said = [reported(UserError("bad file")), reported(ZeroDivisionError("by 0"))]
+    said.append(str(decided_by_main(lambda: time.sleep(3) or decide())))
     (folder / str(comm.get_rank())).write_text("\n".join(said))
 
 
 @pytest.mark.usefixtures("forked")
-def test_what_the_main_process_decides_reaches_all_and_so_does_any_error(tmp_path):
+def test_what_the_main_process_decides_reaches_all_and_so_does_any_error(tmp_path, monkeypatch):
+    """Also when it takes longer than the group would wait."""
+    monkeypatch.setattr(module, "TIMEOUT", timedelta(seconds=2))
     launch(decide_badly, (tmp_path,), processes=2)
     first, second = ((tmp_path / rank).read_text().splitlines() for rank in "01")
     assert first == ["UserError: bad file", "ZeroDivisionError: by 0", "0"]

@@ -7,7 +7,9 @@ from .inspection import (
     dataset_dicts,
     inspect_coco,
     inspect_document,
+    open_set,
     read_document,
+    refuse_classes,
     report,
     write_fixed,
 )
@@ -23,7 +25,9 @@ __all__ = [
     "inspect_coco",
     "inspect_document",
     "dataset_dicts",
+    "open_set",
     "read_document",
+    "refuse_classes",
     "report",
     "write_fixed",
 ]

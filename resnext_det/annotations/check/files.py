@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path, PureWindowsPath
@@ -17,6 +19,11 @@ from ...errors import UserError
 from ...images import BrokenImage, ImageHeader
 from .findings import Findings, shorten, some
 from .tables import Images
+
+logger = logging.getLogger(__name__)
+
+NOTICE = 60.0
+"""Seconds between two lines about how far it is."""
 
 
 def check_files(
@@ -52,9 +59,22 @@ def check_files(
         paths = [root / table.file_names[i] for i in wanted]
         look = _looker(decode and check_images, max_megapixels, channels)
         with ThreadPoolExecutor(workers) as pool:
-            results = list(tqdm(pool.map(look, paths), total=len(paths), desc="images", disable=None))
+            results = list(
+                tqdm(_logged(pool.map(look, paths), len(paths)), total=len(paths), desc="images", disable=None)
+            )
     for i, path, result in zip(wanted.tolist(), paths, results, strict=True):
         _judge(table, i, path, result, findings, policy, max_megapixels)
+
+
+def _logged(results: Iterable, number: int) -> Iterator:
+    """The same, with a line in the log now and then: where it goes to a file nobody sees a bar."""
+    begun = spoken = time.monotonic()
+    for done, result in enumerate(results, start=1):
+        yield result
+        now = time.monotonic()
+        if now - spoken > NOTICE:
+            spoken, left = now, (now - begun) * (number - done) / done
+            logger.info("looked at %d of %d images, %.0f minutes left", done, number, left / 60)
 
 
 def _looker(decode: bool, max_megapixels: float, channels: int) -> Callable[[Path], ImageHeader | UserError]:

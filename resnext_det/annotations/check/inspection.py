@@ -16,6 +16,7 @@ from ...files import atomic_write, shown
 from .. import columns
 from .. import masks as masks_room
 from ..dataset import Dataset, Texts, texts_of_json
+from ..image_dicts import dataset_dicts
 from ..reading import read_json
 from ..records import Records, open_document
 from . import tables
@@ -25,9 +26,6 @@ from .objects import Annotations, check_annotations
 from .options import ClassCount, Options
 
 logger = logging.getLogger(__name__)
-
-XYWH_ABS = 1
-"""detectron2's ``BoxMode.XYWH_ABS``, an integer enumeration, which this room does without."""
 
 __all__ = ["CheckedDataset", "ClassCount", "Options", "check_coco", "dataset_dicts", "inspect_coco", "inspect_document"]
 
@@ -148,7 +146,11 @@ class CheckedDataset:
                 iscrowd=none, difficult=none.astype(bool), annotated=False,
             )  # fmt: skip
         rows = np.flatnonzero(table.known if as_written else self.kept())
-        chosen_rows = slice(None) if len(rows) == len(table.ids) else rows  # all: no copies
+        by_image = images.ids[table.image[rows]]
+        if (by_image[1:] < by_image[:-1]).any():
+            rows = rows[np.argsort(by_image, kind="stable")]
+        all_rows = len(rows) == len(table.ids) and (rows[1:] > rows[:-1]).all()
+        chosen_rows = slice(None) if all_rows else rows  # all of them: no copies
         place = np.full(len(images.ids), -1, dtype=np.int64)
         place[chosen] = np.arange(len(chosen))
         records: Records = table.records
@@ -249,36 +251,6 @@ def _points(value: Any) -> list | None:
     return value if usable else None
 
 
-def dataset_dicts(dataset: Dataset, *, keypoints: bool = False) -> list[dict]:
-    """detectron2's standard dicts, in the order of image ids; boxes are XYWH_ABS, classes contiguous.
-
-    Images without objects stay, with an empty list. ``segmentation`` comes where the set keeps masks, ``keypoints``, if
-    asked for, in detectron2's continuous coordinates. A set without annotations has no key ``annotations``.
-    """
-    root = dataset.image_root or ""
-    dicts: list[dict] = [
-        {"file_name": os.path.join(root, dataset.file_names[i]), "height": height, "width": width, "image_id": image_id}
-        for i, (height, width, image_id) in enumerate(
-            zip(dataset.heights.tolist(), dataset.widths.tolist(), dataset.image_ids.tolist(), strict=True)
-        )
-    ]
-    if not dataset.annotated:
-        return dicts
-    for record in dicts:
-        record["annotations"] = []
-    columns = (dataset.image, dataset.boxes, dataset.category, dataset.iscrowd)
-    for row, (image, box, category, crowd) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        annotation = {"bbox": box, "bbox_mode": XYWH_ABS, "category_id": category, "iscrowd": crowd}
-        segmentation = dataset.segmentation(row)
-        if segmentation:
-            annotation["segmentation"] = segmentation
-        points = dataset.points(row) if keypoints else None
-        if points:
-            annotation["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(points)]
-        dicts[image]["annotations"].append(annotation)
-    return dicts
-
-
 def read_document(json_file: str | Path, hint: str = "give the annotations' JSON file") -> dict:
     """The document in ``json_file``; ``hint`` follows "no such file".
 
@@ -367,8 +339,15 @@ def inspect_document(
     return checked
 
 
+def refuse_classes(dataset: Dataset, options: Options) -> None:
+    """Raises UserError where the classes of a set that was checked before are not those looked for."""
+    findings = Findings(dataset.source, options.listed)
+    _compare_classes(tables.Categories([], dataset.class_names, []), options, findings)
+    CheckedDataset(dataset.source, dataset.image_root, {}, findings).raise_errors()
+
+
 def _compare_classes(categories: tables.Categories, options: Options, findings: Findings) -> None:
-    found, model = len(categories.ids), options.model_classes
+    found, model = len(categories.names), options.model_classes
     if model is not None and found != model.number:
         findings.add(
             "error", "num-classes", f"has {counted(found, 'class')}, the model {model.number}",

@@ -6,20 +6,31 @@ evaluator and replay are given these values. detectron2's DatasetCatalog stays a
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 
+from ... import __version__
 from ...annotations import formats
-from ...annotations.check import CheckedDataset, ClassCount, Options, inspect_document, read_document
+from ...annotations.check import CheckedDataset, ClassCount, Options, inspect_document, open_set, refuse_classes
+from ...annotations.column_file import Unusable, digest_of, map_columns, write_columns
 from ...annotations.dataset import Dataset
+from ...annotations.reading import return_memory
 from ...engine.processes import decided_by_main
 from ...errors import UserError, nearest
+from ...files import misfit
 from ...images import check_policy
 from ..class_count import class_count_from_config
 
@@ -86,16 +97,26 @@ def check_sets_from_config(cfg: CfgNode, *, training: bool) -> dict[str, Dataset
     """:func:`check_sets` as DATASETS says."""
     train = cfg.DATASETS.TRAIN if training else ()
     options = check_options_from_config(cfg)
-    return check_sets(train, cfg.DATASETS.TEST, classes=class_count_from_config(cfg), options=options)
+    classes = class_count_from_config(cfg)
+    return check_sets(train, cfg.DATASETS.TEST, classes=classes, options=options, folder=cfg.OUTPUT_DIR)
 
 
 def check_sets(
-    train: Sequence[str], test: Sequence[str], *, classes: ClassCount | None, options: CheckOptions
+    train: Sequence[str],
+    test: Sequence[str],
+    *,
+    classes: ClassCount | None,
+    options: CheckOptions,
+    folder: str | os.PathLike | None = None,
 ) -> dict[str, Dataset]:
     """Check every COCO-format set among ``train`` and ``test`` (registered names).
 
     Sets of other formats are left alone, and all are with the level "off". All sets have the classes of the first one,
     and get them in its order, whatever ids and order their own file has.
+
+    Args:
+        folder: where there is one, ``folder/cache`` keeps what was checked, and all processes map it from there; while
+            annotations, images and options are the same, nothing is checked again.
 
     Returns:
         {name: the set as fixed} of those that were checked.
@@ -113,10 +134,11 @@ def check_sets(
             logger.warning("%s: not checked, since DATASETS.CHECK is off", name)
             continue
 
-        def check(name: str = name, first: Dataset | None = first) -> tuple[Dataset, list[str]]:
-            return _check(name, name in train, classes, first, options)
-
-        found, points = decided_by_main(check)
+        found, points = _everywhere(partial(_check, name, name in train, classes, first, options, folder))
+        if first is not None and found.class_names != first.class_names:
+            order = ", ".join(first.class_names[:5])
+            logger.warning("%s: its classes come in the order of the first set, %s", name, order)
+            found = found.in_order_of(first.class_names, model=first.source)
         if options.keypoints and metadata.get("keypoint_names") is None:
             metadata.set(keypoint_names=points, keypoint_flip_map=_mirrored(points))
         own = {"thing_classes": found.class_names, "thing_dataset_id_to_contiguous_id": found.class_index()}
@@ -139,7 +161,7 @@ def document_of(name: str) -> dict:
     """
     metadata = MetadataCatalog.get(name)
     if metadata.get("labels_format") is None:
-        return read_document(metadata.json_file, hint=_where_sets_go(name))
+        return open_set(metadata.json_file, hint=_where_sets_go(name))
     if not os.path.exists(metadata.json_file) and metadata.labels_format == "voc":
         raise UserError(f"{metadata.json_file}: no such file; {_where_sets_go(name)}")
     source = formats.read(metadata.json_file, metadata.image_root, metadata.get("thing_classes"))
@@ -157,38 +179,140 @@ def unchecked_records(name: str) -> list[dict]:
     return checked.dataset_dicts(masks=True)
 
 
+@dataclass(frozen=True)
+class _Checked:
+    """A set and the names of its keypoints, or the file with both and its key."""
+
+    dataset: Dataset | None
+    points: list[str]
+    file: Path | None = None
+    key: str = ""
+
+
+def _everywhere(check: Callable[[], _Checked]) -> tuple[Dataset, list[str]]:
+    """What the main process finds, for all processes: mapped from its file by those that see it."""
+    own: list[_Checked] = []
+
+    def decide() -> _Checked:
+        own.append(check())
+        return replace(own[0], dataset=None) if own[0].file else own[0]
+
+    given = decided_by_main(decide)
+    return_memory()
+    found = own[0].dataset if own else given.dataset
+    if found is None:
+        with suppress(OSError, Unusable):
+            found, _ = map_columns(given.file, given.key, verify=False)
+    if any(comm.all_gather(found is None)):  # another machine, without this folder
+        found = decided_by_main(lambda: found)
+    assert found is not None
+    return found, given.points
+
+
 def _check(
     name: str,
     for_training: bool,
     classes: ClassCount | None,
     first: Dataset | None,
     options: CheckOptions,
-) -> tuple[Dataset, list[str]]:
-    """The set as fixed, and the names of its keypoints."""
+    folder: str | os.PathLike | None,
+) -> _Checked:
+    """The set as fixed."""
     start = time.perf_counter()
     metadata = MetadataCatalog.get(name)
     json_file, image_root = metadata.json_file, metadata.image_root
+    looked_for = options.looked_for(
+        for_training=for_training, classes=classes, first=None if first is None else first.class_names
+    )
+    file = Path(folder, "cache", f"{name.replace(os.sep, '_')}.columns") if folder and os.path.isdir(folder) else None
+    key = _key(looked_for, json_file, image_root, None if metadata.get("labels_format") else json_file)
+    known = None if file is None else _known(file, key, options.level)
+    if known is not None:
+        dataset, facts = known
+        refuse_classes(dataset, looked_for)
+        for warning in facts["warnings"]:
+            logger.warning("%s", warning)
+        logger.info("%s: as checked before, from %s in %.1f s", name, file, time.perf_counter() - start)
+        return _Checked(dataset, facts["points"], file, key)
     document = document_of(name)
-    number = len(document["images"]) if isinstance(document.get("images"), list) else 0
+    number = len(document["images"]) if isinstance(document.get("images"), Sequence) else 0
     level = options.level
     if level == "auto":
         level = "full" if number <= DECODED_AT_MOST else "headers"
     logger.info("checking %s: %d images, %s", name, number, _DOES[level])
-    looked_for = replace(options, level=level).looked_for(
-        for_training=for_training, classes=classes, first=None if first is None else first.class_names
-    )
+    looked_for = replace(looked_for, check_images=level in ("full", "headers"), decode=level == "full")
+    seen = time.time_ns()
     checked = inspect_document(document, json_file, image_root, looked_for)
     checked.raise_errors()
-    for finding in checked.findings.of("warning"):
-        logger.warning("%s", finding)
+    warnings = [str(finding) for finding in checked.findings.of("warning")]
+    for warning in warnings:
+        logger.warning("%s", warning)
     logger.info("checked %s in %.1f s: %s", name, time.perf_counter() - start, _counts(checked))
     if checked.changed():
         logger.info("%s: the records are used as fixed; tools/check_dataset.py --fix writes them", name)
-    found = checked.dataset(masks=options.masks or options.keep_masks)
-    if first is not None and found.class_names != first.class_names:
-        logger.warning("%s: its classes come in the order of the first set, %s", name, ", ".join(first.class_names[:5]))
-        found = found.in_order_of(first.class_names, model=first.source)
-    return found, _keypoint_names(document, found) if options.keypoints else []
+    found, all_there = checked.dataset(masks=options.masks or options.keep_masks), bool(checked.images.keep.all())
+    points = _keypoint_names(document, found) if options.keypoints else []
+    del checked, document
+    if file is None:
+        return _Checked(found, points)
+    images = _images(found, options.level, seen) if all_there else None
+    facts = {"warnings": warnings, "points": points, "seen": seen, "images": images}
+    return _kept(found, points, file, key, facts)
+
+
+def _key(looked_for: Options, json_file: str, image_root: str, source: str | None) -> str:
+    """Of all that decides the outcome but the images; of a set of many files one that never comes again."""
+    chosen = {key: value for key, value in vars(looked_for).items() if key not in ("model_classes", "expected_names")}
+    facts = [__version__, os.path.realpath(json_file), os.path.realpath(image_root), chosen]
+    try:
+        facts.append(uuid.uuid4().hex if source is None else digest_of(source))
+    except (UserError, OSError):  # the check explains it
+        facts.append(None)
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def _images(dataset: Dataset, level: str, seen: int) -> str | None:
+    """Changes when images come, go or, unless the level is "json", change; None where one has since ``seen``, in ns."""
+    names, root = set(dataset.file_names), dataset.image_root or ""
+    if level == "json":
+        names = {os.path.dirname(name) for name in names}
+    found, newest = hashlib.sha256(), 0
+    try:
+        for name in sorted(names):
+            status = os.stat(os.path.join(root, name))
+            newest = max(newest, status.st_mtime_ns)
+            found.update(f"{name}\0{status.st_mtime_ns}\0{0 if level == 'json' else status.st_size}\0".encode())
+    except (OSError, ValueError):
+        return None
+    return None if newest >= seen else found.hexdigest()
+
+
+def _known(file: Path, key: str, level: str) -> tuple[Dataset, dict] | None:
+    """What an earlier run has kept of this set, if all is still the same."""
+    try:
+        dataset, facts = map_columns(file, key)
+        if misfit(facts, _FACTS) or _images(dataset, level, facts["seen"]) != facts["images"]:
+            raise Unusable("was made when the images were others")
+    except FileNotFoundError:
+        return None
+    except (OSError, Unusable) as error:
+        logger.info("%s %s: it is made again", file, error)
+        return None
+    return dataset, facts
+
+
+_FACTS = {"warnings": [str], "points": [str], "seen": int, "images": str}
+
+
+def _kept(found: Dataset, points: list[str], file: Path, key: str, facts: dict) -> _Checked:
+    """The set in its file; in memory where that cannot be written."""
+    try:
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        write_columns(file, found, key, facts)
+        return _Checked(map_columns(file, key, verify=False)[0], points, file, key)
+    except (OSError, Unusable) as error:
+        logger.info("%s: not kept for other processes and runs: %s", file, error)
+        return _Checked(found, points)
 
 
 def _keypoint_names(document: dict, found: Dataset) -> list[str]:

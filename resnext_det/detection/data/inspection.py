@@ -10,7 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from ...annotations import formats
-from ...annotations.check import CheckedDataset, Options, inspect_document, read_document
+from ...annotations.check import CheckedDataset, Options, inspect_document, open_set
 from ...errors import listed
 from ...weights import ReadOnce
 from ..class_count import class_count_from_config
@@ -47,7 +47,7 @@ def inspect_sets(
         else:
             file, images = one
             is_coco = os.path.isfile(file) and formats.recognize(file) == "coco"
-            document = read_document(file) if is_coco else formats.read(file, images).document
+            document = open_set(file) if is_coco else formats.read(file, images).document
         needed = check_options_from_config(cfg).looked_for(
             for_training=one is not None or name in cfg.DATASETS.TRAIN,
             classes=class_count_from_config(cfg),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from detectron2.data import (
@@ -15,17 +15,17 @@ from detectron2.data import (
     build_detection_test_loader,
     get_detection_dataset_dicts,
 )
-from detectron2.data.build import filter_images_with_few_keypoints, filter_images_with_only_crowd_annotations
 from detectron2.data.datasets import register_coco_instances
 from detectron2.data.samplers import RepeatFactorTrainingSampler
 from detectron2.utils import comm
 from torch.utils.data import DataLoader
 
 from ...annotations import formats
-from ...annotations.check import ClassCount, dataset_dicts
+from ...annotations.check import ClassCount
 from ...annotations.check.files import first_outside
 from ...annotations.dataset import Dataset
 from ...annotations.formats.voc import metric_year
+from ...annotations.image_dicts import ImageDicts
 from ...engine.sampler import SeededDataset, TrainingBatches, repeated
 from ...engine.signals import begin_worker
 from ...errors import UserError, nearest
@@ -123,7 +123,7 @@ def load_dicts(
     proposal_files: Sequence[str] | None = None,
     sets: Mapping[str, Dataset] | None = None,
     follow_links: bool = False,
-) -> list[dict]:
+) -> Sequence[dict]:
     """detectron2 dataset dicts of several sets, with every mistake that can be seen without the images named.
 
     Args:
@@ -139,23 +139,17 @@ def load_dicts(
         UserError: missing file, an image outside the folder, another number of classes, nothing left.
     """
 
-    def load(name: str) -> list[dict]:
-        if name not in (sets or {}):
-            dicts = get_detection_dataset_dicts([name], filter_empty=filter_empty, min_keypoints=min_keypoints)
-            if root := MetadataCatalog.get(name).get("image_root"):
-                outside = first_outside(root, (record["file_name"] for record in dicts), follow_links=follow_links)
-                if outside is not None:
-                    raise UserError(
-                        f"set {name}: {shown(outside)} leads out of {root}; write paths below the image folder "
-                        "(DATASETS.FOLLOW_LINKS True allows links)"
-                    )
-            return dicts
-        found = dataset_dicts(sets[name], keypoints=True)
-        if filter_empty and sets[name].annotated:
-            found = filter_images_with_only_crowd_annotations(found)
-        if min_keypoints > 0:
-            found = filter_images_with_few_keypoints(found, min_keypoints)
-        assert found, "no image is left that has objects to learn"
+    def read(name: str) -> list[dict]:
+        if name in (sets or {}):
+            return list(_of_checked([sets[name]], filter_empty, min_keypoints, None))
+        found = get_detection_dataset_dicts([name], filter_empty=filter_empty, min_keypoints=min_keypoints)
+        if root := MetadataCatalog.get(name).get("image_root"):
+            outside = first_outside(root, (record["file_name"] for record in found), follow_links=follow_links)
+            if outside is not None:
+                raise UserError(
+                    f"set {name}: {shown(outside)} leads out of {root}; write paths below the image folder "
+                    "(DATASETS.FOLLOW_LINKS True allows links)"
+                )
         return found
 
     if proposal_files is not None and len(proposal_files) != len(names):
@@ -163,11 +157,15 @@ def load_dicts(
             f"DATASETS.PROPOSAL_FILES_TRAIN and _TEST: {len(proposal_files)} files for {len(names)} sets "
             f"({', '.join(names)}); give one for each, tools/dump_proposals.py writes them"
         )
+    dicts: Sequence[dict]
     try:
-        parts = [load(name) for name in names]
-        if proposal_files is not None:  # set by set: image ids of two sets may be the same
-            parts = [attach_proposals(part, file) for part, file in zip(parts, proposal_files, strict=True)]
-        dicts = [record for part in parts for record in part]
+        if all(name in (sets or {}) for name in names):
+            dicts = _of_checked([sets[name] for name in names], filter_empty, min_keypoints, proposal_files)
+        else:
+            parts = [read(name) for name in names]
+            if proposal_files is not None:  # set by set: image ids of two sets may be the same
+                parts = [attach_proposals(part, file) for part, file in zip(parts, proposal_files, strict=True)]
+            dicts = [record for part in parts for record in part]
     except FileNotFoundError as error:
         raise UserError(
             f"{error.filename}: no such file, wanted by the set {', '.join(names)}; datasets/README.md shows what goes "
@@ -185,6 +183,40 @@ def load_dicts(
     return dicts
 
 
+def _of_checked(
+    sets: Sequence[Dataset], filter_empty: bool, min_keypoints: int, proposal_files: Sequence[str] | None
+) -> ImageDicts:
+    """As detectron2 chooses them."""
+    more: list[dict] | None = None
+    if proposal_files is not None:  # set by set: image ids of two sets may be the same
+        ids = ([{"image_id": i} for i in dataset.image_ids.tolist()] for dataset in sets)
+        more = [
+            record for part, file in zip(ids, proposal_files, strict=True) for record in attach_proposals(part, file)
+        ]
+    dicts = ImageDicts(sets, keypoints=True, more=more)
+    if filter_empty:
+        usable = np.concatenate([_with_objects(dataset) for dataset in sets])
+        logger.info("%d of %d images have no objects to learn", int((~usable).sum()), len(usable))
+        dicts = dicts.take(usable)
+    if min_keypoints > 0:
+        seen = np.array([_visible(record) for record in dicts])
+        logger.info("%d images have fewer than %d visible keypoints", int((seen < min_keypoints).sum()), min_keypoints)
+        dicts = dicts.take(seen >= min_keypoints)
+    assert len(dicts), "no image is left that has objects to learn"
+    return dicts
+
+
+def _with_objects(dataset: Dataset) -> np.ndarray:
+    """(I,) images that have an object which is no crowd; all of a set without annotations."""
+    if not dataset.annotated:
+        return np.ones(len(dataset.image_ids), dtype=bool)
+    return np.bincount(dataset.image[dataset.iscrowd == 0], minlength=len(dataset.image_ids)) > 0
+
+
+def _visible(record: dict) -> int:
+    return sum(v > 0 for a in record["annotations"] if "keypoints" in a for v in a["keypoints"][2::3])
+
+
 class TrainingLoader:
     """Endless batches for one process, in the order of ``seed``, from ``start_batch`` on.
 
@@ -194,7 +226,6 @@ class TrainingLoader:
         total_batch_size: images per step over all processes.
         group_by_orientation: keep portrait and landscape images in separate batches, which saves padding.
         rank, world_size: this process among those of the run.
-        sets: those that ``dicts`` are from, for :meth:`describe`.
         repeat_factors: how often each of ``dicts`` stands in an epoch, on average; None for once.
 
     Raises:
@@ -203,7 +234,7 @@ class TrainingLoader:
 
     def __init__(
         self,
-        dicts: list[dict],
+        dicts: Sequence[dict],
         mapper: Callable[[dict], dict | None],
         *,
         total_batch_size: int,
@@ -213,23 +244,26 @@ class TrainingLoader:
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
-        sets: Sequence[Dataset] = (),
         repeat_factors: Sequence[float] | None = None,
     ) -> None:
         if total_batch_size < 1 or total_batch_size % world_size:
             raise UserError(
                 f"SOLVER.IMS_PER_BATCH is {total_batch_size}: {world_size} processes cannot share it evenly"
             )
-        self.dicts, self.start_batch, self.num_workers = DatasetFromList(dicts, copy=False), start_batch, num_workers
-        self.dataset, self.sets = SeededDataset(self.dicts, mapper, seed), tuple(sets)
+        self.dicts = DatasetFromList(dicts, copy=False) if isinstance(dicts, list) else dicts
+        self.start_batch, self.num_workers = start_batch, num_workers
+        self.dataset = SeededDataset(self.dicts, mapper, seed)
         self._order = {"batch_size": total_batch_size // world_size, "seed": seed}
         self._order |= {"rank": rank, "world_size": world_size}
         self._epoch = len(dicts)
         if repeat_factors is not None:
             self._epoch, self._order["order_of"] = repeated(repeat_factors)
-        orientation = [int(d["width"] > d["height"]) for d in dicts]
-        if group_by_orientation and total_batch_size > world_size and len(set(orientation)) > 1:
-            self._order["groups"] = orientation
+        if group_by_orientation and total_batch_size > world_size:
+            wide = (
+                dicts.wider_than_high() if isinstance(dicts, ImageDicts) else [d["width"] > d["height"] for d in dicts]
+            )
+            if np.unique(wide).size > 1:
+                self._order["groups"] = np.array(wide, dtype=np.int8)
 
     def _batches(self, start: int) -> TrainingBatches:
         return TrainingBatches(self._epoch, start_batch=start, **self._order)
@@ -248,28 +282,15 @@ class TrainingLoader:
 
     def describe(self, batch: int) -> list[dict]:
         """What is in batch number ``batch`` of the run: place in the order, file, image id, annotation ids."""
-        places = next(iter(self._batches(batch)))
-        samples = [{"position": position, "index": index, **self.dicts[index]} for position, index in places]
-        ids = annotation_ids(self.sets, {sample["file_name"] for sample in samples})
         return [
-            {key: sample.get(key) for key in ("position", "index", "file_name", "image_id")}
-            | {"annotation_ids": ids.get(sample["file_name"])}
-            for sample in samples
+            {"position": position, "index": index}
+            | {key: self.dicts[index].get(key) for key in ("file_name", "image_id")}
+            | {"annotation_ids": self.dicts.annotation_ids(index) if isinstance(self.dicts, ImageDicts) else None}
+            for position, index in next(iter(self._batches(batch)))
         ]
 
 
-def annotation_ids(sets: Sequence[Dataset], files: Collection[str]) -> dict[str, list[int]]:
-    """{image: ids of its annotations} of the images ``files`` of ``sets``."""
-    found: dict[str, list[int]] = {}
-    for dataset in sets:
-        for image in range(len(dataset.image_ids)):
-            path = os.path.join(dataset.image_root or "", dataset.file_names[image])
-            if path in files:
-                found[path] = dataset.annotation_ids[dataset.image == image].tolist()
-    return found
-
-
-def train_dicts_from_config(cfg, sets: Mapping[str, Dataset] | None = None) -> list[dict]:
+def train_dicts_from_config(cfg, sets: Mapping[str, Dataset] | None = None) -> Sequence[dict]:
     """The dataset dicts of DATASETS.TRAIN, with their proposals where MODEL.LOAD_PROPOSALS asks for them."""
     dicts = load_dicts(
         cfg.DATASETS.TRAIN,
@@ -283,7 +304,7 @@ def train_dicts_from_config(cfg, sets: Mapping[str, Dataset] | None = None) -> l
     return fraction_of(dicts, cfg.DATASETS.FRACTION)
 
 
-def fraction_of(dicts: list[dict], fraction: float) -> list[dict]:
+def fraction_of(dicts: Sequence[dict], fraction: float) -> Sequence[dict]:
     """A part of a training set, in its order: the same for every run, and within every larger part.
 
     Raises:
@@ -295,14 +316,15 @@ def fraction_of(dicts: list[dict], fraction: float) -> list[dict]:
         return dicts
     chosen = np.random.default_rng(0).permutation(len(dicts))[: max(1, round(fraction * len(dicts)))]
     logger.info("DATASETS.FRACTION %g: %d of %d images", fraction, len(chosen), len(dicts))
-    return [dicts[i] for i in sorted(chosen.tolist())]
+    chosen.sort()
+    return dicts.take(chosen) if isinstance(dicts, ImageDicts) else [dicts[i] for i in chosen.tolist()]
 
 
 def train_loader_from_config(
     cfg,
     seed: int,
     start_iteration: int = 0,
-    dicts: list[dict] | None = None,
+    dicts: Sequence[dict] | None = None,
     *,
     sets: Mapping[str, Dataset] | None = None,
     rank: int | None = None,
@@ -327,7 +349,6 @@ def train_loader_from_config(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         rank=comm.get_rank() if rank is None else rank,
         world_size=comm.get_world_size() if world_size is None else world_size,
-        sets=[sets[name] for name in cfg.DATASETS.TRAIN if name in sets] if sets else (),
         repeat_factors=repeat_factors_from_config(cfg, dicts),
     )
 
@@ -351,7 +372,7 @@ def check_sampler(cfg) -> None:
         )
 
 
-def repeat_factors_from_config(cfg, dicts: list[dict]) -> list[float] | None:
+def repeat_factors_from_config(cfg, dicts: Sequence[dict]) -> list[float] | None:
     """How often DATALOADER.SAMPLER_TRAIN wants each image: detectron2's numbers by the rarest class in it, or None.
 
     Raises:
@@ -405,7 +426,7 @@ def calibration_inputs(cfg, number: int = 16, sets: Mapping[str, Dataset] | None
             yield [record]
 
 
-def one_by_one(cfg, dicts: list[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:
+def one_by_one(cfg, dicts: Sequence[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:
     """detectron2's test loader, whose workers live on while a signal stops the run."""
     loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
     loader.worker_init_fn = begin_worker

@@ -1,0 +1,192 @@
+"""A checked data set in one flat file, which every process of a run and its data workers map instead of holding it.
+
+``MAGIC``, the length of the header, the header (JSON: what the set was made from, each column's place), the columns.
+Nothing in it is code. A file of another user, or that others may write to, is not read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import atomic_write, misfit, open_regular
+from .dataset import Dataset, Texts
+
+MAGIC = b"resnext_det columns 1\n"
+_HEADER_BYTES = 1 << 26
+_ALIGNED = 64
+_COLUMNS = {
+    "image_ids": ("int64", "I"), "widths": ("int64", "I"), "heights": ("int64", "I"), "category_ids": ("int64", "K"),
+    "annotation_ids": ("int64", "A"), "image": ("int64", "A"), "category": ("int64", "A"), "boxes": ("float64", "A4"),
+    "areas": ("float64", "A"), "iscrowd": ("int64", "A"), "difficult": ("bool", "A"), "num_keypoints": ("int64", "A"),
+}  # fmt: skip
+_TEXTS = {"file_names": "I", "masks": "A", "keypoints": "A"}
+_SCHEMA = {
+    "key": str, "facts": object, "digest": str, "source": str, "image_root": (None, str), "class_names": [str],
+    "annotated": bool, "sizes": {"I": int, "K": int, "A": int}, "columns": {str: [str, range(1 << 48), range(1 << 48)]},
+}  # fmt: skip
+
+
+class Unusable(Exception):
+    """Why a file is not read."""
+
+
+def digest_of(path: str | os.PathLike) -> str:
+    """SHA-256 of a user's file."""
+    with open_regular(path) as file:
+        found = hashlib.sha256()
+        while block := file.read(1 << 22):
+            found.update(block)
+    return found.hexdigest()
+
+
+def write_columns(path: Path, dataset: Dataset, key: str, facts: Any) -> None:
+    """Write the set where others cannot change it.
+
+    Args:
+        key: of what it was made from; it is not read for another.
+        facts: kept with it, as JSON.
+
+    Raises:
+        OSError: the place cannot be written to.
+        Unusable: ids that need more than 64 bits.
+    """
+    columns = dict(_flat(dataset))
+    if any(column.dtype == object for column in columns.values()):
+        raise Unusable("ids of more than 64 bits")
+    found, places, offset = hashlib.sha256(), {}, 0
+    for name, column in columns.items():
+        found.update(_bytes(column))
+        places[name] = [column.dtype.name, offset, column.nbytes]
+        offset += -(-column.nbytes // _ALIGNED) * _ALIGNED
+    sizes = {"I": len(dataset.image_ids), "K": len(dataset.class_names), "A": len(dataset)}
+    header = json.dumps({
+        "key": key, "facts": facts, "digest": found.hexdigest(), "source": dataset.source,
+        "image_root": dataset.image_root, "class_names": dataset.class_names, "annotated": dataset.annotated,
+        "sizes": sizes, "columns": places,
+    }).encode()  # fmt: skip
+    start = len(MAGIC) + 8 + len(header)
+    with atomic_write(path, "wb") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(MAGIC + len(header).to_bytes(8, "little") + header + bytes(-start % _ALIGNED))
+        for column in columns.values():
+            file.write(_bytes(column))
+            file.write(bytes(-column.nbytes % _ALIGNED))
+
+
+def _flat(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
+    for field in fields(dataset):
+        value = getattr(dataset, field.name)
+        if isinstance(value, Texts):
+            yield f"{field.name}.data", np.ascontiguousarray(value.data)
+            yield f"{field.name}.offsets", np.ascontiguousarray(value.offsets)
+        elif isinstance(value, np.ndarray):
+            yield field.name, np.ascontiguousarray(value)
+
+
+def _bytes(column: np.ndarray) -> memoryview:
+    return column.reshape(-1).view(np.uint8).data
+
+
+def map_columns(path: Path, key: str, *, verify: bool = True) -> tuple[Dataset, Any]:
+    """(the set, whose columns stay in the file; the facts that it was written with).
+
+    Args:
+        verify: read all of it and compare it with its hash, once for all processes.
+
+    Raises:
+        OSError: there is none.
+        Unusable: it was made from something else, is damaged, or others may have written it.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise Unusable("others may write to it")
+        if status.st_size < len(MAGIC) + 8:
+            raise Unusable("is not whole")
+        data = mmap.mmap(handle, 0, access=mmap.ACCESS_READ)
+    finally:
+        os.close(handle)
+    try:
+        header, start = _header(data)
+        if header["key"] != key:
+            raise Unusable("was made from other data or options")
+        columns = {name: _column(data, start, *place) for name, place in header["columns"].items()}
+        dataset = _dataset(header, columns)
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise Unusable(f"is damaged ({error})") from None
+    if verify:
+        found = hashlib.sha256()
+        for column in columns.values():
+            found.update(_bytes(column))
+        if found.hexdigest() != header["digest"]:
+            raise Unusable("is damaged (its hash)")
+        _check_values(dataset)
+    return dataset, header["facts"]
+
+
+def _header(data: mmap.mmap) -> tuple[dict[str, Any], int]:
+    """What the file says of itself, and where its columns begin."""
+    if data[: len(MAGIC)] != MAGIC:
+        raise ValueError("no header")
+    start = len(MAGIC) + 8
+    length = int.from_bytes(data[len(MAGIC) : start], "little")
+    if length > min(_HEADER_BYTES, len(data) - start):
+        raise ValueError("its header is not whole")
+    header = json.loads(data[start : start + length])
+    if why := misfit(header, _SCHEMA):
+        raise ValueError(why)
+    return header, -(-(start + length) // _ALIGNED) * _ALIGNED
+
+
+def _column(data: mmap.mmap, start: int, kind: str, offset: int, length: int) -> np.ndarray:
+    if kind not in ("int64", "float64", "bool", "uint8") or start + offset + length > len(data):
+        raise ValueError("a column is not whole")
+    dtype = np.dtype(kind)
+    if length % dtype.itemsize or offset % _ALIGNED:
+        raise ValueError("a column is not whole")
+    if not length:
+        return np.zeros(0, dtype)
+    return np.frombuffer(data, dtype, length // dtype.itemsize, start + offset)
+
+
+def _dataset(header: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> Dataset:
+    sizes, given = header["sizes"], {key: header[key] for key in ("source", "image_root", "class_names", "annotated")}
+    if len(header["class_names"]) != sizes["K"]:
+        raise ValueError("its classes")
+    for name, (kind, size) in _COLUMNS.items():
+        if name == "num_keypoints" and name not in columns:
+            continue
+        column = columns[name].reshape(-1, 4) if size == "A4" else columns[name]
+        if column.dtype.name != kind or len(column) != sizes[size[0]]:
+            raise ValueError(name)
+        given[name] = column
+    for name, size in _TEXTS.items():
+        if f"{name}.offsets" in columns:
+            offsets, text = columns[f"{name}.offsets"], columns[f"{name}.data"]
+            if offsets.dtype.name != "int64" or text.dtype.name != "uint8" or len(offsets) != sizes[size] + 1:
+                raise ValueError(name)
+            given[name] = Texts(text, offsets)
+    return Dataset(**given)
+
+
+def _check_values(dataset: Dataset) -> None:
+    """Raises Unusable where a position leads nowhere."""
+    for places, number in ((dataset.image, len(dataset.image_ids)), (dataset.category, len(dataset.class_names))):
+        if len(places) and not (0 <= places.min() and places.max() < number):
+            raise Unusable("is damaged (its positions)")
+    for texts in (dataset.file_names, dataset.masks, dataset.keypoints):
+        if texts is not None:
+            ends = texts.offsets
+            if ends[0] != 0 or ends[-1] != len(texts.data) or (ends[1:] < ends[:-1]).any():
+                raise Unusable("is damaged (its texts)")
