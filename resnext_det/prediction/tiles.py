@@ -1,7 +1,7 @@
 """Large images, looked at tile by tile: small objects keep their pixels, and one on a seam is found once.
 
-Libraries that do this (sahi, supervision) bring OpenCV, count boxes in whole pixels or know one kind of overlap; this
-takes and gives what a predictor does.
+Libraries that do this bring OpenCV and shapely (sahi) or SciPy and a video library (supervision), which an export does
+without; this takes and gives what a predictor does.
 """
 
 from __future__ import annotations
