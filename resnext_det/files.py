@@ -285,7 +285,7 @@ def _remove(path: Path) -> None:
 
 def _flush(path: Path) -> None:
     """A file's contents onto the disk, or a folder's names: else a power cut leaves a name without contents."""
-    if os.name == "posix" and not path.is_symlink():
+    if os.name == "posix" and not path.is_symlink() and (path.is_file() or path.is_dir()):  # to open a pipe is to wait
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -28,7 +28,7 @@ def leaves(node: dict, prefix: str = "") -> Iterator[str]:
 def recorded_reads() -> Iterator[set[str]]:
     """The full names of all keys that are read while the block runs, in this process.
 
-    A key is read by ``cfg.A.B`` or ``cfg.A["B"]`` outside of :data:`ELSEWHERE` and :data:`CHECKS`.
+    A key is read by ``cfg.A.B``, ``cfg.A["B"]`` or ``cfg.A.get("B")`` outside of :data:`ELSEWHERE` and :data:`CHECKS`.
     """
     read: set[str] = set()
     attribute, item = CfgNode.__getattr__, dict.__getitem__
@@ -52,10 +52,13 @@ def recorded_reads() -> Iterator[set[str]]:
     def getitem(self: CfgNode, name: str) -> object:
         return note(self, name, item(self, name))
 
-    CfgNode.__getattr__, CfgNode.__getitem__ = getattr_, getitem
+    def get(self: CfgNode, name: str, default: object = None) -> object:
+        return note(self, name, item(self, name)) if name in self else default
+
+    CfgNode.__getattr__, CfgNode.__getitem__, CfgNode.get = getattr_, getitem, get
     try:
         yield read
     finally:
         CfgNode.__getattr__ = attribute
-        del CfgNode.__getitem__
+        del CfgNode.__getitem__, CfgNode.get
         assert yacs.config.CfgNode.__getitem__ is dict.__getitem__

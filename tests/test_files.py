@@ -128,6 +128,13 @@ def test_a_folder_takes_the_place_of_a_folder(tmp_path):
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_a_pipe_in_a_folder_is_not_waited_for(tmp_path):
+    with atomic_path(tmp_path / "out") as part:
+        part.mkdir()
+        os.mkfifo(part / "pipe")
+    assert (tmp_path / "out" / "pipe").is_fifo()
+
+
 def test_the_longest_name_can_be_written(tmp_path):
     name = "é" * 125 + ".json"
     with atomic_write(tmp_path / name) as file:

@@ -151,6 +151,7 @@ def evaluate(
     if _pool_owner not in (None, os.getpid()):
         return _in_a_new_process(truth, detections, iou_type, max_detections, areas, image_ids, kpt_oks_sigmas)
     limits = list(max_detections or (MAX_DETECTIONS_KEYPOINTS if iou_type == "keypoints" else MAX_DETECTIONS))
+    limits = [min(limit, 1 << 31) for limit in limits]  # hotcoco's integers end somewhere
     check_detections(truth, detections, iou_type)
     chosen = np.arange(len(truth.image_ids))
     if image_ids is not None:

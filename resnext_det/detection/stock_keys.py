@@ -15,7 +15,8 @@ C4_HEADS = ("ResNeXtC4ROIHeads", "Res5ROIHeads")
 _STANDARD_HEADS = (*C4_HEADS, "StandardROIHeads", "CascadeROIHeads")
 _TWO_STAGES, _PROPOSALS, _ONE_STAGE = "GeneralizedRCNN", "ProposalNetwork", "RetinaNet"
 _TRUNKS = ("build_resnext_backbone", "build_resnet_backbone")
-_STEPPED = "WarmupMultiStepLR"
+_SCHEDULER = "SOLVER.LR_SCHEDULER_NAME"
+_STEPPED, _COSINE, _GAMMA = "WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"
 
 
 class Row(NamedTuple):
@@ -132,16 +133,10 @@ ROWS = (
         "MODEL.ROI_BOX_HEAD.USE_FED_LOSS True",
     ),
     Row("VIS_PERIOD", _is("MODEL.META_ARCHITECTURE", _PROPOSALS), f"MODEL.META_ARCHITECTURE {_TWO_STAGES}"),
-    Row(
-        r"SOLVER\.(STEPS|GAMMA)",
-        lambda cfg: cfg.SOLVER.LR_SCHEDULER_NAME == "WarmupCosineLR",
-        f"SOLVER.LR_SCHEDULER_NAME {_STEPPED}",
-    ),
-    Row(
-        r"SOLVER\.(BASE_LR_END|NUM_DECAYS|RESCALE_INTERVAL)",
-        _is("SOLVER.LR_SCHEDULER_NAME", _STEPPED),
-        "another SOLVER.LR_SCHEDULER_NAME",
-    ),
+    Row("SOLVER.STEPS", _is(_SCHEDULER, _COSINE, _GAMMA), f"{_SCHEDULER} {_STEPPED}"),
+    Row("SOLVER.GAMMA", _is(_SCHEDULER, _COSINE), f"{_SCHEDULER} {_STEPPED}"),
+    Row("SOLVER.BASE_LR_END", _is(_SCHEDULER, _STEPPED, _GAMMA), f"{_SCHEDULER} {_COSINE}"),
+    Row("SOLVER.NUM_DECAYS", _is(_SCHEDULER, _STEPPED, _COSINE), f"{_SCHEDULER} {_GAMMA}"),
     Row(
         r"SOLVER\.CLIP_GRADIENTS\.(CLIP_|NORM_).*",
         _is("SOLVER.CLIP_GRADIENTS.ENABLED", False),

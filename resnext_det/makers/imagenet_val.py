@@ -94,7 +94,7 @@ def sort_images(images: str | os.PathLike, labels: Sequence[str], out: str | os.
     found: dict[int, Path] = {}
     for path in Path(images).glob("*"):
         match = re.fullmatch(r".*_(\d{8})\.jpe?g", path.name, re.IGNORECASE)
-        if match:
+        if match and path.is_file():
             found[int(match[1])] = path
     wrong = sorted(set(found) ^ set(range(1, len(labels) + 1)))
     if wrong:
@@ -111,7 +111,7 @@ def sort_images(images: str | os.PathLike, labels: Sequence[str], out: str | os.
             place = folder / label / found[number].name
             place.parent.mkdir(exist_ok=True)
             try:
-                os.link(found[number], place)
+                os.link(found[number].resolve(), place)
             except OSError:  # another disk
                 shutil.copy2(found[number], place)
     return len(set(labels))

@@ -603,6 +603,13 @@ def test_polygons_need_the_size_of_their_image_and_run_lengths_do_not(where):
         evaluate_detections(truth, found, "segm")
 
 
+def test_a_limit_of_any_size_is_none():
+    truth, found = random_set(6, images=3)
+    sets = read_ground_truth(truth), Detections.from_records(found)
+    one, other = (evaluate(*sets, max_detections=[1, 10, number]) for number in (10**6, 10**40))
+    assert one.results()["AP"] == other.results()["AP"]
+
+
 def test_too_few_threads_are_found_before_hotcoco_needs_them(monkeypatch):
     def none(self):
         raise RuntimeError("can't start new thread")

@@ -328,6 +328,20 @@ def test_splits_share_the_classes_that_one_of_them_lacks(tmp_path: Path) -> None
     assert [c["name"] for c in found["categories"]] == ["ant", "bee"] and len(found["images"]) == 1
 
 
+@pytest.mark.parametrize(("form", "ending"), [("labelme", ".json"), ("voc", ".xml")])
+def test_hidden_files_are_left_out_and_counted(form: str, ending: str, tmp_path: Path) -> None:
+    make(form, tmp_path)
+    file = tmp_path / LABEL[form]
+    file.with_name(f"._{file.name}").write_bytes(b"of macOS")
+    assert any(f"1 hidden {ending} files left out" in note for note in read(tmp_path).notes)
+
+
+def test_a_list_without_splits_is_refused_by_its_reader(tmp_path: Path) -> None:
+    (tmp_path / "data.yaml").write_text("names: [a]\n")
+    with pytest.raises(UserError, match="train: no such split; it has none"):
+        cli.call("convert-data", [str(tmp_path / "data.yaml"), str(tmp_path / "out"), "--to", "coco"])
+
+
 def test_a_folder_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is none of COCO"):
         recognize(tmp_path)

@@ -51,6 +51,7 @@ RUNS: dict[str, dict[str, Any]] = {
 NEVER_SHOWN = {  # read for a log or a check, whatever the config
     "MODEL.RETINANET.NUM_CLASSES", "SOLVER.GAMMA", "SOLVER.STEPS", "INPUT.MASK_FORMAT", "TEST.KEYPOINT_OKS_SIGMAS",
     "MODEL.KEYPOINT_ON", "MODEL.MASK_ON", "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "MODEL.ROI_BOX_HEAD.FED_LOSS_NUM_CLASSES",
 }  # fmt: skip
 
 

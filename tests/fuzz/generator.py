@@ -204,6 +204,7 @@ class Runner:
         self.writes.found.clear()
         # Hidden names beside a folder or file are those of what is written aside and renamed.
         own = (str(call.out), str(call.folder / "tmp"), f"{call.folder}/.", "/dev/", "/proc/")
+        own += (os.path.expanduser("~"),) if "~" in call.line else ()
         free = call.inputs.writes_in or call.writes_in()
         self.writes.allowed = own + ((str(call.given),) if free else ())
         trouble = None
@@ -282,6 +283,8 @@ def child(numbers: range, only: list[str] | None) -> Iterator[dict]:
                     env=environment,
                 )
                 for line in process.stdout:
+                    if not line.startswith('{"number"'):  # of a command's own child
+                        continue
                     record = json.loads(line)
                     first = record["number"] + 1
                     yield record

@@ -256,6 +256,8 @@ def checked(call: Call) -> None:
 
     file, root = call.flag("--json"), call.flag("--images")
     fixed = call.flag("--fix")
+    if Path(file).is_dir():
+        raise NoOracle("a folder, recognized by what is in it")
     if fixed is None and not call.said.rstrip().endswith("0 errors, 0 warnings"):
         raise NoOracle("warnings, and no --fix")
     if "annotations: is missing" in call.said:

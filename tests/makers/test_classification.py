@@ -64,6 +64,7 @@ def test_validation_images_find_their_classes(tmp_path: Path, kind) -> None:
 
 def test_validation_mistakes(tmp_path: Path) -> None:
     flat = validation(tmp_path, 4)
+    os.mkfifo(flat / "ILSVRC2012_val_00000005.JPEG")
     with pytest.raises(UserError, match="4 images and 5 labels; image number 5 is missing"):
         make_imagenet_val.main([str(flat), str(lines(tmp_path)), "--out", str(tmp_path / "val")])
     assert not (tmp_path / "val").exists()

@@ -10,7 +10,7 @@ from typing import TypeGuard
 from ...errors import UserError
 from ...files import shown
 from ..reading import read_json
-from .source import Collector, Source, images_by_stem, number, polygon_area, polygon_box, sub_files, whole
+from .source import Collector, Source, count_hidden, images_by_stem, number, polygon_area, polygon_box, sub_files, whole
 
 BYTES = 256 << 20
 """Largest file: LabelMe may store the image inside."""
@@ -28,6 +28,8 @@ def read(path: Path, image_root: Path | None = None, names: Sequence[str] | None
     root = Path(image_root) if image_root is not None else folder
     present = images_by_stem(root)
     collector = Collector(names)
+    if path.is_dir():
+        count_hidden(path, ".json", collector)
     for file in files:
         try:
             _read_file(file, collector, present)

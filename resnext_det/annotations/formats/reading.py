@@ -170,8 +170,8 @@ def splits_of(path: str | Path) -> dict[str, str]:
             if place.is_file()
             else next((f for f in (place / "data.yaml", place / "data.yml") if f.is_file()), None)
         )
-        if file is not None and file.suffix.lower() in (".yaml", ".yml"):
-            return {name: f"{file}:{name}" for name in yolo.splits_of(file)}
+        if file is not None and file.suffix.lower() in (".yaml", ".yml") and (names := yolo.splits_of(file)):
+            return {name: f"{file}:{name}" for name in names}
     if found == "voc" and (place / "ImageSets" / "Main").is_dir():
         main = place / "ImageSets" / "Main"
         lists = {

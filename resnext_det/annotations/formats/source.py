@@ -188,5 +188,11 @@ def polygon_area(points: Sequence[float]) -> float:
 
 
 def sub_files(folder: Path, ending: str) -> Iterable[Path]:
-    """Files of this ending in ``folder``, sorted by name."""
+    """Files of this ending in ``folder``, sorted by name; hidden ones, such as macOS leaves, are left out."""
     return sorted(p for p in folder.iterdir() if p.suffix.lower() == ending and not p.name.startswith("."))
+
+
+def count_hidden(folder: Path, ending: str, collector: Collector) -> None:
+    """Count what :func:`sub_files` leaves out."""
+    if hidden := sum(p.suffix.lower() == ending and p.name.startswith(".") for p in folder.iterdir()):
+        collector.left_out[f"hidden {ending} files left out"] += hidden

@@ -13,7 +13,7 @@ from xml.etree.ElementTree import Element
 
 from ...errors import UserError
 from ...files import shown
-from .source import Collector, Source, images_by_stem, number, read_text, read_xml, sub_files, whole
+from .source import Collector, Source, count_hidden, images_by_stem, number, read_text, read_xml, sub_files, whole
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -67,6 +67,8 @@ def read(path: Path, image_root: Path | None = None, names: Sequence[str] | None
         names = _names_of(labels, files)
         where = str(labels)
     collector = Collector(names, where)
+    if path.is_dir():
+        count_hidden(labels, ".xml", collector)
     present = images_by_stem(Path(image_root))
     for file in files:
         try:
