@@ -68,10 +68,11 @@ class ImageFolder(Dataset):
         empty = []
         counts: Counter[str] = Counter()
         for name, label in zip(found, numbers, strict=True):
-            files = sorted(_files_below(self.root / name, counts))
-            here = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
-            stray += [path for path in files if path.suffix.lower() not in IMAGE_SUFFIXES]
-            self.files += [str(path) for path in here]
+            files = _files_below(str(self.root / name), counts)
+            here = [path for path in files if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES]
+            if len(here) < len(files):
+                stray += [Path(path) for path in files if os.path.splitext(path)[1].lower() not in IMAGE_SUFFIXES]
+            self.files += here
             labels += [label] * len(here)
             if not here:
                 empty.append(name)
@@ -101,20 +102,31 @@ class ImageFolder(Dataset):
         return Sample(open_image(path, path), int(self.labels[index]), path)
 
 
-def _files_below(folder: Path, counts: Counter[str]) -> Iterator[Path]:
-    """Files at any depth, links followed as torchvision does; what is hidden, and a link into itself, is left out."""
-    walked = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        place = os.path.realpath(root)
+def _files_below(folder: str, counts: Counter[str]) -> list[str]:
+    """Files at any depth, links followed as torchvision does; what is hidden, and a link into itself, is left out.
+
+    Sorted by folder, then name.
+    """
+    files, waiting, walked = [], [folder], set()
+    while waiting:
+        here, below = waiting.pop(), []
+        place = os.path.realpath(here)
         if place in walked:
-            folders.clear()
             continue
         walked.add(place)
-        counts["hidden"] += sum(name.startswith(".") for name in (*folders, *files))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = [Path(root, name) for name in files if not name.startswith(".")]
-        counts["linked"] += sum(map(Path.is_symlink, [*paths, *(Path(root, name) for name in folders)]))
-        yield from (path for path in paths if path.is_file())
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    counts["hidden"] += 1
+                    continue
+                link = entry.is_symlink()
+                counts["linked"] += link
+                if os.path.isdir(entry.path) if link else entry.is_dir():
+                    below.append(entry.path)
+                elif os.path.isfile(entry.path) if link else entry.is_file():
+                    files.append(entry.path)
+        waiting += sorted(below, reverse=True)
+    return sorted(files, key=lambda path: path.replace(os.sep, "\0"))
 
 
 def open_image(file: str | IO[bytes], name: str) -> Image.Image:
