@@ -17,6 +17,8 @@ import torch.multiprocessing  # noqa: E402
 import resnext_det  # noqa: E402, F401 (before detectron2, which it may have to fix)
 
 torch.set_num_threads(1)
+# autograd counts the devices at its first use, and the "meta" of torch.export for one: its thread would bar every fork.
+torch.ones((), requires_grad=True).backward()
 
 FORK = {"start_method": "fork"}
 

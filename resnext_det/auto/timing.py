@@ -25,7 +25,8 @@ from ..detection.optimize import for_inference
 from ..detection.solver import resolve_schedule
 from ..engine.sampler import seed_everything
 from ..engine.signals import Stopped
-from ..engine.trainer import StopSignal, Trainer
+from ..engine.trainer import BadStep, StopSignal, Trainer
+from ..errors import UserError
 from .choices import Measured
 
 STEPS, WARM_UP, IMAGES = 5, 2, 3
@@ -64,6 +65,8 @@ def measure(cfg: CfgNode) -> Measured:
         return Measured(math.inf, math.inf)
     except StopSignal as stop:
         raise Stopped("auto: stopped; the same command resumes") from stop
+    except BadStep as bad:
+        raise UserError(f"MODEL.WEIGHTS {cfg.MODEL.WEIGHTS!r}: {bad} in the first steps; try other --weights") from bad
     finally:
         logging.disable(quiet)
 
