@@ -253,6 +253,8 @@ def predict(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
         config.write_text(yaml.safe_dump(detector()[1]))
         cfg = setup(str(config), ["MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(call.folder / "tmp")])
         stock = DefaultPredictor(cfg)
+        if "--batch-size" in call.line and len({(i["width"], i["height"]) for i in content["images"]}) > 1:
+            raise NoOracle("images of a batch are padded to one size, which stock does as well in a batch")
         numbers = {category["id"]: k for k, category in enumerate(content["categories"])}
         for image in content["images"]:
             path = Path(image["file_name"])
