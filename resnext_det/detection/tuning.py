@@ -288,7 +288,7 @@ def tune(
 def label(choice: Choice) -> str:
     """In a few words."""
     words = [choice.dtype, choice.backend, f"{choice.regions} regions", f"{choice.min_size} px"]
-    return ", ".join([*words, f"{choice.threads} threads", *([f"batch {choice.batch}"] if choice.batch > 1 else [])])
+    return ", ".join([*words, f"threads {choice.threads}", *([f"batch {choice.batch}"] if choice.batch > 1 else [])])
 
 
 def write_detector(cfg: CfgNode, choice: Choice, loader: Loader, folder: Path, weights: Checkpoint) -> None:
