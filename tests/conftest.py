@@ -17,6 +17,9 @@ import torch.multiprocessing  # noqa: E402
 import resnext_det  # noqa: E402, F401 (before detectron2, which it may have to fix)
 
 torch.set_num_threads(1)
+# The first gradient settles for which devices autograd starts threads. Behind torch.export there seems to be one more
+# than the CPU, and a process forked after that can compute no gradients; before it there is none.
+torch.ones(1, requires_grad=True).sum().backward()
 
 FORK = {"start_method": "fork"}
 
