@@ -297,9 +297,7 @@ def test_a_run_reads_its_files_once(tiny_run: TinyRun, pretrained: str, tmp_path
     more = ("SOLVER.MAX_ITER", 1, "TEST.REPORT", False, "INPUT.PRESET", "auto", "MODEL.WEIGHTS", pretrained)
     opened = opened_by("train", "--config-file", tiny_run.file, *tiny_run.options("opened", *more))
     assert opened[pretrained] == 2, "to read and to hash it"
-    assert [opened[labels] for _, labels, _ in tiny_run.sets] == [3, 3], (
-        "its format, its hash for the cache, its content"
-    )
+    assert [opened[labels] for _, labels, _ in tiny_run.sets] == [3, 3], "format, hash for the cache, content"
     final, images = tiny_run.folder / "opened" / "model_final.pth", tiny_run.sets[1][2]
     assert opened_by("predict", final, images, "--output", tmp_path / "out")[str(final)] == 2
 
