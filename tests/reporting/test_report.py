@@ -69,7 +69,9 @@ def test_the_page_stands_alone(truth, tmp_path):
     assert facts["models"][0]["results"]["AP50"] == pytest.approx(evaluation.results()["AP50"], abs=1e-4)
     assert facts["root"] == "../" and facts["reasons"] and "absent" in facts["reasons"][-1]
     # The worst three; the file of the last image is absent.
-    assert sorted(inside) == ["0", "2"] and all(value.startswith("data:image/jpeg;base64,") for value in inside.values())
+    assert sorted(inside) == ["0", "2"] and all(
+        value.startswith("data:image/jpeg;base64,") for value in inside.values()
+    )
     assert not re.findall(r"(?:src|href)=", page) and not re.findall(r"https?://(?!www.w3.org/2000/svg)", page)
 
 
