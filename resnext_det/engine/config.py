@@ -96,7 +96,7 @@ def resolve_device(name: str) -> str:
     try:
         torch.empty(1, device=name).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"MODEL.DEVICE {name}: not on this machine; set MODEL.DEVICE to auto or cpu") from error
+        raise UserError(f"MODEL.DEVICE {shown(name)}: not on this machine; set MODEL.DEVICE to auto or cpu") from error
     return name
 
 

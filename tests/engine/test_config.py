@@ -7,6 +7,7 @@ from resnext_det.classification.config import get_config
 from resnext_det.detection.config import add_resnext_config
 from resnext_det.engine.config import load_config, resolve_device
 from resnext_det.errors import UserError
+from resnext_det.files import SHOWN
 
 
 def detection():
@@ -100,6 +101,8 @@ def test_devices():
         resolve_device("cuda:63")
     with pytest.raises(UserError, match="MODEL.DEVICE meta"):
         resolve_device("meta")
+    with pytest.raises(UserError, match=f"^MODEL.DEVICE x{{1,{SHOWN}}}…: not on this machine"):
+        resolve_device("x" * 10_000)
 
 
 def test_a_key_without_a_value_is_refused(cfg, tmp_path):
