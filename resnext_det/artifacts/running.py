@@ -17,7 +17,7 @@ from .. import cache
 from ..annotations.coco import Detections
 from ..errors import UserError
 from ..files import shown
-from ..inference.runtime import load, processor, signal_stack_kept
+from ..inference.runtime import available_cores, load, processor, signal_stack_kept
 from .about import METADATA, ONNX, About, parse, read_about
 from .resizing import resized
 
@@ -91,11 +91,6 @@ class ArtifactPredictor:
 def _threads_of_environment() -> int:
     text = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     return int(text) if text.isdigit() and int(text) > 0 else available_cores()
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _detections(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> Detections:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -226,12 +224,13 @@ def start_of(weights: str | None) -> Start:
 def _plan(request: Request, sets: dict[str, tuple[Path, str]], clock: Clock) -> Plan:
     from ..detection.config import setup
     from ..engine.config import resolve_device
+    from ..inference.runtime import available_cores
     from .timing import measure
 
     documents = {role: json.loads(file.read_bytes()) for role, (file, _) in sets.items()}
     data = statistics_of(documents["train"], sets["train"][1])
     images = sum(len(document["images"]) for role, document in documents.items() if role != "train")
-    machine = Machine(resolve_device("auto"), len(os.sched_getaffinity(0)))
+    machine = Machine(resolve_device("auto"), available_cores())
     common = _common(request, sets)
     trial = request.output / "timing.yaml"
 
@@ -270,10 +269,6 @@ def _common(request: Request, sets: dict[str, tuple[Path, str]]) -> Choice:
     return Choice("files", settings, "where things are")
 
 
-def _command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "resnext_det.cli", *words]
-
-
 def _train(config: Path, folder: Path, clock: Clock, say: Callable[[str], None]) -> None:
     """Train, or resume, until there are weights and their results; shorten the schedule where time runs short.
 
@@ -282,12 +277,12 @@ def _train(config: Path, folder: Path, clock: Clock, say: Callable[[str], None])
         UserError: it failed.
     """
     from ..engine.exits import EXIT_STOPPED
-    from ..engine.signals import GRACE, Stopped, end_command, start_command
+    from ..engine.signals import GRACE, Stopped, command_line, end_command, start_command
 
     shortened = 0
     while not _finished(folder):
         _until_free(folder)
-        child = start_command(_command("train", "--config-file", str(config), "--resume"))
+        child = start_command(command_line("train", "--config-file", str(config), "--resume"))
         try:
             shorter = None
             pace = Pace(folder)
@@ -399,20 +394,20 @@ def _results(folder: Path) -> dict[str, Any]:
 def _evaluate_test(config: Path, output: Path, say: Callable[[str], None]) -> None:
     """The final weights on the test set, which nothing was chosen by."""
     from ..config_files import read_config
-    from ..engine.signals import run_command
+    from ..engine.signals import command_line, run_command
 
     folder = output / "test"
     if not (folder / RESULTS).is_file():
         name = next(name for name, *_ in read_config(str(config))["DATASETS"]["REGISTER"] if name.endswith("_test"))
         settings = ["DATASETS.TEST", f"('{name}',)", "OUTPUT_DIR", str(folder)]
         weights = ["MODEL.WEIGHTS", str(output / RUN / TRAINED)]
-        if code := run_command(_command("train", "--config-file", str(config), "--eval-only", *weights, *settings)):
+        if code := run_command(command_line("train", "--config-file", str(config), "--eval-only", *weights, *settings)):
             raise UserError(f"auto: the evaluation on the test set ended with code {code}, see above")
     say(f"on the test set: {_shown(_results(folder))}")
 
 
 def _export(output: Path, evaluated: bool, say: Callable[[str], None]) -> None:
-    from ..engine.signals import run_command
+    from ..engine.signals import command_line, run_command
 
     folder = output / "artifact"
     if (folder / "detector.json").is_file():
@@ -422,7 +417,7 @@ def _export(output: Path, evaluated: bool, say: Callable[[str], None]) -> None:
     line += ["--evaluate"] if evaluated else []
     if missing:
         say(f"not written: {', '.join(missing)} not installed; then: resnext-det {shlex.join(line)}")
-    elif code := run_command(_command(*line)):
+    elif code := run_command(command_line(*line)):
         raise UserError(f"auto: export ended with code {code}, see above; the same command tries again")
 
 

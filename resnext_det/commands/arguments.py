@@ -24,6 +24,16 @@ def at_least(smallest: int) -> Callable[[str], int]:
     return number
 
 
+def detector_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the flags of commands that take a trained detector."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--config-file", metavar="FILE", help="YAML; by default the one that the weights hold")
+    parser.add_argument("--weights", metavar="FILE", help="of a trained detector, or its OUTPUT_DIR (MODEL.WEIGHTS)")
+    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
+    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
+    return parser
+
+
 def training_parser(description: str) -> argparse.ArgumentParser:
     """A parser with detectron2's flags and a few more, shared by ``train_net.py`` and ``pretrain.py``."""
     parser = argparse.ArgumentParser(description=description)

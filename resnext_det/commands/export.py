@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import tempfile
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from ..artifacts.about import write_about
 from ..errors import UserError
-from .arguments import TRUST_PICKLE, at_least
+from .arguments import at_least, detector_parser
 
 logger = logging.getLogger(__name__)
 
@@ -21,16 +20,12 @@ FORMATS = {"onnx": "detector.onnx", "torch": "detector.pt2", "tensors": "tensors
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Export a detector with its weights; with ``--check`` also compare it on images."""
-    parser = argparse.ArgumentParser(description="Export a C4 detector as ONNX and torch.export, and check it.")
-    parser.add_argument("--config-file", metavar="FILE", help="YAML; by default the one that the weights hold")
-    parser.add_argument("--weights", metavar="FILE", help="of a trained detector, or its OUTPUT_DIR (MODEL.WEIGHTS)")
+    parser = detector_parser("Export a C4 detector as ONNX and torch.export, and check it.")
     parser.add_argument("--output", default="output/export", metavar="FOLDER", help="where the files go")
     parser.add_argument("--format", choices=(*FORMATS, "all"), default="all", help="all: onnx, torch")
     parser.add_argument("--check", action="append", default=[], metavar="PATH", help="image, folder or pattern")
     parser.add_argument("--images", "--pictures", type=at_least(1), default=20, help="at most so many of them")
     parser.add_argument("--evaluate", action="store_true", help="measure accuracy on DATASETS.TEST with detector.onnx")
-    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)
     from detectron2.modeling import build_model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import os
@@ -14,24 +13,20 @@ from typing import Any
 from ..artifacts.about import ONNX, OPENVINO, is_artifact, write_about
 from ..errors import UserError
 from ..files import atomic_path
-from .arguments import TRUST_PICKLE, at_least
+from .arguments import at_least, detector_parser
 
 logger = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Quantize a detector with its weights; with ``--max-drop`` as far as its accuracy allows."""
-    parser = argparse.ArgumentParser(description="Write a C4 detector in 8 bits for OpenVINO or onnxruntime.")
-    parser.add_argument("--config-file", metavar="FILE", help="YAML; by default the one that the weights hold")
-    parser.add_argument("--weights", metavar="FILE", help="of a trained detector, or its OUTPUT_DIR (MODEL.WEIGHTS)")
+    parser = detector_parser("Write a C4 detector in 8 bits for OpenVINO or onnxruntime.")
     parser.add_argument("--calibration", nargs="+", required=True, metavar="PATH", help="images like those to come")
     parser.add_argument("--format", choices=("openvino", "onnx"), default="openvino", help="what runs it")
     parser.add_argument("--images", type=at_least(1), default=16, help="so many of them, spread evenly")
     parser.add_argument("--max-drop", type=float, metavar="AP", help="most points of AP to lose on DATASETS.TEST")
     parser.add_argument("--evaluate", action="store_true", help="measure accuracy on DATASETS.TEST")
     parser.add_argument("--output", default="output/int8", metavar="FOLDER", help="a new folder, or one to replace")
-    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)
     if args.max_drop is not None and not 0 <= args.max_drop < math.inf:
         raise UserError(f"--max-drop {args.max_drop:g}: give points of AP, 0 or more")

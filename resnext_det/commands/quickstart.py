@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..engine.signals import run_command
+from ..engine.signals import command_line, run_command
 from ..errors import UserError
 from ..files import atomic_write, read_state
 
@@ -36,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     start = time.perf_counter()
     for number, (title, command) in enumerate(STEPS, 1):
         print(f"\n[{number}/{len(STEPS)}] {title}\n    resnext-det {shlex.join(command)}\n", flush=True)
-        if code := run_command([sys.executable, "-m", "resnext_det.cli", *command]):
+        if code := run_command(command_line(*command)):
             raise UserError(f"{command[0]} ended with code {code}; fix what it says and call quickstart again")
     print(f"\n{summary()}\n{draw()}\n{time.perf_counter() - start:.0f} seconds in all")
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
 
 from ..errors import UserError
-from .arguments import TRUST_PICKLE
+from .arguments import detector_parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write a copy of the weights whose configuration has MODEL.RESNEXT.MIN_OBJECTNESS."""
-    parser = argparse.ArgumentParser(description="Leave out regions that need no look, at a stated risk.")
-    parser.add_argument("--config-file", metavar="FILE", help="YAML; by default the one that the weights hold")
-    parser.add_argument("--weights", metavar="FILE", help="of a trained detector, or its OUTPUT_DIR (MODEL.WEIGHTS)")
+    parser = detector_parser("Leave out regions that need no look, at a stated risk.")
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="PATH", help="images like those to come, unlabeled"
     )
     parser.add_argument("--risk", type=float, default=0.01, help="largest part of images that lose a detection")
     parser.add_argument("--confidence", type=float, default=0.95, help="that it is no more")
     parser.add_argument("--output", default="output/fewer_regions.pth", metavar="FILE")
-    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)
     for name in ("risk", "confidence"):
         if not 0 < getattr(args, name) < 1:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .arguments import TRUST_PICKLE, at_least
+from .arguments import at_least, detector_parser
 
 
 def part(text: str) -> float:
@@ -23,9 +23,7 @@ def part(text: str) -> float:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write ``OUTPUT/detector``, ``tune.json`` and ``pareto.png``."""
     about = "Time and AP of a C4 detector by type, backend, regions, image size, threads and batch, on DATASETS.TEST."
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--config-file", metavar="FILE", help="YAML; by default the one that the weights hold")
-    parser.add_argument("--weights", metavar="FILE", help="of a trained detector, or its OUTPUT_DIR (MODEL.WEIGHTS)")
+    parser = detector_parser(about)
     parser.add_argument("--calibration", nargs="+", metavar="PATH", help="images like those to come; int8 needs them")
     parser.add_argument("--max-drop", type=float, default=0.5, metavar="AP", help="most points of AP to lose")
     parser.add_argument("--regions", nargs="+", type=part, default=[1, 0.3, 0.1], help="parts of the configured number")
@@ -35,8 +33,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--images", type=at_least(1), default=8, help="of DATASETS.TEST, to measure time on")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu on a machine that is shared")
     parser.add_argument("--output", default="output/tuned", metavar="FOLDER")
-    parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the file")
     args = parser.parse_args(argv)
     if not 0 <= args.max_drop < math.inf:
         raise UserError(f"--max-drop {args.max_drop:g}: give points of AP, 0 or more")

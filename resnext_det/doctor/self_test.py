@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..engine.checkpoint import read_run_checkpoint
-from ..engine.signals import GRACE, end_command, start_command
+from ..engine.signals import GRACE, command_line, end_command, start_command
 from ..errors import RunFailed
 from ..files import atomic_write
 from ..makers.synthetic import classification_config, detection_config
@@ -64,7 +63,7 @@ def self_test() -> None:
 
 def _call(*words: object) -> None:
     """A command of this package, as a user calls it."""
-    command = [sys.executable, "-m", "resnext_det.cli", *map(str, words)]
+    command = command_line(*map(str, words))
     child = start_command(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         _, errors = child.communicate()

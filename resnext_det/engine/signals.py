@@ -91,6 +91,11 @@ class StopRequest:
             os.kill(os.getpid(), number)
 
 
+def command_line(*words: str) -> list[str]:
+    """A command of this package, for :mod:`subprocess`: it needs no clone."""
+    return [sys.executable, "-m", "resnext_det.cli", *words]
+
+
 def start_command(line: Sequence[str], **options: Any) -> subprocess.Popen:
     """Start a command of this package as a process that gets SIGTERM when this one ends, however it does."""
     return subprocess.Popen(line, env={**os.environ, PARENT: str(os.getpid())}, **options)

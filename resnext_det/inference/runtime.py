@@ -6,6 +6,7 @@ import ctypes
 import functools
 import importlib
 import logging
+import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
@@ -68,6 +69,11 @@ def quantized(model: Any, examples: Sequence[Sequence[np.ndarray]], **more: Any)
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges),
         **more,
     )
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache

@@ -11,7 +11,6 @@ import itertools
 import math
 import shlex
 import statistics
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config_files import config_folder, config_path, read_config
-from ..engine.signals import run_command
+from ..engine.signals import command_line, run_command
 from ..errors import UserError
 from ..files import METRICS, read_state, shown, write_json
 from ..reporting.tables import Results, results_table
@@ -54,11 +53,6 @@ class Settings:
     weights: Mapping[str, str] | None = None
     protocol: str = "paper"
     processes: int = 1
-
-
-def command_line(name: str) -> list[str]:
-    """The beginning of a command of this package, for :mod:`subprocess`: it needs no clone."""
-    return [sys.executable, "-m", "resnext_det.cli", name]
 
 
 def shown_config(path: Path) -> str:

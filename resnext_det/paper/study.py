@@ -28,10 +28,10 @@ from ..benchmarks import BENCHMARKS
 from ..config_files import read_yaml
 from ..engine.evaluations import EVALUATION
 from ..engine.exits import EXIT_STOPPED
-from ..engine.signals import GRACE, end_command, on_stopping_signals, run_command, start_command
+from ..engine.signals import GRACE, command_line, end_command, on_stopping_signals, run_command, start_command
 from ..errors import UserError, nearest
 from ..files import COUNT, METRICS, atomic_write, misfit, parse_state, read_state, safe_component, shown, write_json
-from .reproduce import SETTINGS_FILE, Command, Settings, command_line, options_of_file, plan, read_results
+from .reproduce import SETTINGS_FILE, Command, Settings, options_of_file, plan, read_results
 from .tables import PROTOCOLS, TABLES
 
 KEEP = 30.0

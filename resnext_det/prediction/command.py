@@ -16,9 +16,10 @@ from ..annotations.coco import read_ground_truth
 from ..annotations.dataset import Dataset
 from ..annotations.predicted import match_files
 from ..artifacts.about import sha256
-from ..artifacts.running import ArtifactPredictor, available_cores
+from ..artifacts.running import ArtifactPredictor
 from ..errors import UserError, listed
 from ..files import shown
+from ..inference.runtime import available_cores
 from .inputs import find_inputs
 from .run import DEFAULT_THRESHOLD, Summary, predict
 from .tiles import Tiled
