@@ -15,7 +15,7 @@ import socket
 import stat
 import unicodedata
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -291,6 +291,14 @@ def _flush(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def finished(made: Sequence[Path]) -> bool:
+    """Whether a run has made all of these files, each after the one before."""
+    if not all(path.is_file() for path in made):
+        return False
+    ages = [path.stat().st_mtime for path in made]
+    return ages == sorted(ages)
 
 
 def read_state(path: str | os.PathLike, schema: Any, fix: str) -> Any:

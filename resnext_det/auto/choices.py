@@ -59,10 +59,12 @@ class Machine:
     Attributes:
         device: "cuda" or "cpu".
         cores: of the processor, those that this process may use.
+        bf16: it has units that multiply bf16.
     """
 
     device: str
     cores: int
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,16 @@ def choose_batch(data: Statistics, machine: Machine, frozen: bool, divided: int 
     )
 
 
+def choose_precision(machine: Machine) -> Choice:
+    """The fastest type that training bears without a scaled loss."""
+    where = "this GPU" if machine.device == "cuda" else "this processor"
+    return Choice(
+        "precision",
+        {"SOLVER.PRECISION": "bf16" if machine.bf16 else "fp32"},
+        f"{where} {'multiplies' if machine.bf16 else 'does not multiply'} bf16",
+    )
+
+
 def choose_schedule(data: Statistics, batch: int, step: float, seconds: float) -> Choice:
     """As many iterations as fit, the rate lowered at 70% and 90%.
 
@@ -431,7 +443,7 @@ def make_plan(
         frozen = value_of(network, "MODEL.RESNETS.NORM") == "FrozenBN"
         batch = choose_batch(data, machine, frozen, scale)
         choices = [*network, choose_anchors(data, size), *choose_heads(data, size, machine)]
-        choices += [*choose_input(data, size), batch]
+        choices += [*choose_input(data, size), batch, choose_precision(machine)]
         images = batch.settings["SOLVER.IMS_PER_BATCH"]
         measured = measure([*choices, Choice("timing", schedule(1), "")])
         if math.isinf(measured.step) and images > 1:

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
-from ..files import METRICS, atomic_write, read_state, write_json
+from ..files import METRICS, atomic_write, finished, read_state, write_json
 from .choices import (
     FEW_ITERATIONS,
     LEAST_ITERATIONS,
@@ -31,16 +31,19 @@ from .choices import (
 from .data import make_sets
 from .statistics import statistics_of
 
+if TYPE_CHECKING:
+    from ..weights import Reader
+
 STATE, CONFIG, RUN = "auto.json", "config.yaml", "run"
 TRAINED, RESULTS = "model_final.pth", "results.json"
 AT_HAND = "resnext50_32x4d"
-START_UP = 25.0
-"""Seconds that programs take to start and to check the data, each time the training does."""
-EXPORT = 30.0
-"""Seconds for writing the artifact."""
+EXPORT = 15.0
+"""Seconds for writing the artifact, the start of the program not among them."""
 RESERVE = 0.95
 """The part of the time for training that is planned for."""
-POLL = 2.0
+POLL = 0.5
+PACE = 30.0
+"""Seconds of training by which its pace is known: a shorter look once saw a machine that was slow for a moment."""
 LEAVING = 120
 """Seconds that the training of a killed call has to save and end."""
 LATE = 1.1
@@ -83,6 +86,7 @@ class Clock:
         planned: it was.
 
     Attributes:
+        start: seconds that a program takes to start, as this one did.
         evaluation: seconds that one evaluation takes, as the timing has found.
 
     Raises:
@@ -91,17 +95,16 @@ class Clock:
 
     def __init__(self, file: Path, facts: dict[str, Any], minutes: float, *, planned: bool) -> None:
         self.file, self.facts, self.limit = file, facts, 60 * minutes
-        self.before, self.evaluation, self.began = 0.0, 0.0, time.monotonic()
+        self.before, self.start, self.evaluation, self.began = 0.0, 0.0, 0.0, time.monotonic()
         if file.is_file():
-            found = read_state(
-                file, {"asked": dict, "seconds": float, "evaluation": float}, f"remove {file.parent} and start again"
-            )
+            schema = {"asked": dict, "seconds": float, "start?": float, "evaluation": float}
+            found = read_state(file, schema, f"remove {file.parent} and start again")
             if planned and found["asked"] != facts:
                 changed = [f"--{key}" for key in facts if found["asked"].get(key) != facts[key]]
                 raise UserError(
                     f"{file.parent}: was begun with other {', '.join(changed)}; give the same, or name another --output"
                 )
-            self.before, self.evaluation = found["seconds"], found["evaluation"]
+            self.before, self.start, self.evaluation = found["seconds"], found.get("start", 0.0), found["evaluation"]
 
     @property
     def spent(self) -> float:
@@ -115,13 +118,17 @@ class Clock:
 
     @property
     def for_training(self) -> float:
-        """Seconds that are left for the steps; negative where there are none."""
-        around = START_UP + EXPORT + self.evaluation * (2 if self.exports_evaluation else 1)
+        """Seconds that are left for the steps of a training that has started; negative where there are none.
+
+        After them come two programs more, the evaluation on the test set and the export, which evaluates too.
+        """
+        around = 2 * self.start + EXPORT + self.evaluation * (2 if self.exports_evaluation else 1)
         return self.limit - self.spent - around
 
     def save(self) -> None:
         """Write the seconds down, for the run that resumes this one."""
-        write_json(self.file, {"asked": self.facts, "seconds": self.spent, "evaluation": self.evaluation})
+        seconds = {"seconds": self.spent, "start": self.start, "evaluation": self.evaluation}
+        write_json(self.file, {"asked": self.facts, **seconds})
 
 
 def run(request: Request) -> dict[str, Any]:
@@ -144,12 +151,14 @@ def run(request: Request) -> dict[str, Any]:
         clock = Clock(request.output / STATE, request.facts(), request.minutes, planned=config.is_file())
         clock.save()
         say(f"[1/4] the data ({request.minutes:g} minutes in all, {clock.spent:.0f} s of them over)")
+        began = clock.spent
         sets = make_sets(request.folder, request.images, request.output / "data", request.seed, say)
+        checking = clock.spent - began
         say("[2/4] the settings")
         if config.is_file():
             say(f"{config} is there and is taken as it stands")
         else:
-            plan = _plan(request, sets, clock)
+            plan = _plan(request, sets, clock, checking)
             for choice in plan.choices:
                 say(f"{choice.what}: {choice.reason}\n    {_settings(choice)}")
             if plan.iterations < FEW_ITERATIONS:
@@ -195,13 +204,12 @@ def _header(request: Request) -> list[str]:
     ]
 
 
-def start_of(weights: str | None) -> Start:
+def start_of(weights: str | None, read: Reader) -> Start:
     """Where the network starts from: the user's weights, else torchvision's where they were fetched before.
 
     Raises:
         UserError: weights that cannot be read, or do not say what network they are of.
     """
-    from ..weights import read_checkpoint
     from ..weights.sources import fetched
 
     if weights == "none":
@@ -210,7 +218,7 @@ def start_of(weights: str | None) -> Start:
     weights = weights if weights is not None else fetched(AT_HAND)
     if not weights:
         return Start("", {}, f"no --weights, and torchvision's of {AT_HAND} were never fetched here")
-    found = read_checkpoint(weights).metadata
+    found = read(weights).metadata
     needed = ("depth", "cardinality", "width", "channel_order", "pixel_mean", "pixel_std", "stride_in_1x1", "norm_eps")
     missing = [key for key in needed if found.get(key) is None]
     if missing:
@@ -221,16 +229,23 @@ def start_of(weights: str | None) -> Start:
     return Start(weights, found, "--weights" if asked else f"torchvision's {AT_HAND} was fetched before", asked)
 
 
-def _plan(request: Request, sets: dict[str, tuple[Path, str]], clock: Clock) -> Plan:
+def _plan(request: Request, sets: dict[str, tuple[Path, str]], clock: Clock, checking: float) -> Plan:
+    """Args: ``checking``: seconds that the check of the data took, which the training repeats."""
+    began = time.monotonic()
     from ..detection.config import setup
     from ..engine.config import resolve_device
+    from ..inference.precision import multiplies_bf16
     from ..inference.runtime import available_cores
+    from ..weights.checkpoint import ReadOnce
     from .timing import measure
 
+    clock.start = time.monotonic() - began  # a program of ours does little else until it works
+    read = ReadOnce()
     documents = {role: json.loads(file.read_bytes()) for role, (file, _) in sets.items()}
     data = statistics_of(documents["train"], sets["train"][1])
     images = sum(len(document["images"]) for role, document in documents.items() if role != "train")
-    machine = Machine(resolve_device("auto"), available_cores())
+    device = resolve_device("auto")
+    machine = Machine(device, available_cores(), multiplies_bf16(device))
     common = _common(request, sets)
     trial = request.output / "timing.yaml"
 
@@ -238,15 +253,15 @@ def _plan(request: Request, sets: dict[str, tuple[Path, str]], clock: Clock) -> 
         with atomic_write(trial) as file:
             file.write(config_text([*choices, common], ["What the timing ran; config.yaml is the run's own."]))
         try:
-            return measure(setup(str(trial)))
+            return measure(setup(str(trial)), read)
         finally:
             trial.unlink()
 
     def seconds(measured: Measured) -> float:
         clock.evaluation = images * measured.image
-        return RESERVE * clock.for_training
+        return RESERVE * (clock.for_training - clock.start - checking)
 
-    plan = make_plan(data, start_of(request.weights), machine, seconds, timed)
+    plan = make_plan(data, start_of(request.weights, read), machine, seconds, timed)
     if plan.iterations < LEAST_ITERATIONS:
         missing = FEW_ITERATIONS * plan.measured.step - seconds(plan.measured)
         raise UserError(
@@ -280,7 +295,7 @@ def _train(config: Path, folder: Path, clock: Clock, say: Callable[[str], None])
     from ..engine.signals import GRACE, Stopped, command_line, end_command, start_command
 
     shortened = 0
-    while not _finished(folder):
+    while not finished([folder / TRAINED, folder / RESULTS]):
         _until_free(folder)
         child = start_command(command_line("train", "--config-file", str(config), "--resume"))
         try:
@@ -290,7 +305,7 @@ def _train(config: Path, folder: Path, clock: Clock, say: Callable[[str], None])
                 time.sleep(POLL)
                 clock.save()
                 if shortened < 3:
-                    shorter = pace.shorter_schedule(_iterations(config), clock.for_training)
+                    shorter = pace.shorter_schedule(_iterations(config), clock.for_training, clock.start)
             if shorter is not None:
                 end_command(child, 60 * GRACE)
         finally:
@@ -308,7 +323,7 @@ def _train(config: Path, folder: Path, clock: Clock, say: Callable[[str], None])
             raise UserError(
                 f"auto: the training ended with code {child.returncode}, see above; the same command resumes"
             )
-        elif not _finished(folder):
+        elif not finished([folder / TRAINED, folder / RESULTS]):
             raise UserError(f"auto: {config} writes elsewhere than to {folder}; set OUTPUT_DIR back")
     say(f"trained: {folder / TRAINED}")
 
@@ -325,11 +340,6 @@ def _until_free(folder: Path) -> None:
             time.sleep(1)
 
 
-def _finished(folder: Path) -> bool:
-    made = [folder / TRAINED, folder / RESULTS]
-    return all(path.is_file() for path in made) and made[0].stat().st_mtime <= made[1].stat().st_mtime
-
-
 class Pace:
     """How fast a training in ``folder`` goes, by the lines of its ``metrics.json`` since this was made."""
 
@@ -338,19 +348,22 @@ class Pace:
         self.first: tuple[int, float] | None = None
         self.begin = self.file.stat().st_size if self.file.is_file() else 0
 
-    def shorter_schedule(self, iterations: int, left: float) -> int | None:
-        """The iterations that fit, where ``iterations`` would take :data:`LATE` times the seconds ``left``."""
+    def shorter_schedule(self, iterations: int, left: float, start: float) -> int | None:
+        """The iterations that fit, where ``iterations`` would take :data:`LATE` times the seconds ``left``.
+
+        Args:
+            start: seconds that starting again costs.
+        """
         done, now = self._done(), time.monotonic()
         if done is None or done >= 0.9 * iterations:
             return None
         if self.first is None:
             self.first = (done, now)
         steps, seconds = done - self.first[0], now - self.first[1]
-        if steps < 20 or seconds < 10:
+        if steps < 20 or seconds < PACE:
             return None
         rate = steps / seconds
-        # Saving, starting and checking again costs as much as the first time.
-        fitting = done + int(rate * (left - START_UP))
+        fitting = done + int(rate * (left - start))
         late = (iterations - done) / rate > LATE * max(left, 1)
         return max(done + 10, fitting) if late and fitting < 0.95 * iterations else None
 

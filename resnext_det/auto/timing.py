@@ -22,11 +22,12 @@ from ..detection.data.loaders import (
 )
 from ..detection.initial_weights import apply_preset, load_initial_weights
 from ..detection.optimize import for_inference
-from ..detection.solver import resolve_schedule
+from ..detection.solver import precision_of, resolve_schedule
 from ..engine.sampler import seed_everything
 from ..engine.signals import Stopped
 from ..engine.trainer import BadStep, StopSignal, Trainer
 from ..errors import UserError
+from ..weights import Reader, read_checkpoint
 from .choices import Measured
 
 STEPS, WARM_UP, IMAGES = 5, 2, 3
@@ -49,7 +50,7 @@ class _Clock(HookBase):
         self._last = now
 
 
-def measure(cfg: CfgNode) -> Measured:
+def measure(cfg: CfgNode, read: Reader = read_checkpoint) -> Measured:
     """Medians over a few steps and images of the run that ``cfg`` describes; nothing is written.
 
     Raises:
@@ -59,7 +60,7 @@ def measure(cfg: CfgNode) -> Measured:
     quiet = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        return _measure(cfg)
+        return _measure(cfg, read)
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return Measured(math.inf, math.inf)
@@ -71,15 +72,16 @@ def measure(cfg: CfgNode) -> Measured:
         logging.disable(quiet)
 
 
-def _measure(cfg: CfgNode) -> Measured:
-    cfg = apply_preset(cfg)
+def _measure(cfg: CfgNode, read: Reader) -> Measured:
+    cfg = apply_preset(cfg, read)
     register_sets(cfg.DATASETS.REGISTER)
     dicts = train_dicts_from_config(cfg)
     cfg = resolve_schedule(cfg, len(dicts))
     seed_everything((0,))
     model = build_model(cfg)
-    load_initial_weights(cfg, model)
-    trainer, clock = Trainer(model, build_optimizer(cfg, model), seed=0, batch=cfg.SOLVER.IMS_PER_BATCH), _Clock()
+    load_initial_weights(cfg, model, read=read)
+    optimizer, batch = build_optimizer(cfg, model), cfg.SOLVER.IMS_PER_BATCH
+    trainer, clock = Trainer(model, optimizer, seed=0, precision=precision_of(cfg), batch=batch), _Clock()
     trainer.register_hooks([clock])
     trainer.set_data_loader(train_loader_from_config(cfg, 0, 0, dicts))
     trainer.train(0, WARM_UP + STEPS)

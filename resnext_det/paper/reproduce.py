@@ -20,7 +20,7 @@ from typing import Any
 from ..config_files import config_folder, config_path, read_config
 from ..engine.signals import command_line, run_command
 from ..errors import UserError
-from ..files import METRICS, read_state, shown, write_json
+from ..files import METRICS, finished, read_state, shown, write_json
 from ..reporting.tables import Results, results_table
 from ..variants import Variant, parse_name
 from .tables import TABLES, Row, Table
@@ -96,10 +96,7 @@ class Command:
                     f"{self.folder}: was run with other {' and '.join(differ)} ({record}); choose another --output, or "
                     "remove it"
                 )
-        if not all(path.is_file() for path in self.made):
-            return False
-        ages = [path.stat().st_mtime for path in self.made]
-        return ages == sorted(ages)
+        return finished(self.made)
 
     def run(self) -> None:
         """Run it, its output on the terminal.

@@ -56,7 +56,7 @@ class Programs:
         monkeypatch.setattr(signals, "run_command", self)
         monkeypatch.setattr(signals, "start_command", self.start)
         monkeypatch.setattr(signals, "end_command", lambda child, seconds: None)
-        monkeypatch.setattr(timing, "measure", lambda cfg: Measured(0.5, 0.01))
+        monkeypatch.setattr(timing, "measure", lambda cfg, read: Measured(0.5, 0.01))
         monkeypatch.setattr(auto, "POLL", 0)
 
     def start(self, line: Sequence[str]) -> Programs:
@@ -117,7 +117,7 @@ def test_every_step_is_made_once(labels: Path, monkeypatch: pytest.MonkeyPatch, 
 
 @pytest.mark.slow  # 40 s: it trains and exports in processes of their own, as users see it
 def test_a_whole_run(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "measure", lambda cfg: Measured(22.0, 0.0))
+    monkeypatch.setattr(timing, "measure", lambda cfg, read: Measured(22.0, 0.0))
     asked = request(labels)
     assert {"AP", "AP50", "F1"} <= auto.run(asked)["bbox"].keys()
     trained = read_checkpoint(asked.output / "run" / "model_final.pth")
@@ -165,7 +165,7 @@ def test_a_stopped_training_stops_it(labels: Path, monkeypatch: pytest.MonkeyPat
 
 def test_too_little_time_names_how_much_it_takes(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Programs(monkeypatch)
-    with pytest.raises(UserError, match=r"--minutes 0.2: .* give --minutes 3"):
+    with pytest.raises(UserError, match=r"--minutes 0.2: .* give --minutes [23]"):
         auto.run(request(labels, minutes=0.2))
     assert not (labels.parent / "out" / "config.yaml").exists()
     auto.run(request(labels, minutes=3.0))
@@ -226,12 +226,13 @@ def test_a_slow_machine_shortens_the_schedule(tmp_path: Path, monkeypatch: pytes
         now = time
         with open(metrics, "a") as file:
             file.write(f'{{"iteration": {iteration - 1}, "total_loss": 1.0}}\n{{"iterat')
-        found = pace.shorter_schedule(1000, left)
+        found = pace.shorter_schedule(1000, left, 25.0)
         metrics.write_text(metrics.read_text().removesuffix('{"iterat'))
         return found
 
-    assert pace.shorter_schedule(1000, 100.0) is None
+    assert pace.shorter_schedule(1000, 100.0, 25.0) is None
     assert at(100, 0.0, 500.0) is None, "no pace yet"
+    assert at(130, 29.0, 1.0) is None, "a moment is not the pace"
     assert at(200, 100.0, 800.0) is None, "one iteration a second, 800 left"
     assert at(300, 200.0, 425.0) == 300 + 400
     assert at(920, 820.0, 1.0) is None, "no longer worth a new start"
