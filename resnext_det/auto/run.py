@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 STATE, CONFIG, RUN = "auto.json", "config.yaml", "run"
 TRAINED, RESULTS = "model_final.pth", "results.json"
 AT_HAND = "resnext50_32x4d"
+LOADING = time.process_time()
+"""Seconds that this program took until here, before the slow imports."""
 EXPORT = 15.0
 """Seconds for writing the artifact, the start of the program not among them."""
 RESERVE = 0.95
@@ -95,7 +97,7 @@ class Clock:
 
     def __init__(self, file: Path, facts: dict[str, Any], minutes: float, *, planned: bool) -> None:
         self.file, self.facts, self.limit = file, facts, 60 * minutes
-        self.before, self.start, self.evaluation, self.began = 0.0, 0.0, 0.0, time.monotonic()
+        self.before, self.start, self.evaluation, self.began = 0.0, 0.0, 0.0, time.monotonic() - LOADING
         if file.is_file():
             schema = {"asked": dict, "seconds": float, "start?": float, "evaluation": float}
             found = read_state(file, schema, f"remove {file.parent} and start again")
@@ -114,7 +116,7 @@ class Clock:
     @property
     def exports_evaluation(self) -> bool:
         """Whether there is time to evaluate the artifact too."""
-        return self.evaluation <= 0.1 * self.limit
+        return self.evaluation <= 0.02 * self.limit
 
     @property
     def for_training(self) -> float:
@@ -239,7 +241,7 @@ def _plan(request: Request, sets: dict[str, tuple[Path, str]], clock: Clock, che
     from ..weights.checkpoint import ReadOnce
     from .timing import measure
 
-    clock.start = time.monotonic() - began  # a program of ours does little else until it works
+    clock.start = LOADING + time.monotonic() - began  # a program of ours does little else until it works
     read = ReadOnce()
     documents = {role: json.loads(file.read_bytes()) for role, (file, _) in sets.items()}
     data = statistics_of(documents["train"], sets["train"][1])
@@ -346,6 +348,7 @@ class Pace:
     def __init__(self, folder: Path) -> None:
         self.file = folder / "metrics.json"
         self.first: tuple[int, float] | None = None
+        self.last = 0
         self.begin = self.file.stat().st_size if self.file.is_file() else 0
 
     def shorter_schedule(self, iterations: int, left: float, start: float) -> int | None:
@@ -357,6 +360,9 @@ class Pace:
         done, now = self._done(), time.monotonic()
         if done is None or done >= 0.9 * iterations:
             return None
+        if done == self.last:
+            return None  # lines come every 20 iterations; between them the pace would seem to fall
+        self.last = done
         if self.first is None:
             self.first = (done, now)
         steps, seconds = done - self.first[0], now - self.first[1]

@@ -24,6 +24,7 @@ class Statistics:
         short, long: (I,) sides of the images, pixels.
         boxes: (A, 2) width and height of the boxes, pixels; crowds are left out.
         image: (A,) the place of each box's image.
+        category: (A,) the place of each box's class.
         mean, std: (3,) RGB, 0 to 255, of a sample of the images.
         gray: all images of the sample are gray.
     """
@@ -34,6 +35,7 @@ class Statistics:
     long: np.ndarray
     boxes: np.ndarray
     image: np.ndarray
+    category: np.ndarray
     mean: np.ndarray
     std: np.ndarray
     gray: bool
@@ -42,6 +44,12 @@ class Statistics:
         """(A, 2) width and height of the boxes once the images are resized so."""
         scale = np.minimum(short_side / self.short, max_side / self.long)
         return self.boxes * scale[self.image][:, None]
+
+    @property
+    def shares(self) -> np.ndarray:
+        """(A,) what each box counts where every class counts alike; their sum is 1."""
+        weights = 1 / np.bincount(self.category)[self.category]
+        return weights / weights.sum()
 
     @property
     def most_in_an_image(self) -> int:
@@ -74,6 +82,7 @@ def statistics_of(document: Mapping, image_root: str | Path) -> Statistics:
         long=sizes.max(axis=1),
         boxes=np.array([a["bbox"][2:] for a in objects], dtype=float).reshape(-1, 2),
         image=image,
+        category=category,
         mean=mean,
         std=std,
         gray=gray,

@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..weights import Reader, read_checkpoint
 from .choices import Measured
 
-STEPS, WARM_UP, IMAGES = 5, 2, 3
+STEPS, WARM_UP, IMAGES = 8, 2, 3
 
 
 class _Clock(HookBase):

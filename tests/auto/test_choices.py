@@ -49,7 +49,7 @@ def data_of(boxes: Sequence[tuple[float, float]], names: Sequence[str] = ("cell"
     numbers = np.arange(len(boxes))
     values = {
         "class_names": list(names), "images_with": np.full(len(names), 10), "short": np.full(10, 480.0),
-        "long": np.full(10, 640.0), "boxes": np.array(boxes, dtype=float), "image": numbers % 10,
+        "long": np.full(10, 640.0), "boxes": np.array(boxes, dtype=float), "image": numbers % 10, "category": numbers % len(names),
         "mean": np.array(IMAGENET_RGB["pixel_mean"]), "std": np.array(IMAGENET_RGB["pixel_std"]), "gray": False,
     }  # fmt: skip
     return Statistics(**values | changes)
@@ -83,7 +83,7 @@ def test_matched_is_the_overlap_of_centered_boxes() -> None:
 
     expected = (box_iou(centered(sides), centered(anchors)).amax(dim=1) >= 0.5).double().mean().item()
     assert 0.2 < expected < 0.9
-    assert matched(sides, sizes, ratios) == expected
+    assert matched(sides, np.full(50, 0.02), sizes, ratios) == pytest.approx(expected)
 
 
 def test_anchors_cover_the_boxes() -> None:
@@ -93,10 +93,18 @@ def test_anchors_cover_the_boxes() -> None:
     settings = choose_anchors(data, choose_size(data)).settings
     (sizes,), (ratios,) = settings.values()
     boxes = data.sides(*((size := choose_size(data)).short, size.long))
-    assert matched(boxes, sizes, ratios) > 0.97
+    assert matched(boxes, data.shares, sizes, ratios) > 0.97
     assert sizes == sorted(sizes) and ratios == sorted(ratios)
     one = choose_anchors(data_of([(40, 20)] * 9), choose_size(data_of([(40, 20)] * 9))).settings
     assert one["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"] == [[0.5]], "height to width"
+
+
+def test_a_class_of_few_large_boxes_has_its_anchors_too() -> None:
+    """As the white cells of BCCD: 7% of the boxes, twice as large as the others."""
+    data = data_of([(40, 40)] * 93 + [(90, 90)] * 7, ["red", "white"], category=np.repeat([0, 1], [93, 7]))
+    (sizes,), _ = choose_anchors(data, choose_size(data)).settings.values()
+    boxes = data.sides(*((size := choose_size(data)).short, size.long))
+    assert matched(boxes, data.shares, sizes, [1.0]) == pytest.approx(1)
 
 
 def frozen(start: Start, data: Statistics) -> tuple[int, str]:

@@ -47,6 +47,12 @@ def labels(drawn: Path, tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
+@pytest.fixture(autouse=True)
+def started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests before are no part of a command's start."""
+    monkeypatch.setattr(auto, "LOADING", 0.0)
+
+
 class Programs:
     """Stands in for the commands that ``auto`` starts: writes what each makes. ``fails`` names one that ends badly."""
 
@@ -233,6 +239,7 @@ def test_a_slow_machine_shortens_the_schedule(tmp_path: Path, monkeypatch: pytes
     assert pace.shorter_schedule(1000, 100.0, 25.0) is None
     assert at(100, 0.0, 500.0) is None, "no pace yet"
     assert at(130, 29.0, 1.0) is None, "a moment is not the pace"
+    assert at(130, 130.0, 1.0) is None, "no news"
     assert at(200, 100.0, 800.0) is None, "one iteration a second, 800 left"
     assert at(300, 200.0, 425.0) == 300 + 400
     assert at(920, 820.0, 1.0) is None, "no longer worth a new start"
