@@ -249,7 +249,7 @@ def choose_heads(data: Statistics, size: Size, machine: Machine) -> list[Choice]
     side = float(np.median(np.sqrt(data.sides(size.short, size.long).prod(axis=1))))
     fine = side >= 7 * STRIDE
     classes, boxes = len(data.class_names), len(data.boxes)
-    few = boxes < 1000 * classes
+    few = boxes < 500 * classes
     return [
         Choice(
             "regions",
@@ -350,7 +350,7 @@ def choose_precision(machine: Machine) -> Choice:
 
 
 def choose_schedule(data: Statistics, batch: int, step: float, seconds: float) -> Choice:
-    """As many iterations as fit, the rate lowered at 70% and 90%.
+    """As many iterations as fit, the rate lowered at 80% and 95%.
 
     Args:
         step: seconds that an iteration takes.
@@ -369,7 +369,7 @@ def choose_schedule(data: Statistics, batch: int, step: float, seconds: float) -
 
 def schedule(iterations: int) -> dict[str, Any]:
     """The keys of a schedule of so many iterations."""
-    steps = sorted({round(0.7 * iterations), round(0.9 * iterations)} - {0, iterations})
+    steps = sorted({round(0.8 * iterations), round(0.95 * iterations)} - {0, iterations})
     return {
         "SOLVER.MAX_ITER": iterations,
         "SOLVER.STEPS": steps,

@@ -252,5 +252,5 @@ def test_shortening_changes_the_schedule_alone(tmp_path: Path) -> None:
     )
     shorten(config, 100)
     assert config.read_text() == (
-        "# mine\nSOLVER:\n  BASE_LR: 0.5  # edited\n  MAX_ITER: 100\n  STEPS: [70, 90]\nINPUT:\n  X: 1\n"
+        "# mine\nSOLVER:\n  BASE_LR: 0.5  # edited\n  MAX_ITER: 100\n  STEPS: [80, 95]\nINPUT:\n  X: 1\n"
     )
