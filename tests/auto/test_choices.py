@@ -49,7 +49,8 @@ def data_of(boxes: Sequence[tuple[float, float]], names: Sequence[str] = ("cell"
     numbers = np.arange(len(boxes))
     values = {
         "class_names": list(names), "images_with": np.full(len(names), 10), "short": np.full(10, 480.0),
-        "long": np.full(10, 640.0), "boxes": np.array(boxes, dtype=float), "image": numbers % 10, "category": numbers % len(names),
+        "long": np.full(10, 640.0), "boxes": np.array(boxes, dtype=float), "image": numbers % 10,
+        "category": numbers % len(names),
         "mean": np.array(IMAGENET_RGB["pixel_mean"]), "std": np.array(IMAGENET_RGB["pixel_std"]), "gray": False,
     }  # fmt: skip
     return Statistics(**values | changes)
