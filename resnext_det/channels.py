@@ -37,6 +37,14 @@ def read_channels(path: str | Path, channels: int, *, max_megapixels: float = MA
     return np.ascontiguousarray(pixels, dtype=np.float32)
 
 
+def viewable(pixels: np.ndarray) -> np.ndarray:
+    """RGB (H, W, 3) uint8 for people: of other channels the first three, or the first alone, from dark to bright."""
+    if pixels.dtype == np.uint8:
+        return pixels
+    pixels = pixels[:, :, [0, 1, 2] if pixels.shape[2] > 2 else [0, 0, 0]]
+    return (255 * (pixels - pixels.min()) / max(np.ptp(pixels), 1e-6)).astype(np.uint8)
+
+
 def header_of_channels(path: str | Path, channels: int, max_megapixels: float, *, decode: bool) -> ImageHeader:
     """Size and kind of a file for :func:`read_channels`; with ``decode`` the rest was read too, and fits.
 

@@ -22,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("risk", "confidence"):
         if not 0 < getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name):g}: give a number between 0 and 1")
+    from ..detection.channels import rgb_only
     from ..detection.prediction.command import split_settings
     from ..detection.prediction.detector import config_of_arguments, load_predictor
     from ..detection.regions import allowed, calibrated
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = config_of_arguments(args, read)
     files = [path for path in find_inputs(args.input) if not is_video(path)]
     allowed(len(files), args.risk, args.confidence)  # too few images are known before the work
+    rgb_only(cfg, "regions")
     predictor, _, _ = load_predictor(cfg, read)
     limit = cfg.DATASETS.MAX_MEGAPIXELS
     found = [predictor.regions_needed(read_rgb(path, max_megapixels=limit)) for path in files]

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from ..annotations.coco import Detections
 from ..errors import UserError
 from ..images import MAX_MEGAPIXELS
-from .inputs import read_rgb
+from .inputs import read_pixels
 from .result import Result, result_of
 from .run import DEFAULT_THRESHOLD, above, check_threshold
 
@@ -42,11 +42,12 @@ class Detector:
         *,
         score_threshold: float | Sequence[float] = DEFAULT_THRESHOLD,
         max_megapixels: float = MAX_MEGAPIXELS,
+        channels: int = 3,
     ) -> None:
         check_threshold(score_threshold)
         self.predictor = predictor
         self.class_names, self.category_ids = list(class_names), list(category_ids)
-        self.score_threshold, self.max_megapixels = score_threshold, max_megapixels
+        self.score_threshold, self.max_megapixels, self.channels = score_threshold, max_megapixels, channels
 
     def __call__(
         self, images: ImageLike | Iterable[ImageLike], *, score_threshold: float | None = None, features: bool = False
@@ -54,7 +55,8 @@ class Detector:
         """Detect in one image, or in each of several.
 
         Args:
-            images: a file, a Pillow image, an array (H, W, 3) uint8 in RGB, or several of these.
+            images: a file, a Pillow image, an array (H, W, 3) uint8 in RGB, or several of these. With other
+                channels (INPUT.CHANNELS) a file, or an array (H, W, C) of the values that files have.
             score_threshold: in place of the detector's own.
             features: also give each box's feature vector.
 
@@ -71,7 +73,7 @@ class Detector:
     def _one(self, image: ImageLike, score_threshold: float | None, features: bool) -> Result:
         threshold = self.score_threshold if score_threshold is None else score_threshold
         check_threshold(threshold)
-        pixels = pixels_of(image, self.max_megapixels)
+        pixels = pixels_of(image, self.max_megapixels, self.channels)
         vectors = None
         if features:
             if not hasattr(self.predictor, "with_features"):
@@ -80,19 +82,23 @@ class Detector:
         else:
             (found,) = self.predictor([pixels])
         kept = above(found, threshold)
-        source = image if isinstance(image, str | os.PathLike) else pixels
+        source = image if isinstance(image, str | os.PathLike) and self.channels == 3 else pixels
         vectors = None if vectors is None else vectors[kept]
         return result_of(found.take(kept), self.class_names, self.category_ids, pixels.shape[:2], source, vectors)
 
 
-def pixels_of(image: ImageLike, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
-    """An image in any of the forms that :class:`Detector` takes as (H, W, 3) uint8, RGB.
+def pixels_of(image: ImageLike, max_megapixels: float = MAX_MEGAPIXELS, channels: int = 3) -> np.ndarray:
+    """An image in any of the forms that :class:`Detector` takes as (H, W, 3) uint8, RGB, or of other channels.
 
     Raises:
         UserError: an image that cannot be read, or an array of another shape or type.
     """
     if isinstance(image, str | os.PathLike):
-        return read_rgb(image, max_megapixels=max_megapixels)
+        return read_pixels(image, channels=channels, max_megapixels=max_megapixels)
+    if channels != 3:
+        if isinstance(image, Image.Image) or image.ndim != 3 or image.shape[2] != channels or 0 in image.shape:
+            raise UserError(f"image: the detector has INPUT.CHANNELS {channels}; give a file or (H, W, {channels})")
+        return np.ascontiguousarray(image, dtype=np.float32)
     if isinstance(image, Image.Image):
         if image.mode.startswith(("I", "F")):
             raise UserError(f"image: Pillow's mode {image.mode} has no fixed range; convert it to RGB")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..annotations.coco import Detections
+from ..channels import viewable
 from ..errors import UserError
 from ..files import atomic_path, atomic_write
 from ..reporting.boxes import class_color, draw_boxes
@@ -84,7 +85,7 @@ class Drawings:
         """Draw one image, or the next frame of a video, which :meth:`finish` ends. Category ids are the classes."""
         classes, scores = detections.category_ids.tolist(), detections.scores.tolist()
         texts = [f"{self._class_names[c]} {100 * s:.0f}%" for c, s in zip(classes, scores, strict=True)]
-        drawn = draw_boxes(frame.pixels, detections.boxes, texts, [class_color(c) for c in classes])
+        drawn = draw_boxes(viewable(frame.pixels), detections.boxes, texts, [class_color(c) for c in classes])
         target = self._targets[frame.path]
         if frame.index is None:
             with atomic_write(target, "wb") as file:

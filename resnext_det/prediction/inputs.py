@@ -14,6 +14,7 @@ from types import ModuleType
 
 import numpy as np
 
+from ..channels import read_channels
 from ..errors import UserError, listed
 from ..files import shown
 from ..images import IMAGE_SUFFIXES, MAX_MEGAPIXELS, BrokenImage, read_image
@@ -30,7 +31,7 @@ class Frame:
     """One image to look at: ``index`` counts a video's frames from 0 and is None for an image."""
 
     path: Path
-    pixels: np.ndarray  # RGB, uint8 (H, W, 3)
+    pixels: np.ndarray  # RGB, uint8 (H, W, 3), or other channels, float32 (H, W, C)
     index: int | None = None
     rate: float = 0.0  # a video's, frames per second
 
@@ -136,8 +137,28 @@ def read_rgb(path: str | os.PathLike, *, max_megapixels: float = MAX_MEGAPIXELS)
     return pixels
 
 
+def read_pixels(path: str | os.PathLike, *, channels: int = 3, max_megapixels: float = MAX_MEGAPIXELS) -> np.ndarray:
+    """What a detector with INPUT.CHANNELS ``channels`` sees of a file.
+
+    :func:`read_rgb`; for other channels than three float32 (H, W, ``channels``), the values as in the file.
+
+    Raises:
+        UserError: as :func:`read_rgb`; other channels than these.
+    """
+    if channels == 3:
+        return read_rgb(path, max_megapixels=max_megapixels)
+    try:
+        return read_channels(path, channels, max_megapixels=max_megapixels)
+    except BrokenImage as error:
+        raise UserError(f"{error}, or use --broken skip") from error
+
+
 def frames_of(
-    path: Path, *, max_megapixels: float = MAX_MEGAPIXELS, missing: Callable[[str], object] = logger.warning
+    path: Path,
+    *,
+    channels: int = 3,
+    max_megapixels: float = MAX_MEGAPIXELS,
+    missing: Callable[[str], object] = logger.warning,
 ) -> Iterator[Frame]:
     """The image in ``path``, or the frames of the video.
 
@@ -147,8 +168,10 @@ def frames_of(
         UserError: not an image, or a video of which no frame can be read.
     """
     if not is_video(path):
-        yield Frame(path, read_rgb(path, max_megapixels=max_megapixels))
+        yield Frame(path, read_pixels(path, channels=channels, max_megapixels=max_megapixels))
         return
+    if channels != 3:
+        raise UserError(f"{path}: a video, and the detector has INPUT.CHANNELS {channels}; give PNG or TIFF")
     video = opencv().VideoCapture(str(path))
     try:
         rate = video.get(opencv().CAP_PROP_FPS) or 25.0

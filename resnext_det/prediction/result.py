@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..annotations.coco import Detections
+from ..channels import viewable
 from ..reporting.boxes import class_color, draw_boxes, drawable
 from .inputs import read_rgb
 
@@ -27,7 +28,7 @@ class Result:
         category_ids: (N,) int64, the classes' ids in the data set the model was trained on.
         features: (N, C) float32, each box's feature vector, or None where they were not asked for.
         image_size: height and width.
-        source: the image: its file, or its pixels (H, W, 3), RGB.
+        source: the image: its file, or its pixels (H, W, 3), RGB, or those of other channels.
     """
 
     boxes: np.ndarray
@@ -72,7 +73,7 @@ class Result:
     def draw(self, image: np.ndarray | Image.Image | None = None) -> Image.Image:
         """The image, or another of its size, with boxes, names and scores on it."""
         if image is None:
-            image = read_rgb(self.source) if isinstance(self.source, str) else self.source
+            image = read_rgb(self.source) if isinstance(self.source, str) else viewable(self.source)
         rows = zip(self.names, self.category_ids.tolist(), self.scores.tolist(), strict=True)
         texts = [f"{drawable(name, str(category))} {100 * score:.0f}%" for name, category, score in rows]
         return draw_boxes(image, self.detections.boxes, texts, [class_color(c) for c in self.class_ids.tolist()])

@@ -87,6 +87,7 @@ def predict(
     batch_size: int = 1,
     score_threshold: float | Sequence[float] = DEFAULT_THRESHOLD,
     broken: str = "error",
+    channels: int = 3,
     draw: bool = True,
     resume: bool = False,
     form: str = "coco",
@@ -110,6 +111,7 @@ def predict(
         batch_size: images that go through the model together.
         score_threshold: detections below it are left out; of several, below that of their class.
         broken: ``error`` or ``skip``, for images that cannot be read.
+        channels: of the images, INPUT.CHANNELS.
         resume: continue the run in ``folder``.
         form: of the results, one of :data:`~.parts.FORMATS`.
         progress: called with the speed and the time left, about once a second.
@@ -141,7 +143,7 @@ def predict(
     if done:
         logger.info("--resume: %d of %d are done", sum(len(units[n]) for n in done), len(paths))
     own = [n for n in range(len(units)) if n not in done][rank::processes]
-    work = Work(detect, [c["id"] for c in categories], score_threshold, broken, batch_size, max_megapixels)
+    work = Work(detect, [c["id"] for c in categories], score_threshold, broken, batch_size, max_megapixels, channels)
     names = [drawable(c["name"], str(c["id"])) for c in categories] if draw else []
     stop = StopRequest()
     finished = len(done)
@@ -183,6 +185,7 @@ class Work:
     broken: str
     batch_size: int
     max_megapixels: float
+    channels: int = 3
 
     def records(
         self,
@@ -209,7 +212,7 @@ class Work:
         """Frames, and a text for what is broken and skipped."""
         for path in unit:
             try:
-                yield from frames_of(path, max_megapixels=self.max_megapixels)
+                yield from frames_of(path, channels=self.channels, max_megapixels=self.max_megapixels)
             except UserError as error:
                 if self.broken == "error":
                     raise

@@ -15,9 +15,9 @@ from tiny import TinyRun
 import resnext_det  # noqa: F401  (before detectron2, which it may have to fix)
 
 # isort: split
-from resnext_det import UserError
+from resnext_det import UserError, load_detector
 from resnext_det.channels import read_channels
-from resnext_det.commands import predict, show, train
+from resnext_det.commands import export, predict, show, train
 from resnext_det.detection.channels import STEMS, adapted_stem, measured
 from resnext_det.detection.config import setup
 from resnext_det.detection.config_check import check_config
@@ -167,5 +167,25 @@ def test_a_run_on_16_bits_of_gray_from_rgb_weights(tmp_path: Path, capsys: pytes
     train.main([*file, "--eval-only", *gray, "MODEL.WEIGHTS", weights])
     assert json.loads((tmp_path / "gray" / "results.json").read_text()) == results
     show.main([*file, "--images", "2", "--out", str(tmp_path / "seen.png"), *gray])
-    with pytest.raises(UserError, match="prediction is for RGB"):
-        predict.main(["--weights", weights, "--input", run.sets[0][2], "--output", str(tmp_path / "found")])
+    # Prediction sees what evaluation sees, as a command and in Python.
+    _, labels, image_root = run.sets[1]
+    (file_found,) = (tmp_path / "gray" / "inference").glob("*/coco_instances_results.json")
+    evaluated = json.loads(file_found.read_text())
+    out = ["--output", str(tmp_path / "found"), "--ids-from", labels]
+    predict.main(["--weights", weights, "--input", image_root, *out, "--score-threshold", "0"])
+    found = json.loads((tmp_path / "found" / "detections.json").read_text())["annotations"]
+    detector = load_detector(weights, score_threshold=0)
+    files = [Path(image_root, r["file_name"]) for r in json.loads(Path(labels).read_text())["images"]]
+
+    def keyed(records):
+        return sorted((r["image_id"], r["category_id"], round(r["score"], 4)) for r in records)
+
+    assert evaluated and keyed(found) == keyed(evaluated)
+    assert sum(len(one) for one in detector(files)) == len(evaluated)
+    pixels = read_channels(files[0], 1)
+    assert np.array_equal(detector(pixels).boxes, detector(files[0]).boxes)
+    assert detector(pixels).draw().mode == "RGB"
+    with pytest.raises(UserError, match=r"INPUT.CHANNELS 1; give a file or \(H, W, 1\)"):
+        detector(np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(UserError, match="an export is for RGB"):
+        export.main(["--weights", weights, "--output", str(tmp_path / "exported")])

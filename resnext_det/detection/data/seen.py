@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ...channels import viewable
 from ...files import shown
 from ...reporting.boxes import class_color, draw_boxes
 
@@ -22,11 +23,9 @@ def drawn_sample(sample: Mapping[str, Any], class_names: Sequence[str], channel_
         sample: of the training loader: ``image`` (3, H, W) and ``instances``.
         channel_order: of ``image``, RGB or BGR.
     """
-    pixels = sample["image"].permute(1, 2, 0).numpy()
-    if pixels.dtype != np.uint8:  # other channels: the first three, or the only one, between the darkest and brightest
-        pixels = pixels[:, :, [0, 1, 2] if pixels.shape[2] > 2 else [0, 0, 0]]
-        pixels = (255 * (pixels - pixels.min()) / max(np.ptp(pixels), 1e-6)).astype(np.uint8)
-    elif channel_order == "BGR":
+    seen = sample["image"].permute(1, 2, 0).numpy()
+    pixels = viewable(seen)
+    if channel_order == "BGR" and pixels is seen:
         pixels = pixels[:, :, ::-1]
     pixels = np.ascontiguousarray(pixels)
     instances = sample["instances"]

@@ -61,7 +61,7 @@ def run(cfg: CfgNode, args: Namespace, read: ReadOnce | None = None) -> None:
         tiled(cfg, predictor), paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)],
         image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": digest},
-        batch_size=args.batch_size, score_threshold=threshold, broken=args.broken,
+        batch_size=args.batch_size, score_threshold=threshold, broken=args.broken, channels=cfg.INPUT.CHANNELS,
         draw=not args.no_drawings, resume=args.resume, form=args.format, max_megapixels=limit,
         progress=logger.info if first else None,
         rank=comm.get_rank(), processes=comm.get_world_size(), decide=decided_by_main,

@@ -32,12 +32,12 @@ from ...prediction.detector import Detector, ImageLike, pixels_of
 from ...prediction.run import DEFAULT_THRESHOLD, Detect
 from ...prediction.tiles import Tiled
 from ...weights import Reader, ReadOnce, read_checkpoint
-from ..channels import rgb_only
+from ..channels import rgb_only, with_statistics
 from ..class_count import class_count_from_config
 from ..coco_evaluator import detections_of
 from ..config import add_resnext_config
 from ..data.mapper import ResizeShortestEdge
-from ..initial_weights import apply_preset, load_initial_weights
+from ..initial_weights import apply_preset, load_initial_weights, weights_of
 from ..optimize import for_inference
 from ..regions import needed_objectness
 
@@ -51,19 +51,22 @@ class Predictor:
         thresholds: the scores from which its weights say that detections are kept, one for each class, or one for all.
     """
 
-    def __init__(self, model: nn.Module, *, min_size: int, max_size: int, channel_order: str = "BGR"):
+    def __init__(
+        self, model: nn.Module, *, min_size: int, max_size: int, channel_order: str = "BGR", channels: int = 3
+    ):
         """
         Args:
             model: a detectron2 detector with its weights; put into evaluation mode.
             min_size: length of the shorter side, ``INPUT.MIN_SIZE_TEST``; 0 keeps the size.
             max_size: limit of the longer side, ``INPUT.MAX_SIZE_TEST``.
             channel_order: what the model was trained on, ``INPUT.FORMAT``: BGR or RGB.
+            channels: ``INPUT.CHANNELS``; others than three stay in their order.
         """
         if channel_order not in ("BGR", "RGB"):
             raise UserError(f"INPUT.FORMAT {channel_order!r}: prediction knows BGR and RGB")
         self._model = model.eval()
         self._resize = ResizeShortestEdge([min_size, min_size], max_size)
-        self._channel_order = channel_order
+        self._turned = channel_order == "BGR" and channels == 3
         self.thresholds: float | list[float] = DEFAULT_THRESHOLD
         self._lock = threading.Lock()  # copies by OpenVINO and compiled ones serve one call at a time
 
@@ -113,7 +116,7 @@ class Predictor:
         inputs = []
         for image in images:
             height, width = image.shape[:2]
-            ordered = image[:, :, ::-1] if self._channel_order == "BGR" else image
+            ordered = image[:, :, ::-1] if self._turned else image
             resized = self._resize.get_transform(ordered).apply_image(ordered)
             image = torch.from_numpy(np.ascontiguousarray(resized.transpose(2, 0, 1)).astype("float32"))
             inputs.append({"image": image, "height": height, "width": width})
@@ -150,10 +153,12 @@ def load_trained(
     cfg = config_of(weights, os.fspath(config), opts, beside=beside, read=read)
     if dtype == "int8" and not examples:
         raise UserError("dtype 'int8' measures its ranges on images: give some dozen as examples=[...]")
-    limit = cfg.DATASETS.MAX_MEGAPIXELS
+    limit, channels = cfg.DATASETS.MAX_MEGAPIXELS, cfg.INPUT.CHANNELS
     predictor, ids, names = load_predictor(cfg, read, examples=lambda: (pixels_of(image, limit) for image in examples))
     threshold = predictor.thresholds if score_threshold is None else score_threshold
-    return Detector(tiled(cfg, predictor), names, ids, score_threshold=threshold, max_megapixels=limit)
+    return Detector(
+        tiled(cfg, predictor), names, ids, score_threshold=threshold, max_megapixels=limit, channels=channels
+    )
 
 
 def tiled(cfg: CfgNode, predictor: Predictor) -> Detect:
@@ -252,12 +257,15 @@ def load_predictor(
     """
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, --weights FILE")
-    rgb_only(cfg, "prediction")
+    if cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "int8":
+        rgb_only(cfg, "int8")
     cfg = apply_preset(cfg, read)
+    if cfg.INPUT.CHANNELS != 3:
+        cfg = with_statistics(cfg, weights_of(cfg, read).metadata)
     model = build_model(cfg)
     found = load_initial_weights(cfg, model, allow_new_heads=False, read=read)
     sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
-    predictor = Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT)
+    predictor = Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT, channels=cfg.INPUT.CHANNELS)
     predictor.optimize(cfg, examples)
     ids, names = categories_of(cfg, found.get("class_names", ()))
     own = found.get("thresholds") or []
