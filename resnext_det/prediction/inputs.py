@@ -148,7 +148,7 @@ def read_pixels(path: str | os.PathLike, *, channels: int = 3, max_megapixels: f
     if channels == 3:
         return read_rgb(path, max_megapixels=max_megapixels)
     try:
-        return read_channels(path, channels, max_megapixels=max_megapixels)
+        return read_channels(Path(path), channels, max_megapixels=max_megapixels)
     except BrokenImage as error:
         raise UserError(f"{error}, or use --broken skip") from error
 
