@@ -264,35 +264,47 @@ def kill_test(folder: Path, number: int, seed: int = 0, cases: Sequence[Case] = 
         seconds[case] = time.monotonic() - begin
         calls[case] = int(re.findall(r"file calls: (\d+)", log.read_text())[-1])
         (folder / "out").rename(whole[case])  # checkpoints hold the path
-    runs = 0
-    while sum(counts.values()) < number:
-        case = cases[runs % len(cases)]
-        out, runs = folder / "out", runs + 1
-        for _ in range(3):
-            again = out.exists()
-            at_call = chance.random() < 0.5
-            call = chance.randint(1, calls[case]) if at_call else 10**9
-            pid = start(case.words(folder / "in", out, again=again), log, die_at_call(call))
-            if not at_call:
-                time.sleep(chance.uniform(0, seconds[case]))
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)
-            code = wait(pid)
-            assert code in (0, -signal.SIGKILL), f"{case.line}, again {again}: {code}: {log.read_text()[-2000:]}"
-            counts[case.name] += code != 0
-            assert group_is_empty(pid), f"{case.line}: a process is left"
-            assert not (wrong := damaged(out, whole[case])), f"{case.line}: {wrong}"
-            if code == 0:
-                break
-        pid = start(case.words(folder / "in", out, again=True), log)
-        code = wait(pid)
-        assert code == 0, f"{case.line}, the last time: {code}: {log.read_text()[-2000:]}"
-        assert not (wrong := damaged(out, whole[case])), f"{case.line}: {wrong}"
-        assert not (other := differing(out, whole[case])), f"{case.line}: differ: {other[:5]} of {len(other)}"
-        left = [str(p) for p in folder.rglob(".*.part*") if folder / "in" not in p.parents]
-        assert not left, f"{case.line}: {left} stay"
-        shutil.rmtree(out, ignore_errors=True)
+    finds: list[str] = []
+    for case in itertools.cycle(cases):
+        if sum(counts.values()) >= number or len(finds) > 9:
+            break
+        try:
+            kill_and_finish(folder, case, whole[case], seconds[case], calls[case], chance, counts)
+        except AssertionError as error:
+            finds.append(str(error))
+        print(f"{sum(counts.values())} kills, {len(finds)} finds, {case.name}", file=sys.stderr, flush=True)
+        shutil.rmtree(folder / "out", ignore_errors=True)
+    assert not finds, "\n".join([str(dict(counts)), *finds])
     return counts
+
+
+def kill_and_finish(
+    folder: Path, case: Case, whole: Path, seconds: float, calls: int, chance: random.Random, counts: Counter
+) -> None:
+    """Up to three kills of a command, each followed by the same command, and one that nothing disturbs."""
+    out, log = folder / "out", folder / "log"
+    for _ in range(3):
+        again = out.exists()
+        at_call = chance.random() < 0.5
+        call = chance.randint(1, calls) if at_call else 10**9
+        pid = start(case.words(folder / "in", out, again=again), log, die_at_call(call))
+        if not at_call:
+            time.sleep(chance.uniform(0, seconds))
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)
+        code = wait(pid)
+        assert code in (0, -signal.SIGKILL), f"{case.line}, again {again}: {code}: {log.read_text()[-2000:]}"
+        counts[case.name] += code != 0
+        assert group_is_empty(pid), f"{case.line}: a process is left"
+        assert not (wrong := damaged(out, whole)), f"{case.line}: {wrong}"
+        if code == 0:
+            break
+    code = wait(start(case.words(folder / "in", out, again=True), log))
+    assert code == 0, f"{case.line}, the last time: {code}: {log.read_text()[-2000:]}"
+    assert not (wrong := damaged(out, whole)), f"{case.line}: {wrong}"
+    assert not (other := differing(out, whole)), f"{case.line}: differ: {other[:5]} of {len(other)}"
+    left = [str(p) for p in folder.rglob(".*.part*") if folder / "in" not in p.parents]
+    assert not left, f"{case.line}: {left} stay"
 
 
 def signal_test(folder: Path, number: int, seed: int = 0, cases: Sequence[Case] = (*KILLED, *OTHERS)) -> Counter:

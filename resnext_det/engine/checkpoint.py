@@ -22,7 +22,7 @@ from torch import nn
 from ..errors import UserError
 from ..files import CONFIG_BYTES, atomic_write, open_regular, read_regular, safe_component, shown
 from ..weights import LoadReport
-from ..weights.loading import COUNTER
+from ..weights.naming import COUNTER
 from ..weights.reading import read_torch
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..files import atomic_write, shown
 from . import sources
 from .metadata import Metadata, architecture_of, check_types, metadata_of_source
-from .naming import detect, to_native
+from .naming import COUNTER, detect, to_native
 from .reading import FLOATS, METADATA, read_file, sha256
 from .trunks import find_trunk
 
@@ -87,7 +87,10 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
     source = detect(tensors, where)
     native = to_native(tensors, source, where)
     for name, tensor in native.items():
-        if tensor.dtype not in FLOATS and not name.endswith("num_batches_tracked"):
+        if name.endswith(COUNTER):
+            if tensor.dim() or tensor.is_complex() or not tensor >= 0:  # other tools load a converted file strictly
+                raise UserError(f"{where}: {name} is not one number of batches; copy or download the file again")
+        elif tensor.dtype not in FLOATS:
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{where}: {name} holds numbers of type {kind}; save the float model's state_dict()")
     if published:

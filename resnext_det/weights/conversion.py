@@ -16,9 +16,9 @@ from ..files import atomic_write
 from ..resnext import Classifier, make_stages, make_stem
 from ..variants import Variant
 from .checkpoint import Checkpoint, read_checkpoint, save_checkpoint
-from .loading import COUNTER, part_of
+from .loading import part_of
 from .metadata import Metadata, same
-from .naming import classifier_tensors, from_native, is_detector, trunk_name
+from .naming import COUNTER, classifier_tensors, from_native, is_detector, trunk_name
 
 # Settings that networks of torchvision and timm lack: with other values the same tensors compute something else.
 _FOREIGN_FUNCTION: Metadata = {"stride_in_1x1": False, "norm_eps": 1e-5, "form": "c", "residual": True, "kind": "plain"}

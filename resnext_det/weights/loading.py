@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from .metadata import architecture_of
-from .naming import is_detector, trunk_name
+from .naming import COUNTER, is_detector, trunk_name
 
-COUNTER = "num_batches_tracked"  # batch norms have it, frozen ones do not; loaded where both sides do, never missed
 # Layers with one output per class: the part of the name, and the dimension that the classes are in.
 _CLASS_LAYERS = {
     "fc": 0,

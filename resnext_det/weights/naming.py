@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import UserError
 
+COUNTER = "num_batches_tracked"  # batch norms have it, frozen ones do not; loaded where both sides do, never missed
 _DETECTOR_PARTS = ("backbone.", "roi_heads.", "proposal_generator.", "sem_seg_head.")
 # Constants that detectron2 < 0.5 saved with its detectors; the config holds them now.
 _DETECTOR_CONSTANTS = re.compile(r"pixel_(mean|std)|.*\banchor_generator\.cell_anchors\..*")

@@ -73,7 +73,7 @@ def changed(rng: random.Random, tensors: dict[str, Any]) -> str:
     elif what == "half":
         tensors.update({key: one.to(rng.choice([torch.float16, torch.bfloat16])) for key, one in tensors.items()})
     elif what == "nan":
-        tensors[name] = torch.full_like(value, rng.choice([math.nan, math.inf, -1.0]))
+        tensors[name] = torch.full(value.shape, rng.choice([math.nan, math.inf, -1.0]))
     elif what == "value":
         tensors[name] = rng.choice([1, "x", None, [1.0], {}, {"a": torch.ones(1)}])
     elif what == "one":

@@ -288,6 +288,11 @@ FILES: dict[str, tuple[str, Callable, str]] = {
         lambda s, t: saved(changed(s, res3__0__conv1__norm__bias=torch.ones(3))),
         "res3.0.conv1.norm.bias has shape (3,), which does not fit its neighbors ((224,))",
     ),
+    "counts of batches": (
+        ".pth",
+        lambda s, t: saved(changed(s, stem__conv1__norm__num_batches_tracked=torch.ones(2))),
+        "stem.conv1.norm.num_batches_tracked is not one number of batches; copy or download the file again",
+    ),
     "blocks of no network": (
         ".pth",
         lambda s, t: saved({k: v for k, v in s.items() if not k.startswith("res3.")}),
