@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 import re
@@ -29,6 +30,25 @@ def test_each_command_tells_its_flags(name: str, capsys: pytest.CaptureFixture, 
         cli.call(name, ["--help"])
     assert left.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: resnext-det {name} ")
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_no_number_is_taken_that_nothing_can_count_with(name: str, monkeypatch) -> None:
+    class Found(Exception):
+        pass
+
+    def found(parser: argparse.ArgumentParser, *args: object) -> None:
+        raise Found(parser)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", found)
+    with pytest.raises(Found) as caught:
+        import_module(f"resnext_det.commands.{name.replace('-', '_')}").main([])
+    for action in caught.value.args[0]._actions:
+        if action.type not in (None, str, Path):
+            for text in ("9" * 40, "9" * 5000, "-1", "nan", "inf", "1e999", "1/0", "", "\n"):
+                with pytest.raises((argparse.ArgumentTypeError, ValueError)):
+                    action.type(text)
+                    raise AssertionError(f"{action.option_strings} takes {text[:50]!r}")
 
 
 def test_help_of_no_command_imports_a_heavy_library() -> None:

@@ -13,8 +13,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``tools/analyze_model.py``."""
     parser = argparse.ArgumentParser(description="Print the paper's Table 1 for a network, Table 2 or Figure 4.")
     parser.add_argument("name", nargs="?", help="such as resnext50_32x4d; resnext_det.list_models() lists more")
-    parser.add_argument("--table", type=int, choices=(1, 2), default=1, help="table of the paper")
-    parser.add_argument("--figure", type=int, choices=(4,), help="figure of the paper, in numbers")
+    parser.add_argument("--table", type=at_least(1), choices=(1, 2), default=1, help="table of the paper")
+    parser.add_argument("--figure", type=at_least(1), choices=(4,), help="figure of the paper, in numbers")
     parser.add_argument("--num-classes", type=at_least(1), default=1000)
     parser.add_argument("--size", type=at_least(1), help="side of the image: 224, or 32 for CIFAR networks")
     args = parser.parse_args(argv)

@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import operator
 import os
 from collections.abc import Callable, Sequence
 
 from ..errors import UserError
+from ..files import shown
 
 TRUST_PICKLE = "open weights even if that can run code from them"
 """Help of the flag --trust-pickle, which every tool that opens weights has."""
 
 
 def at_least(smallest: int) -> Callable[[str], int]:
-    """The ``type`` of a flag that is a whole number from ``smallest`` on."""
+    """The ``type`` of a flag that is a whole number from ``smallest`` to the largest that torch counts with."""
 
     def number(text: str) -> int:
         value = int(text)
         if value < smallest:
-            raise argparse.ArgumentTypeError(f"{value}: must be at least {smallest}")
+            raise argparse.ArgumentTypeError(f"{shown(text)}: must be at least {smallest}")
+        if value >= 1 << 31:
+            raise argparse.ArgumentTypeError(f"{shown(text)}: must be below {1 << 31}")
+        return value
+
+    return number
+
+
+def real(**bounds: float) -> Callable[[str], float]:
+    """The ``type`` of a flag that is a finite number: ``above``, ``at_least``, ``at_most`` and ``below`` bound it."""
+    holds = {"above": operator.gt, "at_least": operator.ge, "at_most": operator.le, "below": operator.lt}
+    words = " and ".join(f"{name.replace('_', ' ')} {bound:g}" for name, bound in bounds.items())
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not abs(value) < 1 << 31 or not all(holds[name](value, bound) for name, bound in bounds.items()):
+            raise argparse.ArgumentTypeError(f"{shown(text)}: give a number {words}")
         return value
 
     return number

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import UserError
-from .arguments import at_least
+from .arguments import at_least, real
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -16,7 +15,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Train a detector on labeled images: settings are chosen from the data and explained."
     )
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="labels: COCO, YOLO, VOC, CVAT or LabelMe")
-    parser.add_argument("--minutes", type=float, default=30, help="for all of it (%(default)g)")
+    parser.add_argument("--minutes", type=real(above=0), default=30, help="for all of it (%(default)g)")
     parser.add_argument("--output", metavar="FOLDER", type=Path, help="where all goes (output/auto/NAME)")
     parser.add_argument("--images", metavar="FOLDER", help="images, where they are not beside the labels")
     parser.add_argument(
@@ -27,7 +26,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     from ..auto.run import Request, run
 
-    if not 0 < args.minutes < float("inf"):
-        raise UserError(f"--minutes {args.minutes:g}: give a number above 0")
     output = args.output or Path("output/auto") / (args.folder.resolve().stem or "data")
     run(Request(args.folder, args.images, output, args.minutes, args.weights, args.seed))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ..benchmarks import BENCHMARKS
 from ..errors import UserError
 from ..files import read_state, shown, write_json
-from .arguments import at_least
+from .arguments import at_least, real
 
 if TYPE_CHECKING:
     from ..benchmarks.measure import Result, Row, Setting
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--minutes",
-        type=float,
+        type=real(above=0),
         default=math.inf,
         help="begin no row of networks or grouped-conv later; the same command continues with the others",
     )

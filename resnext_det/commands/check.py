@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError, counted
 from ..files import shown
 from ..images import MAX_MEGAPIXELS, POLICIES
-from .arguments import TRUST_PICKLE, at_least
+from .arguments import TRUST_PICKLE, at_least, real
 
 if TYPE_CHECKING:
     from ..annotations.check import CheckedDataset, Options
@@ -32,14 +32,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--policy", choices=POLICIES, default="error", help="for images that cannot be decoded whole")
     parser.add_argument("--strict", action="store_true", help="warnings are errors")
     parser.add_argument("--like", metavar="JSON", help="training set whose classes must be the same")
-    parser.add_argument("--num-classes", type=int, help="classes of the model")
+    parser.add_argument("--num-classes", type=at_least(1), help="classes of the model")
     parser.add_argument("--masks", action="store_true", help="every object needs a mask (MODEL.MASK_ON)")
     parser.add_argument("--keypoints", action="store_true", help="every object needs keypoints (MODEL.KEYPOINT_ON)")
     parser.add_argument("--max-detections", type=at_least(1), default=100, help="an evaluation's per image and class")
     parser.add_argument("--headers-only", action="store_true", help="do not decode the images: faster")
     parser.add_argument("--follow-links", action="store_true", help="allow links that lead out of the folder")
     parser.add_argument("--drop-unused-root", action="store_true", help="leave out an unused supercategory")
-    parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, help="larger images are errors")
+    parser.add_argument("--max-megapixels", type=real(above=0), default=MAX_MEGAPIXELS, help="larger images are errors")
     parser.add_argument("--workers", type=at_least(1), help="threads that read images; default one per core")
     parser.add_argument("--list", type=at_least(0), default=20, help="findings of a kind to list")
     parser.add_argument("--shares-with", metavar="FOLDER", help="images of another split: name those that both have")

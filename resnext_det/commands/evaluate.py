@@ -16,7 +16,7 @@ from ..annotations import IOU_TYPES
 from ..errors import UserError
 from ..files import shown, write_json
 from ..images import MAX_MEGAPIXELS
-from .arguments import at_least
+from .arguments import at_least, real
 
 if TYPE_CHECKING:
     from ..annotations.coco import Detections
@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--samples", type=at_least(1), default=1000, help="of images, for the interval of a difference")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the samples")
-    parser.add_argument("--max-megapixels", type=float, default=MAX_MEGAPIXELS, help="larger images are not shown")
+    parser.add_argument(
+        "--max-megapixels", type=real(above=0), default=MAX_MEGAPIXELS, help="larger images are not shown"
+    )
     args = parser.parse_args(argv)
     from ..annotations.coco import Detections, read_ground_truth
     from ..annotations.comparison import compare, summary

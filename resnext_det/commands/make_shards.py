@@ -13,7 +13,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", help="images in one folder per class")
     parser.add_argument("out", nargs="?", help="new folder for the shards")
-    parser.add_argument("--per-shard", type=int, default=5000, help="images in a shard (%(default)s)")
+    parser.add_argument("--per-shard", type=at_least(1), default=5000, help="images in a shard (%(default)s)")
     parser.add_argument("--seed", type=at_least(0), default=0, help="of the order (%(default)s)")
     parser.add_argument("--index", metavar="FOLDER", help="only write the index of the shards in FOLDER")
     parser.add_argument("--classes", metavar="FILE", help="with --index: class names, one a line, by class number")
@@ -31,8 +31,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if not args.out:
         raise UserError("make_shards: name a folder of images and a new folder, or give --index FOLDER")
-    if args.per_shard < 1:
-        raise UserError(f"--per-shard {args.per_shard}: must be above 0")
     image_set = ImageFolder(args.folder)
     count = write_shards(image_set, args.out, args.per_shard, args.seed)
     print(f"{args.out}: {len(image_set)} images of {len(image_set.classes)} classes in {count} shards")

@@ -13,8 +13,7 @@ from ..errors import UserError
 from ..hub import local
 from ..inference import CHOICES
 from ..prediction.parts import FORMATS
-from ..prediction.run import check_threshold
-from .arguments import TRUST_PICKLE, at_least
+from .arguments import TRUST_PICKLE, at_least, real
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,13 +27,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--output", default="output/predictions", metavar="FOLDER", help="drawn copies, detections.json"
     )
     parser.add_argument(
-        "--score-threshold", type=float, help="leave out detections below it (the best of each class, as trained)"
+        "--score-threshold",
+        type=real(at_least=0, at_most=1),
+        help="leave out detections below it (the best of each class, as trained)",
     )
     parser.add_argument("--batch-size", type=at_least(1), default=1, help="images at a time")
     parser.add_argument("--broken", choices=("error", "skip"), default="error", help="images that cannot be read")
     parser.add_argument("--dtype", choices=CHOICES, help="over MODEL.RESNEXT.INFERENCE_DTYPE of the file")
     parser.add_argument("--tile", type=at_least(32), metavar="SIZE", help="cut larger images into tiles of that side")
-    parser.add_argument("--overlap", type=float, default=0.2, help="of neighboring tiles, as a part of --tile")
+    parser.add_argument(
+        "--overlap", type=real(at_least=0, below=1), default=0.2, help="of neighboring tiles, as a part of --tile"
+    )
     parser.add_argument("--format", choices=FORMATS, default="coco", help="detections.json, .jsonl or .parquet")
     parser.add_argument("--no-drawings", action="store_true", help="write the JSON alone")
     parser.add_argument("--resume", action="store_true", help="continue the run in the output folder")
@@ -46,8 +49,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not args.input:
         raise UserError("no images: give files, folders or patterns, --input PATH")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if args.score_threshold is not None:
-        check_threshold(args.score_threshold)
     given = [*args.input, *args.opts]
     # Processes started here have no standard input of their own.
     args.listed = tuple(sys.stdin) if args.workers > 1 and "-" in args.input else None

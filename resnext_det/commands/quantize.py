@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import tempfile
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any
 from ..artifacts.about import ONNX, OPENVINO, is_artifact, write_about
 from ..errors import UserError
 from ..files import atomic_path
-from .arguments import at_least, detector_parser
+from .arguments import at_least, detector_parser, real
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +23,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--calibration", nargs="+", required=True, metavar="PATH", help="images like those to come")
     parser.add_argument("--format", choices=("openvino", "onnx"), default="openvino", help="what runs it")
     parser.add_argument("--images", type=at_least(1), default=16, help="so many of them, spread evenly")
-    parser.add_argument("--max-drop", type=float, metavar="AP", help="most points of AP to lose on DATASETS.TEST")
+    parser.add_argument(
+        "--max-drop", type=real(at_least=0), metavar="AP", help="most points of AP to lose on DATASETS.TEST"
+    )
     parser.add_argument("--evaluate", action="store_true", help="measure accuracy on DATASETS.TEST")
     parser.add_argument("--output", default="output/int8", metavar="FOLDER", help="a new folder, or one to replace")
     args = parser.parse_args(argv)
-    if args.max_drop is not None and not 0 <= args.max_drop < math.inf:
-        raise UserError(f"--max-drop {args.max_drop:g}: give points of AP, 0 or more")
     if os.path.isdir(args.output) and os.listdir(args.output) and not is_artifact(args.output):
         raise UserError(
             f"--output {args.output}: holds something else than an export, which would be replaced; name a new folder"

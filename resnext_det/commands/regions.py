@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from ..errors import UserError
-from .arguments import detector_parser
+from .arguments import detector_parser, real
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -15,13 +14,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--input", nargs="+", required=True, metavar="PATH", help="images like those to come, unlabeled"
     )
-    parser.add_argument("--risk", type=float, default=0.01, help="largest part of images that lose a detection")
-    parser.add_argument("--confidence", type=float, default=0.95, help="that it is no more")
+    parser.add_argument(
+        "--risk", type=real(above=0, below=1), default=0.01, help="largest part of images that lose a detection"
+    )
+    parser.add_argument("--confidence", type=real(above=0, below=1), default=0.95, help="that it is no more")
     parser.add_argument("--output", default="output/fewer_regions.pth", metavar="FILE")
     args = parser.parse_args(argv)
-    for name in ("risk", "confidence"):
-        if not 0 < getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name):g}: give a number between 0 and 1")
     from ..detection.channels import rgb_only
     from ..detection.prediction.command import split_settings
     from ..detection.prediction.detector import config_of_arguments, load_predictor

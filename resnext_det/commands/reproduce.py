@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
 from ..errors import UserError, nearest
+from ..files import shown
 from ..paper.tables import PROTOCOLS, TABLES
 from .arguments import at_least
+
+
+def factor(text: str) -> Fraction:
+    """argparse type: above 0, at most 64."""
+    with contextlib.suppress(ZeroDivisionError):
+        if 0 < (value := Fraction(text)) <= 64:
+            return value
+    raise argparse.ArgumentTypeError(f"{shown(text)}: give a factor such as 1/4, above 0 and at most 64")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", metavar="FILE", help="YAML with settings for every run")
     parser.add_argument("--set", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), dest="options",
                         help="a setting for every run, may be repeated")  # fmt: skip
-    parser.add_argument("--width", type=Fraction, default=Fraction(1), help="factor of all channels, such as 1/4")
+    parser.add_argument("--width", type=factor, default=Fraction(1), help="factor of all channels, such as 1/4")
     parser.add_argument("--weights", nargs=2, action="append", default=[], metavar=("ROW", "FILE"),
                         help="Table 8: pretrained weights of a line, in place of the published ones")  # fmt: skip
     parser.add_argument("--protocol", choices=PROTOCOLS, default="paper",
@@ -38,8 +48,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     from ..paper.reproduce import Settings, options_of_file, plan, run_missing, table_text
 
-    if not args.width > 0:
-        raise UserError(f"--width {args.width}: must be above 0")
     settings = Settings(
         Path(args.output),
         Path(args.data) if args.data else None,

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import shown, write_json
 from ..makers.folders import is_made, new_folder, recipe
-from .arguments import at_least
+from .arguments import at_least, real
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,16 +20,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("input", metavar="IN", help="labels: COCO, YOLO, VOC, CVAT or LabelMe")
     parser.add_argument("output", metavar="OUT", type=Path, help="new folder for instances_SPLIT.json")
     parser.add_argument("--images", metavar="FOLDER", help="images, where they are not beside the labels")
-    parser.add_argument("--val", type=float, default=0.2, help="share of the validation set (%(default)s)")
-    parser.add_argument("--test", type=float, default=0.0, help="share of a test set (none)")
+    parser.add_argument(
+        "--val", type=real(above=0, below=1), default=0.2, help="share of the validation set (%(default)s)"
+    )
+    parser.add_argument("--test", type=real(at_least=0, below=1), default=0.0, help="share of a test set (none)")
     parser.add_argument("--folds", type=at_least(2), help="so many folds, in place of --val and --test")
     parser.add_argument("--seed", type=at_least(0), default=0, help="another seed is another split (%(default)s)")
     args = parser.parse_args(argv)
     from ..annotations.formats import read_checked, recognize
     from ..annotations.splitting import split_document
 
-    if not (0 < args.val < 1 and 0 <= args.test < 1 and args.val + args.test < 1):
-        raise UserError(f"--val {args.val:g}, --test {args.test:g}: give shares above 0 whose sum is below 1")
+    if not args.val + args.test < 1:
+        raise UserError(f"--val {args.val:g}, --test {args.test:g}: give shares whose sum is below 1")
     shares = {"train": 1 - args.val - args.test, "val": args.val, **({"test": args.test} if args.test else {})}
     if args.folds:
         shares = {f"fold{k}": 1 / args.folds for k in range(args.folds)}

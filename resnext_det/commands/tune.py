@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from .arguments import at_least, detector_parser
-
-
-def part(text: str) -> float:
-    """argparse type: above 0, at most 1."""
-    value = float(text)
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: give a part of the whole, above 0 and at most 1")
-    return value
+from .arguments import at_least, detector_parser, real
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -25,17 +15,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     about = "Time and AP of a C4 detector by type, backend, regions, image size, threads and batch, on DATASETS.TEST."
     parser = detector_parser(about)
     parser.add_argument("--calibration", nargs="+", metavar="PATH", help="images like those to come; int8 needs them")
-    parser.add_argument("--max-drop", type=float, default=0.5, metavar="AP", help="most points of AP to lose")
-    parser.add_argument("--regions", nargs="+", type=part, default=[1, 0.3, 0.1], help="parts of the configured number")
-    parser.add_argument("--sizes", nargs="+", type=part, default=[1, 0.75], help="parts of INPUT.MIN_SIZE_TEST")
+    parser.add_argument(
+        "--max-drop", type=real(at_least=0), default=0.5, metavar="AP", help="most points of AP to lose"
+    )
+    parser.add_argument(
+        "--regions",
+        nargs="+",
+        type=real(above=0, at_most=1),
+        default=[1, 0.3, 0.1],
+        help="parts of the configured number",
+    )
+    parser.add_argument(
+        "--sizes", nargs="+", type=real(above=0, at_most=1), default=[1, 0.75], help="parts of INPUT.MIN_SIZE_TEST"
+    )
     parser.add_argument("--threads", nargs="+", type=at_least(1), help="by default as many as now")
     parser.add_argument("--batches", nargs="+", type=at_least(1), default=[1], help="images at a time")
     parser.add_argument("--images", type=at_least(1), default=8, help="of DATASETS.TEST, to measure time on")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu on a machine that is shared")
     parser.add_argument("--output", default="output/tuned", metavar="FOLDER")
     args = parser.parse_args(argv)
-    if not 0 <= args.max_drop < math.inf:
-        raise UserError(f"--max-drop {args.max_drop:g}: give points of AP, 0 or more")
     import torch
     from tabulate import tabulate
 

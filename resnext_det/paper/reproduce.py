@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import shlex
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -269,22 +270,23 @@ def _read(config: str | Path) -> dict:
     return read_config(str(config))
 
 
+def options_of(settings: Mapping, where: str, prefix: str = "") -> list[str]:
+    """Settings, nested or with dots in their keys, as ``KEY VALUE ...``."""
+    options: list[str] = []
+    for key, value in settings.items():
+        if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+            raise UserError(f"{where}: {shown(key)} is no key of a config")
+        whole = prefix + key
+        options += options_of(value, where, f"{whole}.") if isinstance(value, Mapping) else (whole, str(value))
+    return options
+
+
 def options_of_file(file: str | None) -> list[str]:
     """A YAML file's settings as ``KEY VALUE ...``."""
-
-    def flat(node: Mapping, prefix: str) -> Iterable[str]:
-        for key, value in node.items():
-            if not isinstance(key, str):
-                raise UserError(f"--settings {file}: the key {shown(key)} is no text")
-            if isinstance(value, Mapping):
-                yield from flat(value, f"{prefix}{key}.")
-            else:
-                yield from (prefix + key, str(value))
-
     settings = _read(file) if file else {}
     if not isinstance(settings, Mapping):
         raise UserError(f"--settings {file}: holds {type(settings).__name__}, not keys and values")
-    return list(flat(settings, ""))
+    return options_of(settings, f"--settings {file}")
 
 
 def _whole(channels: int, width: Fraction) -> int:

@@ -31,7 +31,7 @@ from ..engine.exits import EXIT_STOPPED
 from ..engine.signals import GRACE, command_line, end_command, on_stopping_signals, run_command, start_command
 from ..errors import UserError, nearest
 from ..files import COUNT, METRICS, atomic_write, misfit, parse_state, read_state, safe_component, shown, write_json
-from .reproduce import SETTINGS_FILE, Command, Settings, options_of_file, plan, read_results
+from .reproduce import SETTINGS_FILE, Command, Settings, options_of, options_of_file, plan, read_results
 from .tables import PROTOCOLS, TABLES
 
 KEEP = 30.0
@@ -137,7 +137,7 @@ def read_study(file: str) -> list[Step]:
 def chains_of(step: Step, output: Path, folder: Path) -> Iterator[Chain]:
     """What a table's step runs, seed by seed."""
     options = options_of_file(str(folder / step.settings)) if step.settings else []
-    options += [part for key, value in step.set.items() for part in (key, str(value))]
+    options += options_of(step.set, f"study, step {step.name}: set")
     for seed in step.seeds:
         for row in step.rows or TABLES[step.table].rows:
             weights = {

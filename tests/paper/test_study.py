@@ -111,6 +111,7 @@ class TestRunner:
 
         def tick(seconds):
             if ready.exists():
+                ready.unlink()  # a second signal could reach a process that is already leaving
                 os.kill(os.getpid(), signal.SIGTERM)
             poll(seconds)
 

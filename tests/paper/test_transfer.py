@@ -154,3 +154,10 @@ def test_the_small_settings_are_of_the_protocol() -> None:
     cfg = setup(str(command.config), [*command.options, "MODEL.DEVICE", "cpu"])
     assert (cfg.MODEL.ROI_HEADS.NUM_CLASSES, cfg.SOLVER.IMS_PER_BATCH, cfg.MODEL.RESNETS.DEPTH) == (3, 4, 14)
     assert cfg.MODEL.RESNEXT.RES5_EXTRA_NORM and cfg.TEST.PRECISE_BN.ENABLED
+
+
+def test_settings_hold_keys_of_a_config(tmp_path: Path) -> None:
+    for key in ('"a\\nb"', "1", '"-x"', '"SEED 1"'):
+        (tmp_path / "s.yaml").write_text(f"SOLVER: {{BASE_LR: 0.1, {key}: 2}}")
+        with pytest.raises(UserError, match="is no key of a config"):
+            options_of_file(str(tmp_path / "s.yaml"))
