@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import re
 import tarfile
@@ -47,13 +48,20 @@ def unpack(archive: str | Path, out: str | Path) -> dict[str, int]:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
                 counts[place.parts[0]] += 1
+            while tar.fileobj and tar.fileobj.read(1 << 20):  # the checksum of a compressed archive is at its end
+                pass
             if not all(counts.values()):
                 raise UserError(f"{archive}: holds no training or no test images of CIFAR")
     except UserError as error:
         raise (
             error if str(archive) in str(error) or str(out) in str(error) else UserError(f"{archive}: {error}")
         ) from None
-    except (tarfile.TarError, EOFError, zlib.error, LookupError, ValueError, TypeError, AttributeError) as error:
+    except OSError as error:
+        if error.errno is None:  # gzip and bz2 say so that a checksum is wrong
+            raise UserError(f"{archive}: torn: {shown(error)}; copy or download it again") from error
+        raise
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, LookupError, ValueError, TypeError,
+            AttributeError) as error:  # fmt: skip
         raise UserError(f"{archive}: torn, or not an archive of CIFAR: {shown(error)}") from error
     return counts
 

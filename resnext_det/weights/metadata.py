@@ -143,7 +143,7 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> Metadata:
     if stem is not None and stem.ndim == 4:
         cifar = stem.shape[2] == 3 and 5 not in blocks and not deep
         found |= {"stem_out_channels": stem.shape[0], "cifar": cifar}
-    if out is not None:
+    if out is not None and out.ndim == 4:
         found |= {"res2_out_channels": out.shape[0], "residual": any(".shortcut." in name for name in trunk)}
         kinds = {"res2.0.norm1.weight": "v2", "res2.0.se.fc1.weight": "se", "stem.conv3.weight": "d"}
         found["kind"] = next((kind for name, kind in kinds.items() if name in trunk), "plain")

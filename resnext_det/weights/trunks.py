@@ -124,13 +124,15 @@ def _parent(prefix: str) -> str:
 def _is_head_of(tensors: Mapping[str, Tensor], fc: str, trunk: Mapping[str, Tensor]) -> bool:
     """One linear layer over the trunk's channels; a projection of several layers is none."""
     weight, bias = tensors.get(f"{fc}weight"), tensors.get(f"{fc}bias")
-    last = [tensor for name, tensor in trunk.items() if re.fullmatch(r"layer\d\.\d+\.(conv|bn)3\.weight", name)]
+    last = [
+        t.shape[0] for name, t in trunk.items() if re.fullmatch(r"layer\d\.\d+\.(conv|bn)3\.weight", name) and t.dim()
+    ]
     return (
         weight is not None
         and bias is not None
         and (weight.ndim, bias.ndim) == (2, 1)
         and weight.shape[0] == bias.shape[0]
-        and weight.shape[1] == max((tensor.shape[0] for tensor in last), default=0)
+        and weight.shape[1] == max(last, default=0)
         and sum(name.startswith(fc) for name in tensors) == 2
     )
 

@@ -397,10 +397,14 @@ def boxes_of(form: str, root: Path, place: Path) -> Boxes:
                     (file.stem, str(names[int(number)]).strip(), *(v * (w, h)[i % 2] for i, v in enumerate(corners)))
                 )
     elif form == "voc":
+        present = {path.name: path.stem for path in (root / "JPEGImages").iterdir()}
         for file in sorted((root / "Annotations").glob("*.xml")):
-            for record in ET.fromstring(file.read_bytes()).findall("object"):
+            document = ET.fromstring(file.read_bytes())
+            given = present.get(document.findtext("filename") or "", file.stem)
+            image = file.stem if file.stem in present.values() else given
+            for record in document.findall("object"):
                 x, y, x2, y2 = (float(record.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax"))
-                found.append((file.stem, record.findtext("name").strip(), x - 1, y - 1, x2, y2))
+                found.append((image, record.findtext("name").strip(), x - 1, y - 1, x2, y2))
     elif form == "cvat":
         for image in ET.fromstring((root / "annotations.xml").read_bytes()).findall("image"):
             for shape in image:

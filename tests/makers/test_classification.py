@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
+import lzma
 import os
 import pickle
 import tarfile
@@ -180,3 +183,22 @@ def test_a_class_name_never_leads_out_of_the_folder(tmp_path: Path, name: bytes)
     with pytest.raises(UserError, match="class name .* cannot name a file"):
         cifar.unpack(archive(tmp_path / "c.tar.gz", files), tmp_path / "in" / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) in (["c.tar.gz"], ["c.tar.gz", "in"])
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_byte_that_changed_on_the_way_is_seen(tmp_path: Path, kind: str) -> None:
+    """Where the tar file itself still reads well: only the checksum of the compression tells."""
+    plain, packed = io.BytesIO(), tmp_path / "c.tar"
+    with tarfile.open(fileobj=plain, mode="w") as tar:
+        for name in ("train/ant/0.png", "test/ant/1.png"):
+            info = tarfile.TarInfo(name)
+            info.size = 4000
+            tar.addfile(info, io.BytesIO(os.urandom(4000)))
+    data = {"gz": gzip, "bz2": bz2, "xz": lzma}[kind].compress(plain.getvalue())
+    for place in (len(data) // 3, len(data) // 2, len(data) - 6):
+        packed.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        with pytest.raises(UserError, match="torn"):
+            cifar.unpack(packed, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+    packed.write_bytes(data)
+    assert cifar.unpack(packed, tmp_path / "out") == {"train": 1, "test": 1}

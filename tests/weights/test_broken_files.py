@@ -288,6 +288,11 @@ FILES: dict[str, tuple[str, Callable, str]] = {
         lambda s, t: saved(changed(s, res3__0__conv1__norm__bias=torch.ones(3))),
         "res3.0.conv1.norm.bias has shape (3,), which does not fit its neighbors ((224,))",
     ),
+    "number as weight": (
+        ".pth",
+        lambda s, t: saved(changed(from_native(s, "torchvision", ""), layer1__0__conv3__weight=torch.tensor(1.0))),
+        "its blocks make no network of the family; see resnext_det.list_models()",
+    ),
     "counts of batches": (
         ".pth",
         lambda s, t: saved(changed(s, stem__conv1__norm__num_batches_tracked=torch.ones(2))),
