@@ -7,6 +7,7 @@ import logging
 import math
 import statistics
 import time
+from contextlib import suppress
 
 import torch
 from detectron2.config import CfgNode
@@ -31,6 +32,12 @@ from ..weights import Reader, read_checkpoint
 from .choices import Measured
 
 STEPS, WARM_UP, IMAGES = 8, 2, 3
+LONG = 6.0
+"""Seconds after which no more steps are timed: of settings that take so long, smaller ones will be timed too."""
+
+
+class _Enough(Exception):
+    """Two steps are known, and they took :data:`LONG`."""
 
 
 class _Clock(HookBase):
@@ -48,6 +55,8 @@ class _Clock(HookBase):
         now = time.perf_counter()
         self.seconds.append(now - self._last)
         self._last = now
+        if len(self.seconds) > 1 and sum(self.seconds) > LONG:
+            raise _Enough
 
 
 def measure(cfg: CfgNode, read: Reader = read_checkpoint) -> Measured:
@@ -84,7 +93,8 @@ def _measure(cfg: CfgNode, read: Reader) -> Measured:
     trainer, clock = Trainer(model, optimizer, seed=0, precision=precision_of(cfg), batch=batch), _Clock()
     trainer.register_hooks([clock])
     trainer.set_data_loader(train_loader_from_config(cfg, 0, 0, dicts))
-    trainer.train(0, WARM_UP + STEPS)
+    with suppress(_Enough):
+        trainer.train(0, WARM_UP + STEPS)
     trainer.release()
     inference, seconds = for_inference(cfg, model.eval(), lambda: ()), []
     with torch.no_grad():
@@ -92,4 +102,6 @@ def _measure(cfg: CfgNode, read: Reader) -> Measured:
             start = time.perf_counter()
             inference(batch)
             seconds.append(time.perf_counter() - start)
-    return Measured(statistics.median(clock.seconds[WARM_UP:]), statistics.median(seconds))
+    return Measured(
+        statistics.median(clock.seconds[min(WARM_UP, len(clock.seconds) - 1) :]), statistics.median(seconds)
+    )

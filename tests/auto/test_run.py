@@ -143,6 +143,14 @@ def test_the_timing_runs_the_training_and_writes_nothing(tmp_path: Path) -> None
     assert set(tmp_path.rglob("*")) == before
 
 
+def test_slow_steps_are_not_timed_for_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LONG", 0.0)
+    timed: list[int] = []
+    monkeypatch.setattr(timing.statistics, "median", lambda values: timed.append(len(values)) or values[0])
+    assert 0 < timing.measure(setup(str(detection_config(tmp_path, 2)))).step < math.inf
+    assert timed == [1, 3], "one step, after one to warm up; three images"
+
+
 def test_weights_of_the_users_choice(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = timing.measure
     Programs(monkeypatch)
