@@ -185,9 +185,10 @@ def test_too_little_time_names_how_much_it_takes(labels: Path, monkeypatch: pyte
     auto.run(request(labels, minutes=3.0))
 
 
-def test_flags(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="--minutes -1"):
+def test_flags(labels: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit, match="2"):
         main([str(labels), "--minutes", "-1"])
+    assert "argument --minutes: -1: give a number above 0" in capsys.readouterr().err
     with pytest.raises(UserError, match="within the labels' folder"):
         main([str(labels), "--output", str(labels / "out")])
     monkeypatch.chdir(labels.parent)
