@@ -49,7 +49,7 @@ PACE = 30.0
 LEAVING = 120
 """Seconds that the training of a killed call has to save and end."""
 LATE = 1.1
-"""The schedule is shortened once the training would take so many times the seconds it has."""
+"""The schedule is shortened once the training would take so many times the seconds it has, and two starts more."""
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 
 
@@ -370,7 +370,7 @@ class Pace:
             return None
         rate = steps / seconds
         fitting = done + int(rate * (left - start))
-        late = (iterations - done) / rate > LATE * max(left, 1)
+        late = (iterations - done) / rate > max(LATE * left, left + 2 * start, 1)
         return max(done + 10, fitting) if late and fitting < 0.95 * iterations else None
 
     def _done(self) -> int | None:

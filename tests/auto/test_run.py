@@ -251,6 +251,7 @@ def test_a_slow_machine_shortens_the_schedule(tmp_path: Path, monkeypatch: pytes
     assert at(130, 130.0, 1.0) is None, "no news"
     assert at(200, 100.0, 800.0) is None, "one iteration a second, 800 left"
     assert at(300, 200.0, 425.0) == 300 + 400
+    assert at(850, 750.0, 120.0) is None, "30 seconds late; starting again takes 25"
     assert at(920, 820.0, 1.0) is None, "no longer worth a new start"
 
 
