@@ -107,16 +107,17 @@ def check_whole(tensors: Mapping[str, Tensor], architecture: Metadata, where: st
 
 def _skeleton(tensors: Mapping[str, Tensor], architecture: Metadata, where: str) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the network, without the counters; built without allocating it."""
-    if not {"depth", "cardinality", "stem_out_channels", "res2_out_channels"} <= architecture.keys():
+    first, fc = tensors.get("stem.conv1.weight"), tensors.get("fc.weight")
+    known = {"depth", "cardinality", "stem_out_channels", "res2_out_channels"} <= architecture.keys()
+    if not known or first is None or first.ndim != 4:
         raise UserError(f"{where}: its blocks make no network of the family; see resnext_det.list_models()")
     cifar = architecture["cifar"]
     kind = architecture["kind"]
     variant = Variant(architecture["depth"], architecture["cardinality"], architecture["width"], cifar, kind)
     channels = architecture["stem_out_channels"]
-    fc = tensors.get("fc.weight")
     with torch.device("meta"):
         model: nn.Module = Classifier(
-            make_stem(kind, tensors["stem.conv1.weight"].shape[1], channels, nn.BatchNorm2d, cifar=cifar),
+            make_stem(kind, first.shape[1], channels, nn.BatchNorm2d, cifar=cifar),
             make_stages(
                 variant.blocks,
                 channels,
@@ -128,7 +129,7 @@ def _skeleton(tensors: Mapping[str, Tensor], architecture: Metadata, where: str)
                 kind=kind,
                 last_stage=len(variant.blocks) - 1,
             ),
-            num_classes=1 if fc is None else fc.shape[0],
+            num_classes=fc.shape[0] if fc is not None and fc.dim() else 1,
         )
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if not name.endswith(COUNTER)}
 

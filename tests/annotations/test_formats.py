@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -376,3 +377,9 @@ def test_numbers_behind_a_box_are_keypoints_where_data_yaml_says_so(tmp_path: Pa
     other.write_text("train: images\nnames: [ant]\nkpt_shape: [3, 3]\n")
     with pytest.raises(UserError, match="11 numbers are not 14: class, box and keypoints"):
         read(other, tmp_path)
+
+
+def test_a_pipe_among_labels_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.json")
+    (tmp_path / "1.json").write_text('{"shapes": []}')
+    assert recognize(tmp_path) == "labelme"

@@ -151,6 +151,8 @@ def convert(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
         found = {back.get(name, name): value for name, value in found.items()}
         plain = {k: v for k, v in wanted.items() if k in theirs and not k.endswith("num_batches_tracked")}
         for name, value in plain.items():
+            if name not in found and f"left out: {name.partition('.')[0]} " in call.said:
+                continue  # no head of that trunk, it says
             assert name in found, f"{name} is lost"
             assert torch.equal(found[name].float(), value.float()) or not torch.isfinite(value.float()).all(), (
                 f"{name} is another"

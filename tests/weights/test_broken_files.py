@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from resnext_det import UserError, create_model
 from resnext_det.commands.convert import main
 from resnext_det.engine import exits as cli
 from resnext_det.weights import read_checkpoint, save_checkpoint
+from resnext_det.weights.conversion import convert
 from resnext_det.weights.naming import from_native
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -381,3 +383,18 @@ def test_a_memo_number_beyond_the_size_of_its_file_is_refused(tmp_path):
     path.write_bytes(b"\x80\x02}r" + (10**7).to_bytes(4, "little") + b".")
     with pytest.raises(UserError, match="asks for more than a real file"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", ["resnetv2_14", "resnet14d", "paths"])
+def test_a_tensor_of_other_dimensions_is_refused_wherever_it_stands(kind: str, tmp_path: Path) -> None:
+    small = {"num_classes": 3, "stem_out_channels": 8, "res2_out_channels": 32}
+    name, form = ("resnext14_4x4d", "a") if kind == "paths" else (kind, "c")
+    whole = create_model(name, form=form, **small).state_dict()
+    shaping = re.compile(
+        r"(stem|res2\.0)\.(paths\.0\.)?conv\d\.weight|fc\.weight"
+    )  # the network's shape is read from them
+    for key in filter(shaping.fullmatch, whole):
+        for value in (torch.ones(2), torch.ones(0), whole[key][None], *[torch.tensor(1.0)] * bool(whole[key].dim())):
+            save_checkpoint(tmp_path / "w.safetensors", {**whole, key: value}, {})
+            with pytest.raises(UserError):
+                convert(tmp_path / "w.safetensors", tmp_path / "o.safetensors")
