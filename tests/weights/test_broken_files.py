@@ -392,7 +392,7 @@ def test_a_tensor_of_other_dimensions_is_refused_wherever_it_stands(kind: str, t
     whole = create_model(name, form=form, **small).state_dict()
     shaping = re.compile(
         r"(stem|res2\.0)\.(paths\.0\.)?conv\d\.weight|fc\.weight"
-    )  # the network's shape is read from them
+    )  # they tell the shape
     for key in filter(shaping.fullmatch, whole):
         for value in (torch.ones(2), torch.ones(0), whole[key][None], *[torch.tensor(1.0)] * bool(whole[key].dim())):
             save_checkpoint(tmp_path / "w.safetensors", {**whole, key: value}, {})
