@@ -36,7 +36,7 @@ COMMANDS = {
     "make-imagenet-val": "sort ImageNet's validation images",
     "make-imagenet5k": "choose ImageNet-5K's classes",
     "make-cifar": "CIFAR's archives as folders of images",
-    "make-shards": "a folder of classes as WebDataset shards",
+    "make-shards": "a folder of classes, or labels of detection, as WebDataset shards",
     "analyze": "shapes, parameters and multiply-adds of a network",
     "benchmark": "measure this package against its peers",
     "curves": "draw the training curves of runs",

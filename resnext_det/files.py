@@ -6,6 +6,7 @@ Our own files of JSON are read here, against a schema: users, other programs and
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import re
 import shutil
 import socket
 import stat
+import tarfile
 import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
@@ -42,11 +44,12 @@ METRICS: dict = {**_TABLES, str: (float, None, _TASK)}
 
 _COMPONENT_BYTES = 200  # file systems take 255; a name grows by an ending and by what marks a half-written file
 _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices, where Windows opens them
+_MEMBER = re.compile(r"(\d{1,15})-(\d{1,12})-[^/]+")
 _JOINERS = "\u200c\u200d"  # invisible, and part of words in Persian, Hindi, ...
 
 
 def open_regular(path: str | os.PathLike, limit: int | None = None) -> BinaryIO:
-    """Open a user's file for reading, in bytes.
+    """Open a user's file for reading, in bytes; a file within a shard too (:func:`place_in_shard`).
 
     Pipes (reading would wait for ever), devices (they need not end) and folders are refused.
 
@@ -65,7 +68,9 @@ def open_regular(path: str | os.PathLike, limit: int | None = None) -> BinaryIO:
         except UserError:
             os.close(handle)
             raise
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if isinstance(error, NotADirectoryError) and (place := place_in_shard(path)):
+            return io.BytesIO(_read_member(name, *place, limit))
         raise UserError(f"{name}: no such file") from None
     except PermissionError:
         raise UserError(f"{name}: not readable; give read permission") from None
@@ -74,6 +79,38 @@ def open_regular(path: str | os.PathLike, limit: int | None = None) -> BinaryIO:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         raise UserError(f"{name}: cannot be opened: {getattr(error, 'strerror', None) or error}") from None
     return os.fdopen(handle, "rb")
+
+
+def place_in_shard(path: str | os.PathLike) -> tuple[str, int, int] | None:
+    """(tar file, offset, size) of ``SHARD.tar/OFFSET-SIZE-NAME``, a file within a tar file; None for other paths."""
+    shard, name = os.path.split(os.fspath(path))
+    found = _MEMBER.fullmatch(name) if shard.endswith(".tar") else None
+    return (shard, int(found[1]), int(found[2])) if found else None
+
+
+def is_file(path: str | os.PathLike) -> bool:
+    """Whether there is such a file, or such a shard."""
+    place = place_in_shard(path)
+    return os.path.isfile(place[0] if place else path)
+
+
+def _read_member(name: str, shard: str, offset: int, size: int, limit: int | None) -> bytes:
+    """The bytes at that place, if tar's header before it says that a file of this size is there."""
+    if limit is not None and size > limit:
+        raise UserError(f"{name}: has {size} bytes, more than the limit of {limit}")
+    data = b""
+    with open_regular(shard) as file:
+        if tarfile.BLOCKSIZE <= offset <= os.fstat(file.fileno()).st_size - size:
+            file.seek(offset - tarfile.BLOCKSIZE)
+            data = file.read(tarfile.BLOCKSIZE + size)
+    try:
+        header = tarfile.TarInfo.frombuf(data[: tarfile.BLOCKSIZE], "utf-8", "replace")
+        there = header.isfile() and header.size == size == len(data) - tarfile.BLOCKSIZE
+    except (tarfile.TarError, ValueError):
+        there = False
+    if not there:
+        raise UserError(f"{name}: is not there in the shard; write its index anew: make-shards --labels --index FOLDER")
+    return data[tarfile.BLOCKSIZE :]
 
 
 def read_regular(path: str | os.PathLike, limit: int) -> bytes:

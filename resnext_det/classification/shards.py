@@ -14,8 +14,9 @@ import os
 import re
 import tarfile
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -132,8 +133,8 @@ def index_shards(root: str, classes: Sequence[str] | None = None) -> int:
         classes = _facts(folder)[0]
     shards, entries = [], []
     for number, path in enumerate(paths):
-        samples = _read_shard(path)
-        entries += [(number, *sample) for sample in samples]
+        samples = read_shard(path, ".cls", _class_number)
+        entries += [(number, offset, size, label) for _, offset, size, label in samples]
         shards.append({"name": path.name, "bytes": path.stat().st_size, "samples": len(samples)})
     array = np.array(entries, dtype=ENTRY)
     highest = int(array["label"].max())
@@ -193,9 +194,21 @@ def _facts(root: Path) -> tuple[list[str], list[dict]]:
     return facts["classes"], facts["shards"]
 
 
-def _read_shard(path: Path) -> list[tuple[int, int, int]]:
-    """(offset, size, label) of every image; only the headers and the class numbers are read."""
-    found: dict[str, dict[str, int]] = {}
+def read_shard(
+    path: Path, kind: str, parse: Callable[[tarfile.TarFile, tarfile.TarInfo], Any]
+) -> list[tuple[str, int, int, Any]]:
+    """(name, offset, size, label) of every image of a shard.
+
+    Only the headers are read, and the files that hold the labels.
+
+    Args:
+        kind: ending of these files, such as ``.cls``.
+        parse: reads one of them, or raises ValueError.
+
+    Raises:
+        UserError: no tar file, a torn one, a sample without image or label.
+    """
+    found: dict[str, dict[str, Any]] = {}
     images: dict[str, str] = {}
     try:
         with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -215,23 +228,23 @@ def _read_shard(path: Path) -> list[tuple[int, int, int]]:
                         raise ValueError(f"{member.name} has {member.size} bytes")
                     images[stem] = ending
                     found.setdefault(stem, {}).update(offset=member.offset_data, size=member.size)
-                elif ending == ".cls":
-                    found.setdefault(stem, {})["label"] = _class_number(tar, member)
+                elif ending == kind:
+                    found.setdefault(stem, {})["label"] = parse(tar, member)
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise ValueError("its end is missing; copy it again")
     except (tarfile.TarError, ValueError, EOFError) as error:
         raise UserError(
-            f"{path}: broken: {shown(error)}; shards are plain tar files with KEY.jpg and KEY.cls"
+            f"{path}: broken: {shown(error)}; shards are plain tar files with KEY.jpg and KEY{kind}"
         ) from error
     samples = []
     for stem, sample in found.items():
         if len(sample) == 3:
-            samples.append((sample["offset"], sample["size"], sample["label"]))
+            samples.append((stem + images[stem], sample["offset"], sample["size"], sample["label"]))
         elif len(found.get(_webdataset_key(stem), sample)) < 3 or _webdataset_key(stem) == stem:
             # else another field of a whole sample, such as KEY.mask.png
             raise UserError(
-                f"{path}: sample {shown(stem)} has no {'image' if 'label' in sample else '.cls'}; make it anew"
+                f"{path}: sample {shown(stem)} has no {'image' if 'label' in sample else kind}; make it anew"
             )
     if not samples:
         raise UserError(f"{path}: holds no images; remove it")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError, counted
-from ..files import shown
+from ..files import is_file, shown
 from ..images import MAX_MEGAPIXELS, POLICIES
 from .arguments import TRUST_PICKLE, at_least, real
 
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         from ..annotations.splitting import shared_images
 
         ours = [] if checked.images is None else [Path(args.images, name) for name in checked.images.file_names]
-        ours = [path for path in ours if path.is_file()]
+        ours = [path for path in ours if is_file(path)]
         theirs = sorted(path for path in Path(args.shares_with).rglob("*") if is_image(path.name))
         for one, other, kind in shared_images(ours, theirs):
             print(f"warning: {shown(one)}: {kind}: {shown(other)}; keep it in one split")

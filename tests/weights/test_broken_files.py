@@ -390,9 +390,7 @@ def test_a_tensor_of_other_dimensions_is_refused_wherever_it_stands(kind: str, t
     small = {"num_classes": 3, "stem_out_channels": 8, "res2_out_channels": 32}
     name, form = ("resnext14_4x4d", "a") if kind == "paths" else (kind, "c")
     whole = create_model(name, form=form, **small).state_dict()
-    shaping = re.compile(
-        r"(stem|res2\.0)\.(paths\.0\.)?conv\d\.weight|fc\.weight"
-    )  # they tell the shape
+    shaping = re.compile(r"(stem|res2\.0)\.(paths\.0\.)?conv\d\.weight|fc\.weight")  # they tell the shape
     for key in filter(shaping.fullmatch, whole):
         for value in (torch.ones(2), torch.ones(0), whole[key][None], *[torch.tensor(1.0)] * bool(whole[key].dim())):
             save_checkpoint(tmp_path / "w.safetensors", {**whole, key: value}, {})

@@ -16,6 +16,7 @@ import numpy as np
 from ... import images
 from ...channels import header_of_channels
 from ...errors import UserError
+from ...files import place_in_shard
 from ...images import BrokenImage, ImageHeader
 from .findings import Findings, shorten, some
 from .tables import Images
@@ -164,6 +165,7 @@ def _present(table: Images, root: Path, findings: Findings, follow_links: bool) 
     real_root = os.path.realpath(root)
     missing: list[tuple[int, str]] = []
     present = np.zeros(len(table.ids), dtype=bool)
+    shards: dict[str, tuple[bool | None, int]] = {}
     for i, name in enumerate(table.file_names):
         here: dict[str, Any] = {"field": f"images[{int(table.rows[i])}].file_name", "id": int(table.ids[i])}
         parts = name.replace("\\", "/").split("/")
@@ -177,9 +179,15 @@ def _present(table: Images, root: Path, findings: Findings, follow_links: bool) 
             )
             continue
         folder, _, file = name.rpartition("/")
-        if folder not in listings:
-            listings[folder] = _listing(root, folder, real_root, follow_links)
-        inside = listings[folder].get(file)
+        if place := place_in_shard(name):
+            if folder not in shards:
+                shards[folder] = _shard(root, folder, real_root, follow_links)
+            inside, size = shards[folder]
+            inside = inside if sum(place[1:]) <= size else None
+        else:
+            if folder not in listings:
+                listings[folder] = _listing(root, folder, real_root, follow_links)
+            inside = listings[folder].get(file)
         if inside:
             present[i] = True
         elif inside is None:
@@ -225,6 +233,14 @@ def _listing(root: Path, folder: str, real_root: str, follow_links: bool) -> dic
             }
     except (OSError, ValueError):
         return {}
+
+
+def _shard(root: Path, name: str, real_root: str, follow_links: bool) -> tuple[bool | None, int]:
+    """(whether the shard lies in the folder for real, None where there is none; its bytes)."""
+    path = os.path.join(root, name)
+    if not os.path.isfile(path):
+        return None, 0
+    return follow_links or _within(os.path.realpath(path), real_root), os.path.getsize(path)
 
 
 def _within(path: str, real_root: str) -> bool:

@@ -13,8 +13,8 @@ from pathlib import Path
 import yaml
 
 from ...errors import UserError
-from ...files import shown
-from ...images import read_header
+from ...files import is_file, place_in_shard, read_regular, shown
+from ...images import MAX_IMAGE_BYTES, read_header
 from .. import LABEL_FORMATS
 from .source import Source
 
@@ -42,16 +42,26 @@ def write(sources: Mapping[str, Source], out: Path, to: str) -> list[str]:
 def _place(root: str, name: str, target: Path) -> Path:
     """The image in its new place."""
     here = Path(root) / name
-    if ".." in Path(name).parts or Path(name).is_absolute() or not os.path.isfile(here):
+    if ".." in Path(name).parts or Path(name).is_absolute() or not is_file(here):
         raise UserError(f"{shown(here)}: no such image below {shown(root)}; correct the image folder")
     if os.path.exists(target):
         raise UserError(f"{shown(target.name)}: two images would have this name; rename one")
     target.parent.mkdir(parents=True, exist_ok=True)
+    if place_in_shard(here):
+        target.write_bytes(read_regular(here, MAX_IMAGE_BYTES))
+        return target
     try:
         os.link(here.resolve(), target)
     except OSError:
         shutil.copyfile(here, target)
     return target
+
+
+def _name(image: dict) -> str:
+    """Of the image's file in its new place: that of a file in a shard is no file's."""
+    name = image["file_name"]
+    shard, _, own = name.rpartition("/")
+    return f"{shard.removesuffix('.tar')}/{own.split('-', 2)[2]}" if place_in_shard(name) else name
 
 
 def _by_image(document: dict) -> dict[int, list[dict]]:
@@ -64,10 +74,11 @@ def _by_image(document: dict) -> dict[int, list[dict]]:
 def _write_coco(sources: Mapping[str, Source], out: Path, categories: list[dict], lost: Counter) -> None:
     for split, source in sources.items():
         for image in source.document["images"]:
-            _place(source.image_root, image["file_name"], out / split / image["file_name"])
+            _place(source.image_root, image["file_name"], out / split / _name(image))
         file = out / "annotations" / f"instances_{split}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(source.document), encoding="utf-8")
+        named = [{**image, "file_name": _name(image)} for image in source.document["images"]]
+        file.write_text(json.dumps({**source.document, "images": named}), encoding="utf-8")
 
 
 def _write_yolo(sources: Mapping[str, Source], out: Path, categories: list[dict], lost: Counter) -> None:
@@ -75,7 +86,7 @@ def _write_yolo(sources: Mapping[str, Source], out: Path, categories: list[dict]
     for split, source in sources.items():
         objects = _by_image(source.document)
         for image in source.document["images"]:
-            target = _place(source.image_root, image["file_name"], out / "images" / split / image["file_name"])
+            target = _place(source.image_root, image["file_name"], out / "images" / split / _name(image))
             width, height = _size(image, target)
             lines = []
             for record in objects[image["id"]]:
@@ -91,7 +102,7 @@ def _write_yolo(sources: Mapping[str, Source], out: Path, categories: list[dict]
                     parts = [(x + w / 2) / width, (y + h / 2) / height, w / width, h / height]
                 lost["marks difficult left out"] += bool(record.get("difficult"))
                 lines.append(" ".join([str(numbers[record["category_id"]]), *(f"{part:.8f}" for part in parts)]))
-            file = out / "labels" / split / Path(image["file_name"]).with_suffix(".txt")
+            file = out / "labels" / split / Path(_name(image)).with_suffix(".txt")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     data: dict = {split: f"images/{split}" for split in sources}
@@ -108,7 +119,7 @@ def _write_voc(sources: Mapping[str, Source], out: Path, categories: list[dict],
     for split, source in sources.items():
         objects, stems = _by_image(source.document), []
         for image in source.document["images"]:
-            flat = image["file_name"].replace("/", "_")
+            flat = _name(image).replace("/", "_")
             stem = Path(flat).stem
             if (out / "Annotations" / f"{stem}.xml").exists():
                 raise UserError(f"{shown(image['file_name'])}: two images would be {shown(stem)}.xml; rename one")

@@ -30,7 +30,7 @@ from ...annotations.dataset import Dataset
 from ...annotations.reading import return_memory
 from ...engine.processes import decided_by_main
 from ...errors import UserError, nearest
-from ...files import misfit
+from ...files import misfit, place_in_shard
 from ...images import check_policy
 from ..class_count import class_count_from_config
 
@@ -274,8 +274,7 @@ def _key(looked_for: Options, json_file: str, image_root: str, source: str | Non
 def _images(dataset: Dataset, level: str, seen: int) -> str | None:
     """Changes when images come, go or, unless the level is "json", change; None where one has since ``seen``, in ns."""
     names, root = set(dataset.file_names), dataset.image_root or ""
-    if level == "json":
-        names = {os.path.dirname(name) for name in names}
+    names = {os.path.dirname(name) if level == "json" or place_in_shard(name) else name for name in names}
     found, newest = hashlib.sha256(), 0
     try:
         for name in sorted(names):
