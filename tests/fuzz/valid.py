@@ -469,6 +469,37 @@ def convert_data(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     return inputs, converted
 
 
+@kind(3)
+def make_labeled_shards(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
+    form = form_of(rng)
+    files, place = labels(rng, form)
+    inputs = Inputs(files, ["make-shards", "--labels", place, "{out}/new", "--per-shard", "2"])
+
+    def packed(call: Call) -> None:
+        out = Path(call.line[3])
+        if call.line[:3] != ["make-shards", "--labels", place.replace("{in}", str(call.given))]:
+            raise NoOracle("another line")
+        try:
+            wanted = boxes_of(form, call.given, Path(call.line[2]))
+        except Exception as error:
+            raise NoOracle(f"{form} {type(error).__name__}: {str(error)[:60]}") from None
+        document = read(out / "instances.json")
+        kept = {}
+        for image in document["images"]:
+            shard, part = image["file_name"].split("/")
+            offset, size, name = part.split("-", 2)
+            data = (out / shard).read_bytes()[int(offset) : int(offset) + int(size)]
+            kept[image["id"]] = name.split("_", 1)[1].rpartition(".")[0]
+            assert any(path.read_bytes() == data for path in call.given.rglob("*") if path.is_file()), name
+        names = {category["id"]: category["name"] for category in document["categories"]}
+        found = [(kept[a["image_id"]], names[a["category_id"]].strip(), x, y, x + w, y + h)
+                 for a in document["annotations"] for x, y, w, h in [a["bbox"]]]  # fmt: skip
+        plain = [(re.sub("[^A-Za-z0-9_-]", "_", stem), *rest) for stem, *rest in wanted]
+        same_boxes(found, plain, losses=True)
+
+    return inputs, packed
+
+
 @kind(8)
 def split(rng: random.Random, number: int) -> tuple[Inputs, Oracle]:
     form = form_of(rng)
