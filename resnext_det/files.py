@@ -235,7 +235,7 @@ def _in_place_of(path: str | os.PathLike, ending: str) -> Iterator[Path]:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{_cut(path.name)}.{os.getpid()}_{_machine()}{ending}")
-    _sweep(path.parent)
+    sweep(path.parent)
     try:
         _remove(part)  # of a killed process with this number, or planted
         yield part
@@ -270,7 +270,7 @@ _PART = re.compile(r"\.(.+)\.(\d+)_(\w+)\.part(\.(?!before$)\w+)?(\.before)?")
 _swept: set[str] = set()
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Once in a process for each folder: remove what processes of this machine left there when they were killed."""
     place = os.path.realpath(folder)
     if place in _swept:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import UserError
+from ..files import sweep
 from .logs import archive_log
 from .processes import decided_by_main
 
@@ -68,6 +69,8 @@ def _lock(folder: Path) -> int:
     except OSError:  # a file system without locks
         logger.warning("%s: its file system has no locks, so nothing keeps a second run out", folder)
         return handle
+    for earlier in folder.glob("earlier_run_*"):  # it may have been killed while it moved a log
+        sweep(earlier)
     os.truncate(handle, 0)
     os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return handle

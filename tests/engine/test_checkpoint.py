@@ -253,9 +253,13 @@ def test_a_new_run_archives_each_earlier_one(run, caplog):
 def test_what_a_killed_writer_left_is_removed(run):
     part = run / f".model_0000007.pth.99999999_{files._machine()}.part"
     part.write_bytes(b"half")
+    earlier = run / "earlier_run_1" / f".log.txt.99999999_{files._machine()}.part"
+    earlier.parent.mkdir()
+    earlier.write_bytes(b"half")
     files._swept.clear()  # as in a new process
-    ToyRun(run).train(8, resume=True)
-    assert not part.exists()
+    with locked(run):
+        ToyRun(run).train(8, resume=True)
+    assert not part.exists() and not earlier.exists()
 
 
 def test_a_resumed_run_still_keeps_only_the_newest(tmp_path):
