@@ -17,7 +17,7 @@ _HOME = {
     "config_path": "resnext_det.config_files",
     "create_model": "resnext_det.resnext",
     "add_resnext_config": "resnext_det.detection",
-    "load_detector": "resnext_det.loading",
+    "load_detector": "resnext_det.prediction.loading",
 }
 
 if compat.register(lambda: import_module("resnext_det.detection")):

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from .artifacts.about import is_artifact, read_about, sha256
 from .errors import UserError
-from .loading import load_detector
 from .prediction.inputs import find_inputs
+from .prediction.loading import load_detector
 from .prediction.run import Summary, Work
 from .prediction.run import predict as run
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from .. import cache
 from ..annotations.coco import Detections
 from ..errors import UserError
 from ..files import shown
 from ..inference.runtime import available_cores, load, processor, signal_stack_kept
+from . import cache
 from .about import METADATA, ONNX, About, parse, read_about
 from .resizing import resized
 

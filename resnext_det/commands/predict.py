@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from ..artifacts.about import is_artifact
 from ..errors import UserError
-from ..hub import local
 from ..inference import CHOICES
+from ..prediction.hub import local
 from ..prediction.parts import FORMATS
 from .arguments import TRUST_PICKLE, at_least, real
 

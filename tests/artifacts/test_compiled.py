@@ -13,8 +13,7 @@ for package in ("onnx", "openvino"):
 
 from artifacts.made import write_openvino  # noqa: E402
 
-from resnext_det import cache  # noqa: E402
-from resnext_det.artifacts import running  # noqa: E402
+from resnext_det.artifacts import cache, running  # noqa: E402
 from resnext_det.artifacts.running import ArtifactPredictor  # noqa: E402
 
 IMAGE = np.arange(40 * 50 * 3, dtype=np.uint8).reshape(40, 50, 3)

@@ -26,9 +26,9 @@ from ...annotations.coco import Detections, read_ground_truth
 from ...engine.checkpoint import last_checkpoint
 from ...engine.config import load_config
 from ...errors import UserError
-from ...hub import local
 from ...inference import CHOICES
 from ...prediction.detector import Detector, ImageLike, pixels_of
+from ...prediction.hub import local
 from ...prediction.run import DEFAULT_THRESHOLD, Detect
 from ...prediction.tiles import Tiled
 from ...weights import Reader, ReadOnce, read_checkpoint

@@ -7,8 +7,8 @@ import os
 import re
 from pathlib import Path
 
-from .errors import UserError
-from .files import shown
+from ..errors import UserError
+from ..files import shown
 
 logger = logging.getLogger(__name__)
 

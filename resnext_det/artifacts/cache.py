@@ -10,8 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
-from .files import atomic_write, open_regular, shown
+from ..errors import UserError
+from ..files import atomic_write, open_regular, shown
 
 logger = logging.getLogger(__name__)
 

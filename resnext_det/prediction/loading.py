@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .prediction.detector import Detector
+    from .detector import Detector
 
 
 def load_detector(
@@ -45,8 +45,8 @@ def load_detector(
         >>> result = detector("photo.jpg")
         >>> result.names, result.boxes
     """
-    from .artifacts.about import is_artifact
-    from .errors import UserError
+    from ..artifacts.about import is_artifact
+    from ..errors import UserError
     from .hub import local
 
     file_or_folder = local(file_or_folder)
@@ -60,9 +60,9 @@ def load_detector(
     if dtype != "auto" or device not in ("auto", "cpu") or config or given:
         raise UserError(f"{os.fspath(file_or_folder)}: an export has its precision and runs on the CPU: leave out "
                         "dtype, device, config and examples")  # fmt: skip
-    from .artifacts.running import ArtifactPredictor
-    from .prediction.detector import Detector
-    from .prediction.run import DEFAULT_THRESHOLD
+    from ..artifacts.running import ArtifactPredictor
+    from .detector import Detector
+    from .run import DEFAULT_THRESHOLD
 
     predictor = ArtifactPredictor(file_or_folder)
     about = predictor.about
