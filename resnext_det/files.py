@@ -34,6 +34,9 @@ CONFIG_BYTES = 1 << 20
 STATE_BYTES = 1 << 26
 """Largest file that one of our own programs has written as JSON."""
 
+RESULTS_FILE = "results.json"
+"""The numbers of a run's last evaluation, in its folder."""
+
 COUNT = range(1 << 53)
 """In a schema: a whole number from 0 on."""
 _SCALARS = (float, None)

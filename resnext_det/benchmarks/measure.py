@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from ..inference.runtime import cpu_facts, cpu_flags
 from ..kernels.choice import once
 
 Result = dict[str, dict]
@@ -84,21 +85,10 @@ def machine(threads: int, device: str) -> dict[str, str | int | float]:
         raise UserError("--device cuda: torch sees no GPU; use --device cpu")
     if threads:
         torch.set_num_threads(threads)
-    processor = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            lines = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines())
-        lines = {key.strip(): value.strip() for key, value in lines.items()}
-        features = [
-            f
-            for f in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
-            if f in lines.get("flags", "").split()
-        ]
-        processor = " ".join([lines.get("model name", processor), *features])
-    except OSError:
-        pass
+    known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
+    name = cpu_facts("model name") or platform.processor() or platform.machine()
     return {
-        "processor": processor,
+        "processor": " ".join([name, *(flag for flag in known if flag in cpu_flags())]),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else "none",
         "threads": torch.get_num_threads(),
         "load average before": round(os.getloadavg()[0], 1),

@@ -32,7 +32,7 @@ from ..engine.run import NEW_RUN, SET_SIZE, Run, RunOptions
 from ..engine.sampler import seed_everything
 from ..engine.trainer import PRECISIONS, choose_seed
 from ..errors import UserError
-from ..files import write_json
+from ..files import RESULTS_FILE, write_json
 from ..inference.trunks import optimize_classifier
 from ..resnext import Classifier, GhostBatchNorm2d, create_model
 from ..weights import read_checkpoint
@@ -409,6 +409,6 @@ def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
 def _report(cfg: CfgNode, model: Classifier, results: dict[str, float]) -> dict[str, float]:
     logger.info("top-1 error %.2f%%, top-5 error %.2f%%", results["top1_error"], results["top5_error"])
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    path = os.path.join(cfg.OUTPUT_DIR, "results.json")
+    path = os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE)
     decided_by_main(lambda: write_json(path, {**results, "parameters": parameters}))
     return results

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..engine.signals import command_line, run_command
 from ..errors import UserError
-from ..files import atomic_write, read_state
+from ..files import RESULTS_FILE, atomic_write, read_state
 
 OUTPUT = Path("output/quickstart")
 PRETRAIN, DETECTOR = OUTPUT / "pretrain", OUTPUT / "detector"
@@ -43,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def summary() -> str:
     """The two trainings' numbers, from their ``results.json``."""
     again = "remove it and call quickstart again"
-    errors = read_state(PRETRAIN / "results.json", {"top1_error": float, "top5_error": float}, again)
+    errors = read_state(PRETRAIN / RESULTS_FILE, {"top1_error": float, "top5_error": float}, again)
     numbers = {"AP50": float, "AP": float, "AP75": float}
-    boxes = read_state(DETECTOR / "results.json", {"bbox": numbers}, again)["bbox"]
+    boxes = read_state(DETECTOR / RESULTS_FILE, {"bbox": numbers}, again)["bbox"]
     return (
         f"classification of unseen digits: top-1 error {errors['top1_error']:.1f}%, top-5 {errors['top5_error']:.1f}%\n"
         f"detection in unseen scenes: AP@0.5 {boxes['AP50']:.1f}, AP {boxes['AP']:.1f}, AP@0.75 {boxes['AP75']:.1f}"

@@ -27,7 +27,7 @@ from ..annotations.dataset import Dataset
 from ..engine.processes import decided_by_main
 from ..engine.sampler import seed_everything
 from ..errors import UserError, listed, nearest
-from ..files import write_json
+from ..files import RESULTS_FILE, write_json
 from ..prediction.run import Detect
 from .class_count import class_count_from_config
 from .coco_evaluator import FastCOCOEvaluator, metric_names
@@ -44,8 +44,6 @@ from .prediction.detector import Predictor, tiled
 from .voc_evaluator import VOCEvaluator
 
 logger = logging.getLogger(__name__)
-
-RESULTS_FILE = "results.json"
 
 
 def evaluate_model(

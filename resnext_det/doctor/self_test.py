@@ -19,7 +19,7 @@ import torch
 from ..engine.checkpoint import read_run_checkpoint
 from ..engine.signals import GRACE, command_line, end_command, start_command
 from ..errors import RunFailed
-from ..files import atomic_write
+from ..files import RESULTS_FILE, atomic_write
 from ..makers.synthetic import classification_config, detection_config
 
 ITERATIONS, INTERRUPTED = 120, 40
@@ -43,7 +43,7 @@ def self_test() -> None:
         settings = (*weights, "SOLVER.CHECKPOINT_PERIOD", INTERRUPTED)
         with _step(f"train a detector for {ITERATIONS} iterations and evaluate it"):
             _call("train", "--config-file", config, *settings)
-            found = json.loads((output / "results.json").read_text(encoding="utf-8"))["bbox"]["AP50"]
+            found = json.loads((output / RESULTS_FILE).read_text(encoding="utf-8"))["bbox"]["AP50"]
             if not found > LEARNED:
                 raise RunFailed(f"self-test: AP50 {found:.1f} after training; above {LEARNED:g} is normal")
         with _step(f"take it back to iteration {INTERRUPTED}, resume, and compare all weights"):

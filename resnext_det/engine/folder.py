@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import UserError
-from ..files import sweep
+from ..files import RESULTS_FILE, sweep
 from .logs import archive_log
 from .processes import decided_by_main
 
@@ -23,7 +23,7 @@ except ImportError:  # Windows: nothing is locked
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-RESULTS = ("model_*.pth", "last_checkpoint", "evaluations.jsonl", "metrics.json", "results.json")
+RESULTS = ("model_*.pth", "last_checkpoint", "evaluations.jsonl", "metrics.json", RESULTS_FILE)
 """Files by which the folder of an earlier run is known."""
 TRACKER_FILE = "tracker.json"
 """The ids of its runs in experiment trackers."""

@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from torch import nn
 
 from ..errors import RunFailed, UserError
+from ..files import RESULTS_FILE
 from .averaging import WeightAverage, average_of
 from .causes import cause_of
 from .checkpoint import BestCheckpointer, RunCheckpointer
@@ -280,7 +281,7 @@ class Run:
         self.checkpointer.save("model_final", iteration=done - 1)
         # Numbers older than their network count as another network's, in the tables of ``reproduce`` and ``transfer``.
         with contextlib.suppress(FileNotFoundError):
-            os.utime(os.path.join(self.folder, "results.json"))
+            os.utime(os.path.join(self.folder, RESULTS_FILE))
 
     def _prepare_folder(self, start: int) -> None:
         if start == 0:

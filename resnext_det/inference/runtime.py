@@ -79,15 +79,16 @@ def available_cores() -> int:
 @functools.cache
 def cpu_flags() -> frozenset[str]:
     """The processor's features by Linux's names; empty elsewhere."""
-    return frozenset(_cpu_facts("flags", "Features").split())
+    return frozenset(cpu_facts("flags", "Features").split())
 
 
 def processor() -> str:
     """The processor's name and features."""
-    return " ".join([_cpu_facts("model name") or platform.machine(), *sorted(cpu_flags())])
+    return " ".join([cpu_facts("model name") or platform.machine(), *sorted(cpu_flags())])
 
 
-def _cpu_facts(*keys: str) -> str:
+def cpu_facts(*keys: str) -> str:
+    """The first line of Linux's /proc/cpuinfo that starts with one of ``keys``, without it; empty elsewhere."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next((line.split(":", 1)[1].strip() for line in file if line.startswith(keys)), "")

@@ -21,14 +21,13 @@ from typing import Any
 from ..config_files import config_folder, config_path, read_config
 from ..engine.signals import command_line, run_command
 from ..errors import UserError
-from ..files import METRICS, finished, read_state, shown, write_json
+from ..files import METRICS, RESULTS_FILE, finished, read_state, shown, write_json
 from ..reporting.tables import Results, results_table
 from ..variants import Variant, parse_name
 from .tables import TABLES, Row, Table
 
 SETTINGS_FILE = "reproduce.json"
 TRAINED = "model_final.pth"
-RESULTS = "results.json"
 _SETTINGS = {"tool": str, "config": str, "options": [str]}  # of SETTINGS_FILE
 
 
@@ -147,7 +146,7 @@ def _training(
     given = (*options, *settings.options)
     kept = [pair for pair in zip(given[::2], given[1::2], strict=True) if not pair[0].startswith(without)]
     options = (*itertools.chain.from_iterable(kept), "OUTPUT_DIR", str(folder))
-    made = (folder / TRAINED, folder / RESULTS)
+    made = (folder / TRAINED, folder / RESULTS_FILE)
     return Command(tool, config, folder, options, made, ("--resume", "--num-gpus", str(settings.processes)))
 
 
@@ -163,7 +162,7 @@ def _classification_plan(folder: Path, name: str, row: Row, seed: int, settings:
     if not row.test:
         return [training]
     options = [*training.options[:-2], *row.test, "MODEL.WEIGHTS", str(training.made[0]), "OUTPUT_DIR", str(folder)]
-    evaluation = Command("pretrain", config, folder, tuple(options), (training.made[0], folder / RESULTS),
+    evaluation = Command("pretrain", config, folder, tuple(options), (training.made[0], folder / RESULTS_FILE),
                          ("--eval-only", "--num-gpus", str(settings.processes)))  # fmt: skip
     return [training, evaluation]
 
@@ -299,7 +298,7 @@ def _whole(channels: int, width: Fraction) -> int:
 def read_results(command: Command) -> dict[str, Any] | None:
     """What ``results.json`` of a finished run holds; None where it is not finished."""
     fix = "remove it, and the run is evaluated again"
-    return read_state(command.folder / RESULTS, METRICS, fix) if command.finished() else None
+    return read_state(command.folder / RESULTS_FILE, METRICS, fix) if command.finished() else None
 
 
 def table_text(number: int | str, rows: Sequence[str], seeds: Sequence[int], settings: Settings) -> str:

@@ -18,10 +18,10 @@ from tabulate import tabulate
 
 from ..config_files import config_path
 from ..errors import UserError
-from ..files import atomic_path, atomic_write, safe_component, shown
+from ..files import RESULTS_FILE, atomic_path, atomic_write, safe_component, shown
 from ..reporting.tables import NO_VALUE, NOT_RUN
 from ..reporting.text import drawn
-from .reproduce import RESULTS, TRAINED, Command, image_folders, read_results
+from .reproduce import TRAINED, Command, image_folders, read_results
 
 PROTOCOLS = (
     *("voc0712", "voc0712_frozen", "voc0712_1percent", "voc0712_5percent", "voc0712_10percent"),
@@ -130,7 +130,7 @@ def command_of(label: str, weights: str, trial: int, settings: Settings) -> Comm
     )
     every = (*options, *settings.options, "OUTPUT_DIR", str(folder))
     flags = ("--resume", "--num-gpus", str(settings.processes))
-    return Command("train", Path(config), folder, every, (folder / TRAINED, folder / RESULTS), flags)
+    return Command("train", Path(config), folder, every, (folder / TRAINED, folder / RESULTS_FILE), flags)
 
 
 def frozen_command(label: str, weights: str, settings: Settings) -> Command:
@@ -142,7 +142,7 @@ def frozen_command(label: str, weights: str, settings: Settings) -> Command:
                str(test), *settings.classification_options, "OUTPUT_DIR", str(folder))  # fmt: skip
     flags = ("--resume", "--num-gpus", str(settings.processes))
     config = Path(config_path(f"linear/{settings.network}.yaml"))
-    return Command("pretrain", config, folder, options, (folder / TRAINED, folder / RESULTS), flags)
+    return Command("pretrain", config, folder, options, (folder / TRAINED, folder / RESULTS_FILE), flags)
 
 
 def commands_of(weights: Sequence[str], trials: int, settings: Settings) -> list[Command]:

@@ -21,7 +21,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, ScalarForm
 
 from ..config_files import read_yaml
 from ..errors import UserError
-from ..files import COUNT, atomic_write, parse_state, read_state
+from ..files import COUNT, RESULTS_FILE, atomic_write, parse_state, read_state
 from ..variants import Variant, parse_name
 from .text import drawn
 
@@ -192,7 +192,7 @@ def read_sizes(runs: Sequence[str | os.PathLike]) -> dict[str, list[Point]]:
         try:
             name = read_yaml(run / "config.yaml")["MODEL"]["NAME"]
             numbers = {"parameters": float, "top1_error": float}
-            results = read_state(run / "results.json", numbers, "evaluate the run again")
+            results = read_state(run / RESULTS_FILE, numbers, "evaluate the run again")
             network = parse_name(name), results["parameters"] / 1e6
             errors.setdefault(network, []).append(results["top1_error"])
         except (OSError, ValueError, KeyError, TypeError) as error:
