@@ -77,7 +77,10 @@ class Evaluations(HookBase):
         start = self.trainer.start_iter
         unknown = decided_by_main(lambda: self._remember(start))
         if unknown and start > 0 and self._is_due(start):
+            trainer = self.trainer
+            trainer.iter = trainer.storage.iter = start - 1  # as after that step: the best checkpoint holds it
             self._run(start)
+            trainer.iter = trainer.storage.iter = start
             self._stop_in_vain(start)
 
     def _remember(self, start: int) -> bool:

@@ -106,6 +106,16 @@ def test_an_evaluation_that_was_due_after_the_checkpoint_is_made_up_for(tmp_path
     assert stopped.value.done == 6, "the missed one, after 5, was the fourth in vain"
 
 
+def test_the_best_of_a_made_up_evaluation_is_that_of_its_own_step(tmp_path):
+    """Of the trainer, which the checkpoint holds, and of the numbers that are logged."""
+    seen = []
+    trainer = Idle()
+    save = lambda done: seen.append((done, trainer.iter, trainer.storage.iter))  # noqa: E731
+    trainer.register_hooks([Evaluations(lambda done: {"AP": float(done)}, 2, tmp_path, save_best=save)])
+    trainer.train(2, 5)
+    assert seen == [(2, 1, 1), (4, 3, 3), (5, 5, 5)]
+
+
 def test_no_evaluation_after_a_failure(tmp_path):
     class Failing(Idle):
         def run_step(self):
