@@ -100,7 +100,9 @@ def read_checkpoint(path_or_uri: str | os.PathLike, *, trust_pickle: bool = Fals
     architecture = architecture_of(native)
     for key, value in architecture.items():
         if written.get(key, value) != value:
-            raise UserError(f"{where}: its metadata says {key} {written[key]}, its tensors {value}; convert it again")
+            raise UserError(
+                f"{where}: its metadata says {key} {shown(written[key])}, its tensors {value}; convert it again"
+            )
     # Later ones know better: the source's habit, what the library publishes of this file, what the file says.
     metadata = {**metadata_of_source(source, architecture), **published, **written, **architecture}
     for key in ("pixel_mean", "pixel_std"):  # detectron2 < 0.5 kept them among a detector's tensors

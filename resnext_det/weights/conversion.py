@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
-from ..files import atomic_write
+from ..files import atomic_write, shown
 from ..resnext import Classifier, make_stages, make_stem
 from ..variants import Variant
 from .checkpoint import Checkpoint, read_checkpoint, save_checkpoint
@@ -62,7 +62,7 @@ def convert(
         for key, value in _FOREIGN_FUNCTION.items():
             if not same(checkpoint.metadata.get(key, value), value):
                 raise UserError(
-                    f"{where}: has {key} {checkpoint.metadata[key]}, which {to} cannot express; keep native"
+                    f"{where}: has {key} {shown(checkpoint.metadata[key])}, which {to} cannot express; keep native"
                 )
         tensors = from_native(tensors, to, where)
         if is_detector(checkpoint.tensors):

@@ -37,6 +37,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UserError
+from ..files import shown
 from ..variants import BLOCKS_PER_STAGE
 from .naming import trunk_name
 
@@ -171,7 +172,8 @@ def check_types(metadata: Mapping[str, Any], where: str) -> None:
             else isinstance(value, list | tuple if kind is list else kind)
         )
         if key in ("pixel_mean", "pixel_std"):
-            good = good and len(value) > 0 and all(isinstance(number, int | float) for number in value)
+            good = good and len(value) > 0
+            good = good and all(isinstance(number, int | float) and abs(number) < 1e6 for number in value)
         if key == "thresholds":
             good = good and all(isinstance(number, int | float) and 0 <= number <= 1 for number in value)
         if key == "pixel_std":
@@ -179,7 +181,7 @@ def check_types(metadata: Mapping[str, Any], where: str) -> None:
         if key == "channel_order":
             good = value in ("RGB", "BGR")
         if not good:
-            raise UserError(f"{where}: its metadata says {key} = {value!r}; convert the file again")
+            raise UserError(f"{where}: its metadata says {key} = {shown(repr(value))}; convert the file again")
 
 
 def same(a: Any, b: Any) -> bool:

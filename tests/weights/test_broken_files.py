@@ -310,6 +310,16 @@ FILES: dict[str, tuple[str, Callable, str]] = {
         lambda s, t: saved({"model": s, "metadata": {"cardinality": 32}}),
         "its metadata says cardinality 32, its tensors 8; convert it again",
     ),
+    "endless metadata": (
+        ".pth",
+        lambda s, t: saved({"model": s, "metadata": {"class_names": "x" * 9999}}),
+        "its metadata says class_names = 'xxxx…; convert the file again",
+    ),
+    "mean without end": (
+        ".pth",
+        lambda s, t: saved({"model": s, "metadata": {"pixel_mean": [float("nan")] * 3, "pixel_std": [1.0] * 3}}),
+        "its metadata says pixel_mean = [nan, nan, nan]; convert the file again",
+    ),
     "foreign metadata": (
         ".pth",
         lambda s, t: saved({"model": s, "metadata": [1]}),
