@@ -65,6 +65,8 @@ def _shortage(error: BaseException, text: str) -> str:
     memory, files, shared, threads = _SHORTAGES
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return memory
+    if isinstance(error, SystemError) and "_find_and_load" in text:  # Python's own, of an import that finds no memory
+        return memory
     if isinstance(error, OSError) and error.errno is not None:  # its text may hold any path
         numbers = {errno.ENOMEM: memory, errno.EMFILE: files, errno.ENFILE: files, errno.EAGAIN: threads}
         if error.errno in FULL and ("/torch_" in text or _makes_a_semaphore(error)):

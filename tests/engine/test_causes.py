@@ -55,6 +55,7 @@ def test_too_little_memory_is_reported_without_a_traceback(size):
     ("error", "line"),
     [
         (MemoryError(), "out of memory"),
+        (SystemError("<function _find_and_load at 0x7f> returned NULL without setting an exception"), "out of memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "out of memory"),
         (RuntimeError("could not create a primitive"), "out of memory"),
         (ImportError("libx.so: failed to map segment from shared object"), "out of memory"),
