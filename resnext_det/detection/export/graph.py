@@ -8,6 +8,7 @@ of detections is fixed and padded, so every shape but the image's is known befor
 from __future__ import annotations
 
 import copy
+import io
 import os
 
 import torch
@@ -17,7 +18,7 @@ from detectron2.modeling import GeneralizedRCNN
 from torch import Tensor, nn
 
 from ...errors import UserError
-from ...files import atomic_path
+from ...files import atomic_path, atomic_write
 from ...inference.folding import fold_norm
 from ...resnext import ConvNorm
 from ..c4_head import ResNeXtC4ROIHeads
@@ -315,5 +316,7 @@ def export_onnx(program: torch.export.ExportedProgram, path: str | os.PathLike) 
 
 def save_program(program: torch.export.ExportedProgram, path: str | os.PathLike) -> None:
     """Write the program for ``torch.export.load``, which needs ``import torchvision`` before it (for NMS)."""
-    with atomic_path(path) as unfinished:
-        torch.export.save(program, os.fspath(unfinished))
+    data = io.BytesIO()  # torch's own writer does not say that a disk is full
+    torch.export.save(program, data)
+    with atomic_write(path, "wb") as file:
+        file.write(data.getbuffer())
