@@ -91,7 +91,7 @@ def evaluate_model(
     return results if comm.is_main_process() else {}
 
 
-def check_metric(name: str, class_names: Sequence[str], max_detections: Sequence[int], *, proposals: bool) -> None:
+def check_metric(name: str, class_names: Sequence[str], max_detections: int, *, proposals: bool) -> None:
     """Hold TEST.BEST_METRIC against the numbers that an evaluation gives, before hours of training.
 
     Raises:
