@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import re
@@ -174,3 +175,26 @@ def test_the_site_has_every_page_and_module(tmp_path: Path) -> None:
     assert len(pages) > 12 and all((site / page).is_file() for page in pages)
     reference = "".join(page.read_text("utf-8") for page in (site / "build/api").glob("*.html"))
     assert not [name for name in modules() if f'id="module-{name}"' not in reference]
+
+
+CONFIG_EDGE = """
+auto/timing.py classification/config.py classification/initial_weights.py classification/replay.py
+classification/solver.py classification/train.py detection/backbone.py detection/c4_head.py detection/channels.py
+detection/class_count.py detection/config.py detection/config_check.py detection/data/augmentation.py
+detection/data/checked_sets.py detection/data/inspection.py detection/data/loaders.py detection/data/mapper.py
+detection/dump_proposals.py detection/evaluate.py detection/export/artifact.py detection/initial_weights.py
+detection/prediction/command.py detection/prediction/detector.py detection/replay.py detection/solver.py
+detection/stock_keys.py detection/train.py detection/tuning.py engine/config.py engine/launch.py
+"""
+"""The files where a parameter may be ``cfg``; :mod:`resnext_det.commands` too. The list may only shrink."""
+
+
+def test_a_config_is_a_parameter_at_the_edge_alone() -> None:
+    found = []
+    for path in (ROOT / "resnext_det").rglob("*.py"):
+        nodes = [node for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.arguments)]
+        taken = [a for n in nodes for a in (*n.posonlyargs, *n.args, *n.kwonlyargs)]
+        found += [path.relative_to(ROOT / "resnext_det").as_posix() for a in taken if a.arg == "cfg"]
+    found = [file for file in found if not file.startswith("commands/")]
+    assert set(found) == set(CONFIG_EDGE.split())
+    assert len(found) <= 120, "more functions take a config than before: give them the values that they read"

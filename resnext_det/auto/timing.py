@@ -96,7 +96,8 @@ def _measure(cfg: CfgNode, read: Reader) -> Measured:
     with suppress(_Enough):
         trainer.train(0, WARM_UP + STEPS)
     trainer.release()
-    inference, seconds = for_inference(cfg, model.eval(), lambda: ()), []
+    keys, seconds = cfg.MODEL.RESNEXT, []
+    inference = for_inference(model.eval(), keys.INFERENCE_DTYPE, keys.INFERENCE_BACKEND)
     with torch.no_grad():
         for batch in itertools.islice(test_loader_from_config(cfg, cfg.DATASETS.TEST[0]), IMAGES):
             start = time.perf_counter()

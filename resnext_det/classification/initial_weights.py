@@ -59,9 +59,9 @@ def metadata(cfg: CfgNode, model: Classifier, classes: Sequence[str]) -> Metadat
 
 
 def check_against_config(
-    cfg: CfgNode, model: Classifier, found: Mapping[str, Any], where: str, classes: Sequence[str] = ()
+    own: Mapping[str, Any], found: Mapping[str, Any], where: str, classes: Sequence[str] = ()
 ) -> None:
-    """Compare what a file says of itself with the config of this run.
+    """Compare what a file says of itself with ``own``, the :func:`metadata` of this run.
 
     Args:
         classes: of the data; where they are given, the file's are to be the same, in the same order.
@@ -69,7 +69,7 @@ def check_against_config(
     Raises:
         UserError: they contradict each other; the message holds the settings that fix it.
     """
-    check_metadata(_in_config_terms(found), _in_config_terms(metadata(cfg, model, ())), where, CONFIG_KEYS)
+    check_metadata(_in_config_terms(found), _in_config_terms(own), where, CONFIG_KEYS)
     theirs = _classes(found)
     if classes and theirs and theirs != list(classes):
         match_classes(theirs, classes, model=where, source="the training set")
@@ -85,36 +85,38 @@ def _classes(found: Mapping[str, Any]) -> list[str]:
 
 
 def load_initial_weights(
-    cfg: CfgNode,
     model: Classifier,
     checkpoint: Checkpoint,
+    own: Mapping[str, Any],
     *,
-    allow_new_head: bool = True,
+    allow_missing: Sequence[str] = (),
+    new_head: bool | None = None,
     classes: Sequence[str] = (),
 ) -> None:
     """Load a checkpoint strictly into ``model`` and log where each part went.
 
     Args:
-        allow_new_head: an ``fc`` for other classes may start anew, and with MODEL.FREEZE_TRUNK it does; False to
-            evaluate.
+        own: as :func:`check_against_config`.
+        allow_missing: MODEL.ALLOW_MISSING.
+        new_head: True: ``fc`` starts anew, also for the same classes; None: for other ones; False, to evaluate: never.
         classes: of the model; those that the file knows too get their rows of ``fc``, whatever their place.
 
     Raises:
         UserError: the checkpoint does not fit, or contradicts the config.
     """
     where = str(checkpoint)
-    check_against_config(cfg, model, checkpoint.metadata, where)
-    known, allowed = _classes(checkpoint.metadata), tuple(cfg.MODEL.ALLOW_MISSING)
-    if cfg.MODEL.FREEZE_TRUNK and allow_new_head:  # also where the classes are the same: it is what the probe trains
-        allowed = (*allowed, "fc")
+    check_against_config(own, checkpoint.metadata, where)
+    known = _classes(checkpoint.metadata)
+    if new_head:
+        allow_missing = (*allow_missing, "fc")
         checkpoint = replace(checkpoint, tensors={n: t for n, t in checkpoint.tensors.items() if part_of(n) != "fc"})
     elif classes and known and known != list(classes):
         matched = rows_by_name(model.state_dict(), checkpoint.tensors, classes, known)
         if matched is not None:
             logger.warning(f"{where}: {matched}")
             checkpoint = replace(checkpoint, tensors=matched.tensors)
-    report = load_strictly(model, checkpoint, allow_missing=allowed)
-    if "fc" in report.new and not allow_new_head:
+    report = load_strictly(model, checkpoint, allow_missing=tuple(allow_missing))
+    if "fc" in report.new and new_head is False:
         theirs = checkpoint.tensors.get("fc.bias", ())
         raise UserError(
             f"{where}: has {len(theirs)} classes and not the {model.fc.out_features} of this evaluation; "

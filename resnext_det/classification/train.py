@@ -284,10 +284,11 @@ def evaluate_only(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
     names = checkpoint.metadata.get("class_names") if "source" not in checkpoint.metadata else None
     classes = names or open_images(cfg.DATASETS.TRAIN).classes
     model = build_classifier(cfg, len(classes))
-    load_initial_weights(cfg, model, checkpoint, allow_new_head=False)
+    own, missing = metadata(cfg, model, classes), cfg.MODEL.ALLOW_MISSING
+    load_initial_weights(model, checkpoint, own, allow_missing=missing, new_head=False)
     normalize = Normalize(cfg.INPUT.MEAN, cfg.INPUT.STD).to(cfg.MODEL.DEVICE)
     results = run_evaluation(cfg, model, normalize, classes)
-    return _report(cfg, model, results | run_knn(cfg, model, normalize, classes))
+    return _report(cfg.OUTPUT_DIR, model, results | run_knn(cfg, model, normalize, classes))
 
 
 def train(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, float]:
@@ -321,6 +322,7 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
     )
     training_model = build_training_model(cfg, len(image_set.classes))
     model, normalize = training_model.classifier, training_model.normalize
+    own = metadata(cfg, model, image_set.classes)
     optimizer = build_optimizer(cfg, model, plan.lr)
     run = Run(
         model,
@@ -328,7 +330,7 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
         build_scheduler(cfg, optimizer, plan),
         losses=training_model,
         folder=cfg.OUTPUT_DIR,
-        metadata={**metadata(cfg, model, image_set.classes), SET_SIZE: len(image_set)},
+        metadata={**own, SET_SIZE: len(image_set)},
         iterations=plan.iterations,
         seed=seed,
         given_seed=cfg.SEED >= 0,
@@ -358,17 +360,19 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
         if cfg.MODEL.WEIGHTS:
             branch = cfg.MODEL.WEIGHTS_BRANCH
             found = read_checkpoint(cfg.MODEL.WEIGHTS, trust_pickle=options.trust_pickle, branch=branch)
-            load_initial_weights(cfg, model, found, classes=image_set.classes)
+            new_head = True if cfg.MODEL.FREEZE_TRUNK else None  # it is what the probe trains
+            missing = cfg.MODEL.ALLOW_MISSING
+            load_initial_weights(model, found, own, allow_missing=missing, new_head=new_head, classes=image_set.classes)
 
     start = run.begin(
         resume=options.resume,
-        check=partial(check_against_config, cfg, model, classes=image_set.classes),
+        check=partial(check_against_config, own, classes=image_set.classes),
         load_initial_weights=load,
     )
     place = {"rank": comm.get_rank(), "world_size": processes}
     data = training_loader(cfg, image_set, plan.batch_size, run.trainer.seed, start, **place)
     results = run.train(data, start) | run_knn(cfg, run.evaluated, normalize, image_set.classes)
-    return _report(cfg, model, {key: value for key, value in results.items() if key != "epoch"})
+    return _report(cfg.OUTPUT_DIR, model, {key: value for key, value in results.items() if key != "epoch"})
 
 
 def training_loader(
@@ -406,9 +410,9 @@ def _training_transform(cfg: CfgNode) -> ImageNetTraining | CifarTraining:
     )
 
 
-def _report(cfg: CfgNode, model: Classifier, results: dict[str, float]) -> dict[str, float]:
+def _report(folder: str, model: Classifier, results: dict[str, float]) -> dict[str, float]:
     logger.info("top-1 error %.2f%%, top-5 error %.2f%%", results["top1_error"], results["top5_error"])
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    path = os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE)
+    path = os.path.join(folder, RESULTS_FILE)
     decided_by_main(lambda: write_json(path, {**results, "parameters": parameters}))
     return results

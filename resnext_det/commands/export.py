@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         logger.info("wrote %s", file)
     agreement = {}
     for file in files if inputs else ():
-        agreement[file.name] = check(cfg, model, runner(file), inputs)
+        agreement[file.name] = check(about, model, runner(file), inputs)
         print(table(agreement[file.name]))
     write_about(
         folder, about,

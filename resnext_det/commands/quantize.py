@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = load_initial_weights(cfg, model, allow_new_heads=False, read=read)
     in_onnx = args.format == "onnx"
     about = about_of(cfg, found, ONNX if in_onnx else OPENVINO, "int8")
-    about.calibration, examples = calibration_of(cfg, paths)
+    about.calibration, examples = calibration_of(about, paths, cfg.DATASETS.MAX_MEGAPIXELS)
     with tempfile.TemporaryDirectory() as scratch:
         core = Path(scratch, "core.onnx")
         export_onnx(export_program(model), core)

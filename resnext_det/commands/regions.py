@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = config_of_arguments(args, read)
     files = [path for path in find_inputs(args.input) if not is_video(path)]
     allowed(len(files), args.risk, args.confidence)  # too few images are known before the work
-    rgb_only(cfg, "regions")
+    rgb_only(cfg.INPUT.CHANNELS, "regions")
     predictor, _, _ = load_predictor(cfg, read)
     limit = cfg.DATASETS.MAX_MEGAPIXELS
     found = [predictor.regions_needed(read_rgb(path, max_megapixels=limit)) for path in files]

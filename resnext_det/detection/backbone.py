@@ -96,7 +96,7 @@ def stage_arguments(cfg) -> dict:
         "width": keys.WIDTH_PER_GROUP,
         "res2_out_channels": keys.RES2_OUT_CHANNELS,
         "stride_in_1x1": keys.STRIDE_IN_1X1,
-        "kind": _kind(cfg),
+        "kind": cfg.MODEL.RESNEXT.KIND if "RESNEXT" in cfg.MODEL else "plain",
         "norm": norm_factory(keys.NORM, keys.NORM_EPS if "NORM_EPS" in keys else 1e-5),
     }
 
@@ -117,10 +117,6 @@ def make_res5(cfg) -> nn.Sequential:
         stage.add_module("norm", arguments["norm"](stage[-1].out_channels))
     _use_grouped_conv(stage, cfg)
     return stage
-
-
-def _kind(cfg) -> str:
-    return cfg.MODEL.RESNEXT.KIND if "RESNEXT" in cfg.MODEL else "plain"
 
 
 def _use_grouped_conv(module: nn.Module, cfg) -> None:
@@ -147,7 +143,7 @@ def build_resnext_backbone(cfg, input_shape: ShapeSpec) -> ResNeXtBackbone:
         raise UserError(f"MODEL.RESNETS.OUT_FEATURES is {shown(out_features)}: choose from {', '.join(names)}")
     needed = max(names.index(name) for name in out_features)
     arguments = stage_arguments(cfg)
-    stem = make_stem(_kind(cfg), input_shape.channels, keys.STEM_OUT_CHANNELS, arguments["norm"])
+    stem = make_stem(arguments["kind"], input_shape.channels, keys.STEM_OUT_CHANNELS, arguments["norm"])
     stages = make_stages(
         blocks_per_stage(keys.DEPTH)[:needed],
         keys.STEM_OUT_CHANNELS,

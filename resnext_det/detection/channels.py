@@ -25,12 +25,10 @@ STEMS = ("mean", "repeat")
 _STEM = ("stem.conv1.weight", "stem.conv1.0.weight")
 
 
-def rgb_only(cfg: CfgNode, what: str) -> None:
+def rgb_only(channels: int, what: str) -> None:
     """Raises UserError for a detector of other channels; ``what`` is for RGB alone."""
-    if cfg.INPUT.CHANNELS != 3:
-        raise UserError(
-            f"INPUT.CHANNELS {cfg.INPUT.CHANNELS}: {what} is for RGB; train_net --eval-only evaluates this detector"
-        )
+    if channels != 3:
+        raise UserError(f"INPUT.CHANNELS {channels}: {what} is for RGB; train_net --eval-only evaluates this detector")
 
 
 def with_statistics(cfg: CfgNode, found: Mapping[str, Any], dicts: Sequence[Mapping[str, Any]] = ()) -> CfgNode:

@@ -41,7 +41,7 @@ def check_config(cfg: CfgNode, *, eval_only: bool, resume: bool = False, given: 
     check_tracker(cfg.TRACKER)
     idle = check_stock_keys(cfg, given)
     _check_precise_bn(cfg)
-    check_sampler(cfg)
+    check_sampler(cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD)
     _typed("INPUT.CROP, INPUT.SCALE_JITTER, INPUT.COLOR", check_augmentation, cfg)
     _check_channels(cfg)
     _typed("MODEL.ROI_HEADS.CLASS_WEIGHTS", _check_class_weights, cfg)
@@ -131,7 +131,7 @@ def _check_channels(cfg: CfgNode) -> None:
     if cfg.INPUT.COLOR.SATURATION:
         raise UserError("INPUT.COLOR.SATURATION: is of RGB images; set it to 0 with INPUT.CHANNELS other than 3")
     if cfg.TEST.TILE:
-        rgb_only(cfg, "TEST.TILE")
+        rgb_only(cfg.INPUT.CHANNELS, "TEST.TILE")
 
 
 def _check_class_weights(cfg: CfgNode) -> None:

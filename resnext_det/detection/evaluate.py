@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,9 @@ def evaluate_model(
         ``{"bbox": {"AP": ..., "AP50": ...}}`` in percent, by set where there are several; empty on other processes
         than the first.
     """
-    model = for_inference(cfg, model, lambda: calibration_inputs(cfg, sets=sets))
+    keys = cfg.MODEL.RESNEXT
+    calibration = partial(calibration_inputs, cfg, sets=sets)
+    model = for_inference(model, keys.INFERENCE_DTYPE, keys.INFERENCE_BACKEND, calibration)
     class_names = class_names if class_count_from_config(cfg) is not None else ()
     sets = in_order_of_model(sets or {}, class_names)
     evaluated = with_test_time_augmentation(cfg, model) if cfg.TEST.AUG.ENABLED else model
@@ -84,22 +87,21 @@ def evaluate_model(
             _check_order(name, class_names)
         results[name] = inference_on_dataset(evaluated, loader, evaluator)
         tables[name] = getattr(evaluator, "tables", {})
-    results = decided_by_main(lambda: _save(cfg, results, tables))
+    results = decided_by_main(lambda: _save(cfg.OUTPUT_DIR, results, tables))
     return results if comm.is_main_process() else {}
 
 
-def check_metric(cfg: CfgNode, class_names: Sequence[str]) -> None:
+def check_metric(name: str, class_names: Sequence[str], max_detections: int, *, proposals: bool) -> None:
     """Hold TEST.BEST_METRIC against the numbers that an evaluation gives, before hours of training.
 
     Raises:
         UserError: another name; those of the model are listed.
     """
-    name, proposals = cfg.TEST.BEST_METRIC, cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
     if not name or proposals and name == "AP":  # the default
         return
-    known = metric_names(() if proposals else class_names, cfg.TEST.MAX_DETECTIONS, proposals=proposals)
+    known = metric_names(() if proposals else class_names, max_detections, proposals=proposals)
     if name not in known and (class_names or not name.startswith(("AP-", "AP50-", "F1-"))):
-        general = metric_names((), cfg.TEST.MAX_DETECTIONS, proposals=proposals)
+        general = metric_names((), max_detections, proposals=proposals)
         raise UserError(
             f"TEST.BEST_METRIC {name!r}: choose from {listed(general, 20)}"
             f"{'' if proposals else ', AP-CLASS, AP50-CLASS, F1-CLASS'}, or empty for none{nearest(name, known)}"
@@ -178,7 +180,7 @@ def thresholds_of(results: Mapping[str, Any], class_names: Sequence[str]) -> dic
     return {"thresholds": [boxes["threshold"] if math.isnan(value) else value for value in best]}
 
 
-def _save(cfg: CfgNode, results: dict[str, dict], tables: dict[str, dict]) -> dict[str, dict]:
+def _save(folder: str, results: dict[str, dict], tables: dict[str, dict]) -> dict[str, dict]:
     """Log the sets' numbers and write RESULTS_FILE, the tables by threshold too; returns the numbers."""
     for name, found in results.items():
         for task in sorted(found):
@@ -188,7 +190,7 @@ def _save(cfg: CfgNode, results: dict[str, dict], tables: dict[str, dict]) -> di
     }
     if len(results) == 1:
         ((results,), (written,)) = results.values(), written.values()
-    path = os.path.join(cfg.OUTPUT_DIR, RESULTS_FILE)
+    path = os.path.join(folder, RESULTS_FILE)
     write_json(path, written)
     logger.info("all numbers are in %s", path)
     return results
@@ -231,7 +233,7 @@ def with_tiles(cfg: CfgNode, model: nn.Module) -> tuple[CfgNode, nn.Module]:
     cfg.defrost()
     cfg.INPUT.MIN_SIZE_TEST = 0
     cfg.freeze()
-    return cfg, OfPixels(tiled(cfg, predictor), cfg.INPUT.FORMAT)
+    return cfg, OfPixels(tiled(predictor, cfg.TEST.TILE, cfg.TEST.TILE_OVERLAP), cfg.INPUT.FORMAT)
 
 
 class OfPixels(nn.Module):
@@ -273,7 +275,7 @@ def validation_loss(cfg: CfgNode, model: nn.Module, *, sets: Mapping[str, Datase
         follow_links=cfg.DATASETS.FOLLOW_LINKS,
     )
     mapper = mapper_from_config(cfg, is_train=True, augmentations=build_augmentation(cfg, is_train=False))
-    loader = one_by_one(cfg, dicts, mapper)
+    loader = one_by_one(dicts, mapper, cfg.DATALOADER.NUM_WORKERS)
     parts = comm.gather(_summed_losses(model, loader))
     images = sum(number for number, _ in parts)
     names = dict.fromkeys(name for _, sums in parts for name in sums)  # a process without images has none

@@ -12,6 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from torch import Tensor, nn
 
+from ..annotations.check import ClassCount
 from ..annotations.classes import match_classes
 from ..annotations.dataset import Dataset
 from ..errors import UserError, listed
@@ -157,12 +158,12 @@ def load_initial_weights(
             checkpoint = adapted_stem(checkpoint, cfg.INPUT.CHANNELS, cfg.INPUT.STEM)
         check_against_config(cfg, checkpoint.metadata, cfg.MODEL.WEIGHTS)
         if class_names and class_count_from_config(cfg) is not None:
-            checkpoint = _by_class_name(cfg, model, checkpoint, class_names)
+            checkpoint = _by_class_name(cfg.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS_CLASSES, model, checkpoint, class_names)
         report = load_strictly(model, checkpoint, allow_missing=cfg.MODEL.ALLOW_MISSING)
         allowed = {*cfg.MODEL.ALLOW_MISSING, *(part_of(f"{entry}.") for entry in cfg.MODEL.ALLOW_MISSING)}
         new = [part for part in report.new if part not in allowed]
         if new and not allow_new_heads:
-            _check_number_of_classes(cfg, checkpoint.tensors)
+            _check_number_of_classes(cfg.MODEL.WEIGHTS, class_count_from_config(cfg), checkpoint.tensors)
             raise UserError(f"{cfg.MODEL.WEIGHTS}: has no weights for {', '.join(new)}; give a detector of this config")
         logger.info("%s: %s", checkpoint, report)
         metadata = checkpoint.metadata
@@ -172,10 +173,11 @@ def load_initial_weights(
     return metadata
 
 
-def _by_class_name(cfg: CfgNode, model: nn.Module, checkpoint: Checkpoint, names: Sequence[str]) -> Checkpoint:
+def _by_class_name(
+    where: str, given: Sequence[str], model: nn.Module, checkpoint: Checkpoint, names: Sequence[str]
+) -> Checkpoint:
     """The weights with the rows of their last layers where ``names`` has these classes; what changed is logged."""
-    where, given = cfg.MODEL.WEIGHTS, list(cfg.MODEL.WEIGHTS_CLASSES)
-    known, own = given or detector_names(checkpoint.metadata), model.state_dict()
+    known, own = list(given) or detector_names(checkpoint.metadata), model.state_dict()
     matched = rows_by_name(own, checkpoint.tensors, names, known) if known else None
     if matched is None:
         if given:
@@ -194,12 +196,11 @@ def _by_class_name(cfg: CfgNode, model: nn.Module, checkpoint: Checkpoint, names
     return replace(checkpoint, tensors=matched.tensors)
 
 
-def _check_number_of_classes(cfg: CfgNode, tensors: Mapping[str, Tensor]) -> None:
+def _check_number_of_classes(where: str, count: ClassCount | None, tensors: Mapping[str, Tensor]) -> None:
     """Raises UserError where a trained Faster R-CNN has another number of classes than the config."""
     rows = tensors.get("roi_heads.box_predictor.cls_score.weight")
-    count = class_count_from_config(cfg)
     if rows is not None and count is not None and len(rows) != count.number + 1:
         raise UserError(
-            f"{cfg.MODEL.WEIGHTS}: a detector of {len(rows) - 1} classes, and {count.key} is {count.number}; set "
+            f"{where}: a detector of {len(rows) - 1} classes, and {count.key} is {count.number}; set "
             f"{count.key} {len(rows) - 1}, or give the config of its training, --config-file OUTPUT_DIR/config.yaml"
         )

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from detectron2.config import CfgNode
 from torch import Tensor, nn
 
 from ..errors import UserError
@@ -26,27 +25,23 @@ REGIONS_AT_ONCE = 25
 """That OpenVINO computes: the usual numbers of proposals, 1000, 300 and 100, are multiples of it."""
 
 
-def for_inference(cfg: CfgNode, model: nn.Module, calibration: Callable[[], Iterable[list[dict]]] = tuple) -> nn.Module:
-    """The model that evaluation and prediction run: ``MODEL.RESNEXT.INFERENCE_DTYPE`` says in which precision.
-
-    "off" gives ``model`` itself, all others an optimized copy. ``model`` stays as it is, so training does not notice.
+def for_inference(
+    model: nn.Module, dtype: str, backend: str = "auto", calibration: Callable[[], Iterable[list[dict]]] = tuple
+) -> nn.Module:
+    """The model that evaluation and prediction run.
 
     Args:
+        model: stays as it is, so training does not notice.
+        dtype: MODEL.RESNEXT.INFERENCE_DTYPE; "off" gives ``model`` itself, all others an optimized copy.
+        backend: MODEL.RESNEXT.INFERENCE_BACKEND.
         calibration: gives the inputs on which int8 measures its ranges; called for int8 only.
     """
-    if "RESNEXT" not in cfg.MODEL:
-        return model
-    keys = cfg.MODEL.RESNEXT
-    for key, value, values in (
-        ("INFERENCE_DTYPE", keys.INFERENCE_DTYPE, CHOICES),
-        ("INFERENCE_BACKEND", keys.INFERENCE_BACKEND, BACKENDS),
-    ):
+    for key, value, values in (("INFERENCE_DTYPE", dtype, CHOICES), ("INFERENCE_BACKEND", backend, BACKENDS)):
         if value not in values:
             raise UserError(f"MODEL.RESNEXT.{key} is {value!r}: choose from {', '.join(values)}")
-    if keys.INFERENCE_DTYPE == "off":
+    if dtype == "off":
         return model
-    examples = calibration() if keys.INFERENCE_DTYPE == "int8" else None
-    return optimize_for_inference(model, keys.INFERENCE_DTYPE, backend=keys.INFERENCE_BACKEND, calibration=examples)
+    return optimize_for_inference(model, dtype, backend=backend, calibration=calibration() if dtype == "int8" else None)
 
 
 def optimize_for_inference(

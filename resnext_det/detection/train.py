@@ -78,7 +78,7 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
     newest, data = RunCheckpointer(nn.Module(), cfg.OUTPUT_DIR, {}).newest_whole() if options.resume else (None, None)
     cfg, found = _preset(cfg, read, newest), {} if data is None else data.get("metadata", {})
     del data  # its tensors
-    _log_run(cfg)
+    _log_run(cfg.MODEL.DEVICE)
     sets = check_sets_from_config(cfg, training=not options.eval_only)
     if options.eval_only and not options.resume and is_artifact(cfg.MODEL.WEIGHTS):
         predictor = ArtifactPredictor(cfg.MODEL.WEIGHTS)
@@ -91,8 +91,8 @@ def run(cfg: CfgNode, options: RunOptions = NEW_RUN) -> dict[str, dict]:
         model = build_model(cfg)
         names = load_to_evaluate(cfg, model, newest=options.resume, read=read)
         return evaluate_model(cfg, model, sets=sets, class_names=names)
-    if newest is not None:
-        sets = _in_saved_order(cfg, sets, found, newest)
+    if newest is not None and class_count_from_config(cfg) is not None:
+        sets = _in_saved_order(sets, found, newest)
     with locked(cfg.OUTPUT_DIR):
         return _train(cfg, options, sets, found, read)
 
@@ -110,12 +110,8 @@ def _preset(cfg: CfgNode, read: Reader, newest: Path | None) -> CfgNode:
     return cfg
 
 
-def _in_saved_order(
-    cfg: CfgNode, sets: dict[str, Dataset], found: Mapping[str, Any], where: Path
-) -> dict[str, Dataset]:
+def _in_saved_order(sets: dict[str, Dataset], found: Mapping[str, Any], where: Path) -> dict[str, Dataset]:
     """The sets with their classes in the order of the checkpoint that the run resumes."""
-    if class_count_from_config(cfg) is None:
-        return sets
     try:
         return in_order_of_model(sets, detector_names(found), model=str(where))
     except UserError as error:
@@ -124,13 +120,9 @@ def _in_saved_order(
         ) from None
 
 
-def _log_run(cfg: CfgNode) -> None:
-    devices = (
-        torch.cuda.get_device_name() if cfg.MODEL.DEVICE.startswith("cuda") else f"{torch.get_num_threads()} threads"
-    )
-    logger.info(
-        "torch %s on %s (%s), %d processes", torch.__version__, cfg.MODEL.DEVICE, devices, comm.get_world_size()
-    )
+def _log_run(device: str) -> None:
+    devices = torch.cuda.get_device_name() if device.startswith("cuda") else f"{torch.get_num_threads()} threads"
+    logger.info("torch %s on %s (%s), %d processes", torch.__version__, device, devices, comm.get_world_size())
 
 
 def load_to_evaluate(cfg: CfgNode, model: nn.Module, *, newest: bool, read: Reader = read_checkpoint) -> list[str]:
@@ -183,7 +175,8 @@ def _train(
     seed_everything((seed,))  # of the weights that start anew
     names = class_names_of(cfg, sets)
     if cfg.DATASETS.TEST:
-        check_metric(cfg, names)
+        proposals = cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork"
+        check_metric(cfg.TEST.BEST_METRIC, names, cfg.TEST.MAX_DETECTIONS, proposals=proposals)
     model = build_model(cfg)
     try:
         optimizer = build_optimizer(cfg, model)

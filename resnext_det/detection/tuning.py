@@ -191,7 +191,7 @@ class Loader:
         if choice.dtype != "int8":
             return optimize_for_inference(model, choice.dtype, backend=choice.backend)
         self.about = about_of(cfg, found, OPENVINO, "int8")
-        self.about.calibration, examples = calibration_of(cfg, self._calibration)
+        self.about.calibration, examples = calibration_of(self.about, self._calibration, cfg.DATASETS.MAX_MEGAPIXELS)
         with tempfile.TemporaryDirectory() as scratch:
             core = Path(scratch, "core.onnx")
             export_onnx(export_program(model), core)

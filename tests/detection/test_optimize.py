@@ -202,27 +202,19 @@ def test_norms_that_are_not_constant_stay_and_half_precision_says_so(caplog):
 
 def test_the_key_chooses_and_the_model_stays_as_it_is():
     model = detector().train()
-    cfg = small_config()
-    assert for_inference(cfg, model) is model  # a stock config, without our keys
-    add_resnext_config(cfg)
-    cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "off"
-    assert for_inference(cfg, model) is model
-    cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "fp32"
-    copy = for_inference(cfg, model)
+    assert for_inference(model, "off") is model
+    copy = for_inference(model, "fp32")
     assert copy is not model and isinstance(copy.roi_heads.res5[0], FusedSplit) and not copy.training
     assert model.training
     assert all(p.requires_grad for p in model.roi_heads.parameters())
     assert isinstance(model.roi_heads, ResNeXtC4ROIHeads) and type(model.roi_heads.res5[0]).__name__ == "Bottleneck"
-    cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "int8"
     asked = []
-    copy = for_inference(cfg, model, lambda: asked.append(1) or [IMAGES])
+    copy = for_inference(model, "int8", calibration=lambda: asked.append(1) or [IMAGES])
     assert asked and isinstance(copy.roi_heads.res5[0], OpenVINOSplit)
-    cfg.MODEL.RESNEXT.INFERENCE_BACKEND = "tensorrt"
     with pytest.raises(UserError, match="INFERENCE_BACKEND is 'tensorrt': choose from auto, torch, openvino"):
-        for_inference(cfg, model)
-    cfg.MODEL.RESNEXT.INFERENCE_DTYPE = "fp8"
+        for_inference(model, "int8", "tensorrt")
     with pytest.raises(UserError, match="INFERENCE_DTYPE is 'fp8': choose from auto, fp32, bf16, fp16, int8, off"):
-        for_inference(cfg, model)
+        for_inference(model, "fp8")
 
 
 def test_unknown_dtype():

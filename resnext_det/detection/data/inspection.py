@@ -60,7 +60,7 @@ def inspect_sets(
         checked = inspect_document(document, file, images, needed)
         if checked.categories is not None:
             first = first or checked.categories.names
-            _compare_with_weights(cfg, checked, names, number)
+            _compare_with_weights(checked, names, number)
         yield name, checked
 
 
@@ -74,7 +74,7 @@ def _classes_of_weights(cfg: CfgNode, trust_pickle: bool) -> tuple[list[str], in
     return list(found.metadata.get("class_names", ())), len(found.tensors[_SCORES]) - 1
 
 
-def _compare_with_weights(cfg: CfgNode, checked: CheckedDataset, names: Sequence[str], number: int | None) -> None:
+def _compare_with_weights(checked: CheckedDataset, names: Sequence[str], number: int | None) -> None:
     own, add = checked.categories.names, checked.findings.add
     then = "a training starts the heads of the boxes anew, an evaluation is refused"
     if number is not None and (number != len(own) or names and set(names) != set(own)):

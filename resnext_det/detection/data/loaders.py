@@ -353,21 +353,20 @@ def train_loader_from_config(
     )
 
 
-def check_sampler(cfg) -> None:
+def check_sampler(name: str, threshold: float) -> None:
     """Hold DATALOADER.SAMPLER_TRAIN against what can be resumed.
 
     Raises:
         UserError: a sampler that does not resume at the very next batch; a threshold that repeats nothing.
     """
-    name = cfg.DATALOADER.SAMPLER_TRAIN
     if name not in SAMPLERS:
         raise UserError(
             f"DATALOADER.SAMPLER_TRAIN is {name}: choose from {', '.join(SAMPLERS)}, which resume at the very next "
             "batch"
         )
-    if name == SAMPLERS[1] and not cfg.DATALOADER.REPEAT_THRESHOLD > 0:
+    if name == SAMPLERS[1] and not threshold > 0:
         raise UserError(
-            f"DATALOADER.REPEAT_THRESHOLD {cfg.DATALOADER.REPEAT_THRESHOLD:g}: {name} repeats images of classes that "
+            f"DATALOADER.REPEAT_THRESHOLD {threshold:g}: {name} repeats images of classes that "
             "fewer than this part of the images have; give a part above 0, such as 0.001"
         )
 
@@ -378,17 +377,15 @@ def repeat_factors_from_config(cfg, dicts: Sequence[dict]) -> list[float] | None
     Raises:
         UserError: as :func:`check_sampler`.
     """
-    check_sampler(cfg)
-    name = cfg.DATALOADER.SAMPLER_TRAIN
+    name, threshold = cfg.DATALOADER.SAMPLER_TRAIN, cfg.DATALOADER.REPEAT_THRESHOLD
+    check_sampler(name, threshold)
     if name != SAMPLERS[1]:
         return None
     more = (
         {"sqrt": cfg.DATALOADER.REPEAT_SQRT} if "REPEAT_SQRT" in cfg.DATALOADER else {}
     )  # of detectron2's main branch
     known = [{"annotations": d.get("annotations", ())} for d in dicts]
-    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(
-        known, cfg.DATALOADER.REPEAT_THRESHOLD, **more
-    )
+    factors = RepeatFactorTrainingSampler.repeat_factors_from_category_frequency(known, threshold, **more)
     logger.info(
         "%s: %d of %d images repeat, up to %.1f times; a round that shows each is %d images",
         *(name, int((factors > 1).sum()), len(dicts), factors.max(), math.ceil(factors.sum())),
@@ -410,7 +407,7 @@ def test_loader_from_config(cfg, name: str, sets: Mapping[str, Dataset] | None =
         sets=sets,
         follow_links=cfg.DATASETS.FOLLOW_LINKS,
     )
-    return one_by_one(cfg, dicts, mapper_from_config(cfg, is_train=False))
+    return one_by_one(dicts, mapper_from_config(cfg, is_train=False), cfg.DATALOADER.NUM_WORKERS)
 
 
 def calibration_inputs(cfg, number: int = 16, sets: Mapping[str, Dataset] | None = None) -> Iterator[list[dict]]:
@@ -426,9 +423,9 @@ def calibration_inputs(cfg, number: int = 16, sets: Mapping[str, Dataset] | None
             yield [record]
 
 
-def one_by_one(cfg, dicts: Sequence[dict], mapper: CheckedDatasetMapper) -> Iterable[list[dict]]:
+def one_by_one(dicts: Sequence[dict], mapper: CheckedDatasetMapper, workers: int) -> Iterable[list[dict]]:
     """detectron2's test loader, whose workers live on while a signal stops the run."""
-    loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS)
+    loader = build_detection_test_loader(dicts, mapper=mapper, num_workers=workers)
     loader.worker_init_fn = begin_worker
     return loader
 

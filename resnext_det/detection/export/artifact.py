@@ -38,7 +38,7 @@ def about_of(cfg: CfgNode, found: Mapping[str, Any], graph: str, precision: str)
         found: the metadata of these weights.
         graph, precision: as :class:`~resnext_det.artifacts.about.About`.
     """
-    rgb_only(cfg, "an export")
+    rgb_only(cfg.INPUT.CHANNELS, "an export")
     category_ids, class_names = categories_of(cfg, found.get("class_names", ()))
     own = found.get("thresholds") or ()
     versions = {"resnext_det": resnext_det.__version__}
@@ -63,13 +63,15 @@ def about_of(cfg: CfgNode, found: Mapping[str, Any], graph: str, precision: str)
     )
 
 
-def calibration_of(cfg: CfgNode, images: Sequence[Path]) -> tuple[dict[str, str], list[list[np.ndarray]]]:
+def calibration_of(
+    about: About, images: Sequence[Path], max_megapixels: float
+) -> tuple[dict[str, str], list[list[np.ndarray]]]:
     """SHA-256 of each image, and the graph's inputs: ``images``, ``sizes``, ``original_sizes``."""
     inputs = []
     for path in images:
-        pixels = read_rgb(path, max_megapixels=cfg.DATASETS.MAX_MEGAPIXELS)
-        small = resized(pixels, cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        ordered = small[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else small
+        pixels = read_rgb(path, max_megapixels=max_megapixels)
+        small = resized(pixels, about.min_size, about.max_size)
+        ordered = small[:, :, ::-1] if about.channel_order == "BGR" else small
         image = np.ascontiguousarray(ordered.transpose(2, 0, 1)[None], dtype=np.float32)
         inputs.append([image, *(np.array([size[:2]], dtype=np.int64) for size in (small.shape, pixels.shape))])
     return {str(path): sha256(path) for path in images}, inputs

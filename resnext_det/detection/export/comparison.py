@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ...artifacts.about import ONNX
+from ...artifacts.about import ONNX, About
 from ...artifacts.running import ArtifactPredictor
 from ...errors import UserError
 from ...prediction.inputs import read_rgb
@@ -105,13 +105,13 @@ def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray], thresho
 
 
 @torch.no_grad()
-def check(cfg, model: nn.Module, run: Run, images: Sequence[Path]) -> list[Agreement]:
+def check(about: About, model: nn.Module, run: Run, images: Sequence[Path]) -> list[Agreement]:
     """Run both on every image, resized as in testing."""
-    resize = ResizeShortestEdge([cfg.INPUT.MIN_SIZE_TEST] * 2, cfg.INPUT.MAX_SIZE_TEST)
+    resize = ResizeShortestEdge([about.min_size] * 2, about.max_size)
     outcomes = []
     for path in images:
         pixels = read_rgb(path)
-        ordered = pixels[:, :, ::-1] if cfg.INPUT.FORMAT == "BGR" else pixels
+        ordered = pixels[:, :, ::-1] if about.channel_order == "BGR" else pixels
         image = resize.get_transform(ordered).apply_image(ordered).transpose(2, 0, 1)
         image = np.ascontiguousarray(image, dtype=np.float32)
         height, width = pixels.shape[:2]
@@ -120,7 +120,7 @@ def check(cfg, model: nn.Module, run: Run, images: Sequence[Path]) -> list[Agree
         (output,) = model([{"image": torch.from_numpy(image), "height": height, "width": width}])
         instances = output["instances"].to("cpu")
         expected = [part.numpy() for part in (instances.pred_boxes.tensor, instances.scores, instances.pred_classes)]
-        box, score, unmatched = compare(expected, found, cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST)
+        box, score, unmatched = compare(expected, found, about.model_threshold)
         counts = len(expected[0]), len(found[0])
         outcomes.append(Agreement(str(path), image.shape[1:], *counts, box, score, unmatched))
     return outcomes

@@ -58,7 +58,7 @@ def run(cfg: CfgNode, args: Namespace, read: ReadOnce | None = None) -> None:
             args.score_threshold, key, own, key, args.score_threshold,
         )  # fmt: skip
     summary = predict(
-        tiled(cfg, predictor), paths, folder,
+        tiled(predictor, cfg.TEST.TILE, cfg.TEST.TILE_OVERLAP), paths, folder,
         categories=[{"id": i, "name": name} for i, name in zip(category_ids, class_names, strict=True)],
         image_ids=image_ids, settings={"config": _applied(cfg), "weights_sha256": digest},
         batch_size=args.batch_size, score_threshold=threshold, broken=args.broken, channels=cfg.INPUT.CHANNELS,

@@ -108,9 +108,10 @@ class Predictor:
         with self._lock:
             return needed_objectness(self._model, self._inputs([image]), self.thresholds)
 
-    def optimize(self, cfg: CfgNode, examples: Callable[[], Iterable[np.ndarray]]) -> None:
-        """Make the model fast as MODEL.RESNEXT.INFERENCE_DTYPE says; int8 measures its ranges on RGB ``examples``."""
-        self._model = for_inference(cfg, self._model, lambda: (self._inputs([image]) for image in examples()))
+    def optimize(self, dtype: str, backend: str, examples: Callable[[], Iterable[np.ndarray]]) -> None:
+        """Put :func:`for_inference`'s model in the place of this; int8 measures its ranges on RGB ``examples``."""
+        inputs = lambda: (self._inputs([image]) for image in examples())  # noqa: E731
+        self._model = for_inference(self._model, dtype, backend, inputs)
 
     def _inputs(self, images: Sequence[np.ndarray]) -> list[dict]:
         inputs = []
@@ -157,13 +158,18 @@ def load_trained(
     predictor, ids, names = load_predictor(cfg, read, examples=lambda: (pixels_of(image, limit) for image in examples))
     threshold = predictor.thresholds if score_threshold is None else score_threshold
     return Detector(
-        tiled(cfg, predictor), names, ids, score_threshold=threshold, max_megapixels=limit, channels=channels
+        tiled(predictor, cfg.TEST.TILE, cfg.TEST.TILE_OVERLAP),
+        names,
+        ids,
+        score_threshold=threshold,
+        max_megapixels=limit,
+        channels=channels,
     )
 
 
-def tiled(cfg: CfgNode, predictor: Predictor) -> Detect:
-    """The predictor, or it on tiles, as TEST.TILE says."""
-    return Tiled(predictor, cfg.TEST.TILE, cfg.TEST.TILE_OVERLAP) if cfg.TEST.TILE else predictor
+def tiled(predictor: Predictor, side: int, overlap: float) -> Detect:
+    """The predictor, or where TEST.TILE gives a side, it on tiles."""
+    return Tiled(predictor, side, overlap) if side else predictor
 
 
 def weights_in(file_or_folder: str | os.PathLike) -> tuple[str, str]:
@@ -258,7 +264,7 @@ def load_predictor(
     if not cfg.MODEL.WEIGHTS:
         raise UserError("MODEL.WEIGHTS is empty: give the weights of a trained detector, --weights FILE")
     if cfg.MODEL.RESNEXT.INFERENCE_DTYPE == "int8":
-        rgb_only(cfg, "int8")
+        rgb_only(cfg.INPUT.CHANNELS, "int8")
     cfg = apply_preset(cfg, read)
     if cfg.INPUT.CHANNELS != 3:
         cfg = with_statistics(cfg, weights_of(cfg, read).metadata)
@@ -266,7 +272,8 @@ def load_predictor(
     found = load_initial_weights(cfg, model, allow_new_heads=False, read=read)
     sizes = {"min_size": cfg.INPUT.MIN_SIZE_TEST, "max_size": cfg.INPUT.MAX_SIZE_TEST}
     predictor = Predictor(model, **sizes, channel_order=cfg.INPUT.FORMAT, channels=cfg.INPUT.CHANNELS)
-    predictor.optimize(cfg, examples)
+    keys = cfg.MODEL.RESNEXT
+    predictor.optimize(keys.INFERENCE_DTYPE, keys.INFERENCE_BACKEND, examples)
     ids, names = categories_of(cfg, found.get("class_names", ()))
     own = found.get("thresholds") or []
     if len(own) == len(names):
