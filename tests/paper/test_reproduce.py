@@ -180,7 +180,6 @@ def test_narrow_networks_keep_equal_cost(tmp_path, coco_folder):
         (["--table", "8", "--data", "/nowhere", "--run"], "annotations/instances_train"),
         (["--table", "8", "--weights", "X50", "f", "--run"], "--weights: none for R50"),
         (["--table", "8", "--settings", "/none.yaml"], "/none.yaml: no such file"),
-        (["--table", "8", "--width", "0"], "--width 0"),
     ],
 )
 def test_mistakes(arguments, message):
