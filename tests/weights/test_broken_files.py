@@ -147,6 +147,11 @@ FILES: dict[str, tuple[str, Callable, str]] = {
         lambda s, t: b"hello, this is no file of weights",
         "is not a file of weights: .pth, .pkl and .safetensors are read",
     ),
+    "changed byte": (  # torch.load takes it
+        ".pth",
+        lambda s, t: (d := saved(s))[: len(d) // 2] + bytes([d[len(d) // 2] ^ 1]) + d[len(d) // 2 + 1 :],
+        f"torn or not a file of weights (BadZipFile); {AGAIN}",
+    ),
     "torn zip": (".pth", lambda s, t: saved(s)[:-5000], f"torn: its end is missing; {AGAIN}"),
     "torn legacy": (
         ".pth",
