@@ -10,6 +10,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import IO
 
 import numpy as np
 import pytest
@@ -357,8 +358,8 @@ def test_few_proposals_and_classes_are_exported(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_export_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def torn(program: object, path: str) -> None:
-        Path(path).write_bytes(b"half")
+    def torn(program: object, file: IO[bytes]) -> None:
+        file.write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(torch.export, "save", torn)
