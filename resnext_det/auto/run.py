@@ -309,9 +309,9 @@ def _train(config: Path, folder: Path, clock: Clock, say: Callable[[str], None])
                 if shortened < 3:
                     shorter = pace.shorter_schedule(_iterations(config), clock.for_training, clock.start)
             if shorter is not None:
-                end_command(child, 60 * GRACE)
+                end_command(child, seconds=60 * GRACE)
         finally:
-            end_command(child, GRACE)
+            end_command(child)
         if shorter is not None:
             shortened += 1
             say(

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from ..engine.checkpoint import read_run_checkpoint
-from ..engine.signals import GRACE, command_line, end_command, start_command
+from ..engine.signals import command_line, end_command, start_command
 from ..errors import RunFailed
 from ..files import RESULTS_FILE, atomic_write
 from ..makers.synthetic import classification_config, detection_config
@@ -68,7 +68,7 @@ def _call(*words: object) -> None:
     try:
         _, errors = child.communicate()
     finally:
-        end_command(child, GRACE)
+        end_command(child)
     if child.returncode:
         last = errors.strip().splitlines()[-1:]
         raise RunFailed(f"self-test: resnext-det {words[0]} ended with code {child.returncode}: {' '.join(last)}")

@@ -111,18 +111,24 @@ def run_command(line: Sequence[str], seconds: float | None = None, **options: An
     try:
         return child.wait(seconds)
     finally:
-        end_command(child, GRACE)
+        end_command(child)
 
 
-def end_command(child: subprocess.Popen, seconds: float) -> None:
-    """SIGTERM, with which trainings save, and SIGKILL after ``seconds``; nothing where it has ended."""
-    if child.poll() is None:
-        child.terminate()
-    try:
-        child.wait(max(seconds, 0.1))
-    except subprocess.TimeoutExpired:  # its last checkpoint is whole
-        child.kill()
-        child.wait()
+def end_command(*children: subprocess.Popen, seconds: float = GRACE) -> None:
+    """SIGTERM, with which trainings save, and SIGKILL after ``seconds``; nothing where it has ended.
+
+    One signal for each: a second one could reach a process that is already leaving, and change how it ends.
+    """
+    for child in children:
+        if child.poll() is None:
+            child.terminate()
+    end = time.monotonic() + seconds
+    for child in children:
+        try:
+            child.wait(max(end - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:  # its last checkpoint is whole
+            child.kill()
+            child.wait()
 
 
 def die_with_parent() -> None:

@@ -222,11 +222,7 @@ class Runner:
         return bool(chain.commands)
 
     def _end(self, running: Sequence[Chain]) -> None:
-        for chain in running:
-            chain.process.send_signal(signal.SIGTERM)
-        end = time.monotonic() + GRACE
-        for chain in running:
-            end_command(chain.process, end - time.monotonic())
+        end_command(*(chain.process for chain in running))
 
     def _stop(self, number: int, frame: object) -> None:
         self.stopping = True
