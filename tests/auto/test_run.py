@@ -61,7 +61,7 @@ class Programs:
         self.fails, self.code = "", 0
         monkeypatch.setattr(signals, "run_command", self)
         monkeypatch.setattr(signals, "start_command", self.start)
-        monkeypatch.setattr(signals, "end_command", lambda child, seconds: None)
+        monkeypatch.setattr(signals, "end_command", lambda *children, **more: None)
         monkeypatch.setattr(timing, "measure", lambda cfg, read: Measured(0.5, 0.01))
         monkeypatch.setattr(auto, "POLL", 0)
 
