@@ -76,12 +76,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if checked.errors:
             wrong.append(f"{shown(where)}: {counted(checked.errors, 'error')}, listed above")
     if args.shares_with:
+        from ..annotations.formats import read
         from ..annotations.formats.source import is_image
         from ..annotations.splitting import shared_images
 
         ours = [] if checked.images is None else [Path(args.images, name) for name in checked.images.file_names]
         ours = [path for path in ours if is_file(path)]
         theirs = sorted(path for path in Path(args.shares_with).rglob("*") if is_image(path.name))
+        if not theirs:  # shards, perhaps
+            other = read(args.shares_with)
+            theirs = [Path(other.image_root, image["file_name"]) for image in other.document["images"]]
         for one, other, kind in shared_images(ours, theirs):
             print(f"warning: {shown(one)}: {kind}: {shown(other)}; keep it in one split")
     if args.fix:

@@ -51,6 +51,12 @@ def test_they_hold_the_same_images_and_records(shards: Path, tmp_path: Path, cap
         ["--json", str(shards / "instances.json"), "--images", str(shards), "--shares-with", str(tmp_path / "set")]
     )
     assert capsys.readouterr().out.count("keep it in one split") == 7
+    ours = ["--json", str(tmp_path / "set" / "instances.json"), "--images", str(tmp_path / "set" / "images")]
+    check.main([*ours, "--shares-with", str(shards)])
+    assert capsys.readouterr().out.count("keep it in one split") == 7
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="none: is none of COCO"):
+        check.main([*ours, "--shares-with", str(tmp_path / "none")])
     convert_data.main([str(shards), str(tmp_path / "yolo"), "--to", "yolo"])
     again = read_checked(tmp_path / "yolo" / "data.yaml:train").document
     assert len(again["annotations"]) == len(before.document["annotations"])
