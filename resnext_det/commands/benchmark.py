@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--minutes",
-        type=real(above=0),
+        type=real(at_least=0),
         default=math.inf,
         help="begin no row of networks or grouped-conv later; the same command continues with the others",
     )

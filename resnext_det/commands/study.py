@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", default="output/study", metavar="FOLDER", help="of all runs (%(default)s)")
     parser.add_argument("--results", required=True, metavar="FOLDER", help="of what is kept: a few small files")
     parser.add_argument(
-        "--minutes", type=real(above=0), default=math.inf, help="stop then, at a checkpoint; 1 more to save"
+        "--minutes", type=real(at_least=0), default=math.inf, help="stop then, at a checkpoint; 1 more to save"
     )
     parser.add_argument("--jobs", type=at_least(1), default=1, help="trainings side by side on this machine")
     parser.add_argument("--only", nargs="+", metavar="STEP", help="only these steps")
