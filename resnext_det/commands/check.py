@@ -84,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         ours = [path for path in ours if is_file(path)]
         theirs = sorted(path for path in Path(args.shares_with).rglob("*") if is_image(path.name))
         if not theirs:  # shards, perhaps
-            other = read(args.shares_with)
-            theirs = [Path(other.image_root, image["file_name"]) for image in other.document["images"]]
+            labeled = read(args.shares_with)
+            theirs = [Path(labeled.image_root, image["file_name"]) for image in labeled.document["images"]]
         for one, other, kind in shared_images(ours, theirs):
             print(f"warning: {shown(one)}: {kind}: {shown(other)}; keep it in one split")
     if args.fix:
