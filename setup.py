@@ -23,10 +23,10 @@ EXTRAS = {
     # Trackers (the key TRACKER): not in dev, they bring some hundred MB; their tests skip without them.
     "mlflow": ["mlflow-skinny>=3.17,<4"],
     "wandb": ["wandb>=0.31,<1"],
-    "parquet": ["pyarrow>=26,<28"],
+    "parquet": ["pyarrow>=20,<28"],
     "ray": ["ray[data]>=2.60,<3"],
-    "channels": ["tifffile>=2026.3,<2027", "opencv-python-headless>=4.7,<6"],  # not in dev: tests of TIFF skip
-    "server": ["starlette>=1.10,<2", "uvicorn>=0.54,<1"],  # of examples/server.py
+    "channels": ["tifffile>=2025.5.10,<2027", "opencv-python-headless>=4.7,<6"],
+    "server": ["starlette>=0.50,<2", "uvicorn>=0.38,<1"],  # of examples/server.py
     "hub": ["huggingface_hub>=2.4,<3"],
     "docs": ["sphinx>=8.1,<10", "myst-parser>=4,<6", "furo>=2024.8.6,<2027"],
 }
@@ -47,6 +47,9 @@ EXTRAS["dev"] = [
     *EXTRAS["webdataset"],
     *EXTRAS["export"],
     *EXTRAS["openvino"],
+    *EXTRAS["parquet"],
+    *EXTRAS["channels"],
+    *EXTRAS["server"],
     *EXTRAS["docs"],
 ]
 
