@@ -91,6 +91,23 @@ def parts_of(model: Any) -> dict[str, list[str]]:
     return found
 
 
+def _in_8_bits(model: Any, kept: set[str]) -> set[str]:
+    """Names of the convolutions but for ``kept``, of what leads to each from the ones before, and of the constants."""
+    inside, left = set(), []
+    for operation in model.get_ops():
+        name, kind = operation.get_friendly_name(), operation.get_type_name()
+        if kind == "Constant" or (kind in ("Convolution", "GroupConvolution") and name not in kept):
+            inside.add(name)
+            left += operation.input_values()
+    while left:
+        node = left.pop().get_node()
+        name = node.get_friendly_name()
+        if name not in inside and node.get_type_name() in ("Add", "Relu", "MaxPool", "Reshape"):
+            inside.add(name)
+            left += node.input_values()
+    return inside
+
+
 def quantized(
     core: str | os.PathLike, examples: Iterable[Sequence[np.ndarray]], float_parts: Iterable[str] = ()
 ) -> Any:
@@ -103,9 +120,11 @@ def quantized(
 
     model = openvino_model(core)
     parts = parts_of(model)
-    kept = [name for part in float_parts for name in parts[part]]
-    # Sampling regions, decoding boxes and scores stay in float: NMS and thresholds look at their last digits.
-    ignored = nncf.IgnoredScope(names=kept, types=["MatMul"], validate=False)
+    inside = _in_8_bits(model, {name for part in float_parts for name in parts[part]})
+    # Sampling regions, decoding boxes and scores stay in float: NMS and thresholds look at their last digits. Named one
+    # by one, since NNCF takes any sum or product for a layer.
+    others = [name for operation in model.get_ops() if (name := operation.get_friendly_name()) not in inside]
+    ignored = nncf.IgnoredScope(names=others, validate=False)
     return runtime.quantized(model, list(examples), ignored_scope=ignored)
 
 

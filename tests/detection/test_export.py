@@ -244,6 +244,12 @@ def test_onnx_takes_every_size_and_batch(exported, core: Path) -> None:
         assert_same(outputs, expected(model, single, originals))
 
 
+def rounded(model) -> set[str]:
+    """Kinds of operations of OpenVINO's model that take values rounded to 8 bits."""
+    rounding = [operation for operation in model.get_ops() if operation.get_type_name() == "FakeQuantize"]
+    return {taker.get_node().get_type_name() for op in rounding for taker in op.output(0).get_target_inputs()}
+
+
 @new_enough
 @pytest.mark.slow
 def test_one_onnx_from_pixels_to_boxes_and_its_8_bits(exported, core: Path, tmp_path: Path) -> None:
@@ -278,6 +284,9 @@ def test_one_onnx_from_pixels_to_boxes_and_its_8_bits(exported, core: Path, tmp_
 
     parts = parts_of(openvino_model(core))
     assert {part: len(names) for part, names in parts.items()} == {"trunk": 13, "proposals": 3, "regions": 4}
+    takers = {kept: rounded(quantized(core, [inputs], kept)) for kept in ((), tuple(PARTS))}
+    assert "Convolution" in takers[()] <= {"Convolution", "GroupConvolution", "Add", "MaxPool", "Reshape"}
+    assert not takers[tuple(PARTS)], "coordinates of regions and their weights are no layers"
     graph = quantized(core, [inputs], ["trunk"])
     about = About(OPENVINO, "int8", ["a", "b", "c"], [1, 2, 3], "BGR", 128, 200, model_threshold=0.05)
     in_memory = ArtifactPredictor.of_model(graph, about, threads=1)
@@ -300,6 +309,7 @@ def test_one_onnx_from_pixels_to_boxes_and_its_8_bits(exported, core: Path, tmp_
             own = in_memory.arrays(image)
             assert all(np.array_equal(x, y) for x, y in zip(own, found, strict=True)) and len(found[1]) > 10
             assert not np.array_equal(own[1], wanted.scores.astype(np.float32)), "8 bits move scores"
+            np.testing.assert_allclose(own[1][:10], wanted.scores[:10], atol=0.02)
 
 
 def test_measuring_leaves_the_results_of_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
