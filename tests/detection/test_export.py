@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from common import shared_data
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
@@ -44,6 +45,7 @@ from resnext_det.detection.export.graph import (
     INPUTS,
     TORCH_THAT_CAN,
     ExportableDetector,
+    _pool_by_size,
     export_onnx,
     export_program,
     sampling_matrix,
@@ -126,6 +128,22 @@ def test_sampling_matrix_is_roi_aligns(sampling_ratio: int) -> None:
     high[0, 1] = low[0, 1]  # nothing
     wanted = axis_weights(low[0], high[0], 40, 14, sampling_ratio)
     torch.testing.assert_close(sampling_matrix(low, high, 40, 14, sampling_ratio)[0], wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("longest", [8, 20, 60])
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_regions_of_every_size_are_pooled_as_torchvision_does(longest: int, sampling_ratio: int) -> None:
+    """Squares of the map for small regions, all of it for large ones; in double precision."""
+    maps = [torch.rand(2, channels, 40, 61, dtype=torch.float64) for channels in (3, 5)]
+    low = torch.rand(300, 2, dtype=torch.float64) * torch.tensor([61, 40])
+    high = torch.minimum(low + torch.rand(300, 2, dtype=torch.float64) * longest, torch.tensor([61.0, 40.0]))
+    boxes, image = torch.cat([low, high], dim=1), torch.randint(2, (300,))
+    boxes[0, 2:] = boxes[0, :2]  # nothing
+    found = _pool_by_size(maps, boxes - 0.5, image, (14, 14), (1, 2), sampling_ratio)
+    for part, pooled, step in zip(maps, found, (1, 2), strict=True):
+        rois = torch.cat([image[:, None].to(boxes.dtype), boxes], dim=1)
+        wanted = torchvision.ops.roi_align(part, rois, 14, 1.0, sampling_ratio, True)[:, :, ::step, ::step]
+        torch.testing.assert_close(pooled[1:], wanted[1:], rtol=1e-9, atol=1e-9)
 
 
 class Fixed(torch.nn.Module):

@@ -1,15 +1,18 @@
 """The whole C4 detector as one graph: torch.export and ONNX, with any image size and batch size.
 
-The graph is ordinary operators, NMS included. RoIAlign is two matrix products a region (see
-:mod:`resnext_det.detection.roi_align`), so no runtime needs an operator of its own for it. The number of proposals and
-of detections is fixed and padded, so every shape but the image's is known beforehand.
+The graph is ordinary operators, NMS included. RoIAlign is two matrix products a region, so no runtime needs an operator
+of its own for it. The number of proposals and of detections is fixed and padded, so every shape but the image's is
+known beforehand.
 """
 
 from __future__ import annotations
 
 import copy
 import io
+import math
 import os
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +34,8 @@ SIDES, BATCH = (32, 16384), 1024
 """Smallest and largest side of an image, and most images at a time, that the program takes."""
 NOTHING = -1e4
 """Score of padding; lower than any logit, and finite in every precision."""
+WINDOWS = (10, 24)
+"""Sides of the squares, in pixels of the map, that small regions are pooled from; larger ones take all of the map."""
 
 
 class ExportableDetector(nn.Module):
@@ -137,17 +142,14 @@ class ExportableDetector(nn.Module):
     def _describe(self, maps: list[Tensor], regions: Tensor) -> Tensor:
         """(N, R, 4) -> (N, R, C): RoIAlign and the rest of res5, averaged over the region."""
         first = self.res5[0]
-        x1, y1, x2, y2 = (regions * self.scale - 0.5).unbind(2)
-        height, width = maps[0].shape[2:]
-        rows = sampling_matrix(y1, y2, height, self.bins[0], self.sampling)
-        columns = sampling_matrix(x1, x2, width, self.bins[1], self.sampling)
-
-        def pooled(on_map: Tensor, conv: nn.Conv2d) -> Tensor:
-            step = conv.stride[0]  # a 1x1 convolution of stride 2 reads the even bins only
-            return _pool(on_map, rows[:, :, ::step], columns[:, :, ::step]) + conv.bias[:, None, None]
-
-        y = first.conv3(F.relu(first.conv2(F.relu(pooled(maps[0], first.conv1)))))
-        y = F.relu(y + pooled(maps[1], first.shortcut))
+        boxes, image = (regions * self.scale - 0.5).flatten(0, 1), _image_of(regions).flatten()
+        # A 1x1 convolution of stride 2 reads the even bins only.
+        convs = (first.conv1, first.shortcut)
+        steps = [conv.stride[0] for conv in convs]
+        parts = _pool_by_size(maps, boxes, image, self.bins, steps, self.sampling)
+        inner, outer = (part + conv.bias[:, None, None] for part, conv in zip(parts, convs, strict=True))
+        y = first.conv3(F.relu(first.conv2(F.relu(inner))))
+        y = F.relu(y + outer)
         for block in self.res5[1:]:
             y = block(y)
         return y.mean(dim=(2, 3)).unflatten(0, (-1, regions.shape[1]))
@@ -201,40 +203,96 @@ def fold_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-def sampling_matrix(low: Tensor, high: Tensor, size: int, bins: int, sampling_ratio: int) -> Tensor:
-    """RoIAlign's interpolation matrix along one axis, (N, R, bins, size), without a loop over the data.
+def sampling_matrix(
+    low: Tensor,
+    high: Tensor,
+    size: int,
+    bins: int,
+    sampling_ratio: int,
+    part: tuple[Tensor, int] | None = None,
+    longest: int | None = None,
+) -> Tensor:
+    """RoIAlign's interpolation matrix along one axis, (..., bins, size or pixels), without a loop over the data.
 
     Equal to :func:`~resnext_det.detection.roi_align.axis_weights` for boxes inside the image.
 
     Args:
-        low, high: (N, R) bounds in map pixels, the half pixel already subtracted.
+        low, high: (...) bounds in map pixels, the half pixel already subtracted.
         size: of the map along this axis; may be symbolic.
+        part: the first pixel of the matrix (...) and their number, where it does not have all of the map.
+        longest: that a box is, in pixels of the map; ``size`` by default.
     """
     step = (high - low) / bins
     if sampling_ratio > 0:
         samples, most = torch.full_like(step, sampling_ratio), sampling_ratio
     else:
-        # A box inside the image is at most `size` pixels long: that bounds the samples of a bin.
-        samples, most = step.ceil(), size // bins + 2
+        samples, most = step.ceil(), (size if longest is None else longest) // bins + 2
     like = {"dtype": low.dtype, "device": low.device}
     begin = low[..., None] + torch.arange(bins, **like) * step[..., None]
     sample = torch.arange(most, **like)
-    offset = (sample + 0.5) * step[..., None] / samples.clamp(min=1)[..., None]  # (N, R, most)
-    position = begin[..., :, None] + offset[..., None, :]  # (N, R, bins, most)
+    offset = (sample + 0.5) * step[..., None] / samples.clamp(min=1)[..., None]  # (..., most)
+    position = begin[..., :, None] + offset[..., None, :]  # (..., bins, most)
     counted = (sample < samples[..., None])[..., None, :] & (position >= -1) & (position <= size)
     weight = counted / samples.clamp(min=1)[..., None, None]
     position = position.clamp(min=0).clamp(max=size - 1)
+    if part is not None:
+        first, size = part
+        position = position - first[..., None, None]
     distance = (position[..., None] - torch.arange(size, **like)).abs()
     return ((1 - distance).clamp(min=0) * weight[..., None]).sum(dim=-2)
 
 
-def _pool(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """(N, C, H, W), (N, R, bins, H), (N, R, bins', W) -> (N * R, C, bins, bins')."""
-    # torch.export cannot see through reshapes that split a product of the image's size: none is made here.
-    lines = rows.flatten(1, 2)[:, None] @ maps  # (N, C, R * bins, W)
-    lines = lines.unflatten(2, rows.shape[1:3]).transpose(1, 2).flatten(2, 3)  # (N, R, C * bins, W)
-    pooled = lines @ columns.transpose(2, 3)
-    return pooled.unflatten(2, (maps.shape[1], rows.shape[2])).flatten(0, 1)
+def _pool_by_size(
+    maps: Sequence[Tensor], boxes: Tensor, image: Tensor, bins: tuple[int, int], steps: Sequence[int], sampling: int
+) -> list[Tensor]:
+    """RoIAlign of every ``steps``-th bin on each of the maps.
+
+    A region is two small matrix products on the square of :data:`WINDOWS` that it lies in, or on all of the map.
+
+    Args:
+        maps: (N, C, H, W) each.
+        boxes: (R, 4) in map pixels, the half pixel already subtracted. image: (R,).
+
+    Returns:
+        (R, C, bins / step, bins / step) for each map.
+    """
+    number, _, height, width = maps[0].shape
+    start = boxes[:, :2].floor().clamp(min=0)
+    side = (boxes[:, 2:].floor() + 2 - start).amax(dim=1)
+    limits = (-math.inf, *WINDOWS, math.inf)
+    groups = [(side > low) & (side <= high) for low, high in pairwise(limits)]
+    tables = [part.permute(0, 2, 3, 1).flatten(0, 2) for part in maps]
+    found: list[list[Tensor]] = [[] for _ in maps]
+    for group, window in zip(groups, (*WINDOWS, 0), strict=True):
+        chosen = group.nonzero()[:, 0]
+        x1, y1, x2, y2 = boxes[chosen].unbind(1)
+        if window:
+            left, top = start[chosen].unbind(1)
+            rows = sampling_matrix(y1, y2, height, bins[0], sampling, (top, window), window)
+            columns = sampling_matrix(x1, x2, width, bins[1], sampling, (left, window), window)
+            pixel = torch.arange(window, device=boxes.device)
+            line = image[chosen, None] * height + (top.long()[:, None] + pixel).clamp(max=height - 1)
+            place = line[:, :, None] * width + (left.long()[:, None] + pixel).clamp(max=width - 1)[:, None]
+        else:  # the images' maps as one, above each other
+            stacked = -image[chosen] * height, number * height
+            rows = sampling_matrix(y1, y2, height, bins[0], sampling, stacked)
+            columns = sampling_matrix(x1, x2, width, bins[1], sampling)
+        for part, table, step, pooled in zip(maps, tables, steps, found, strict=True):
+            some_rows, some_columns = rows[:, ::step], columns[:, ::step]
+            # torch.export cannot see through reshapes that split a product of the image's size: none is made here.
+            if window:
+                square = table.index_select(0, place.flatten()).unflatten(0, (-1, window, window)).flatten(2)
+                lines = (some_rows @ square).unflatten(2, (window, -1))
+                pooled.append((some_columns[:, None] @ lines).permute(0, 3, 1, 2))
+            else:
+                lines = some_rows.flatten(0, 1) @ part.transpose(0, 1).flatten(1, 2)
+                lines = lines.unflatten(1, (-1, some_rows.shape[1])).transpose(0, 1)
+                pooled.append(lines @ some_columns.transpose(1, 2)[:, None])
+    before, place = 0, torch.zeros_like(image)
+    for group in groups:
+        place = torch.where(group, group.long().cumsum(0) - 1 + before, place)
+        before = before + group.sum()
+    return [torch.cat(pooled).index_select(0, place) for pooled in found]
 
 
 def _clip(boxes: Tensor, limits: Tensor) -> Tensor:
