@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,20 @@ def compressed(counts: list[int] | str | bytes) -> bytes:
             more = value != (-1 if code & 16 else 0)
             text.append(code + 48 + 32 * more)
     return bytes(text)
+
+
+def encoded(mask: np.ndarray) -> bytes:
+    """Pixels (height, width) bool as COCO's compressed run lengths."""
+    pixels = mask.ravel(order="F")
+    turns = np.flatnonzero(np.diff(pixels, prepend=False))
+    return compressed(np.diff(turns, prepend=0, append=len(pixels)).tolist())
+
+
+def decoded(counts: str | bytes, size: Sequence[int]) -> np.ndarray:
+    """The pixels (height, width) bool of :func:`encoded`."""
+    runs = decoded_runs(counts)
+    assert runs is not None
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, order="F")
 
 
 def finite_number(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Graphs of a detector as files: one ONNX from pixels to boxes, and OpenVINO's in float or 8 bits.
 
 Both begin with the ONNX of :func:`resnext_det.detection.export.graph.export_onnx`: ``images``, ``sizes`` and
-``original_sizes`` in, padded ``boxes``, ``scores``, ``classes`` and ``count`` out.
+``original_sizes`` in, padded ``boxes``, ``scores``, ``classes`` and ``count`` out, and ``masks`` where it has them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .running import needed_openvino, text_of
 
 logger = logging.getLogger(__name__)
 
-PARTS = {"trunk": "backbone.", "proposals": "rpn_head.", "regions": "res5."}
+PARTS = {"trunk": ("backbone.",), "proposals": ("rpn_head.",), "regions": ("res5.", "mask_head.")}
 """Parts that int8 may leave in float, by the beginning of their weights' names."""
 
 
@@ -30,7 +30,8 @@ def write_onnx(core: str | os.PathLike, path: str | os.PathLike, about: About) -
     """Put resizing before and a cut to the real number of detections behind the graph ``core``, and ``about`` into it.
 
     The file takes ``image``, uint8 (height, width, 3) in RGB, and gives ``boxes`` (N, 4) float32 ``x1, y1, x2, y2`` in
-    pixels of the image, ``scores`` (N,) and ``classes`` (N,) int64, best first.
+    pixels of the image, ``scores`` (N,) and ``classes`` (N,) int64, best first; and ``masks`` (N, M, M) float32, the
+    probabilities of each box's cells, if ``core`` has them.
     """
     import onnx
     import onnx.compose
@@ -45,6 +46,7 @@ def write_onnx(core: str | os.PathLike, path: str | os.PathLike, about: About) -
         onnx.compose.add_prefix(before, "resize/"), model, io_map=[(f"resize/{name}", name) for name in names]
     )
     graph = whole.graph
+    sides = {output.name: [d.dim_value for d in output.type.tensor_type.shape.dim[2:]] for output in graph.output}
     for node in graph.node:
         node.input[:] = ["image" if name == "resize/image" else name for name in node.input]
     del graph.input[:], graph.output[:]
@@ -56,6 +58,7 @@ def write_onnx(core: str | os.PathLike, path: str | os.PathLike, about: About) -
         ("boxes", TensorProto.FLOAT, ["found", 4]),
         ("scores", TensorProto.FLOAT, ["found"]),
         ("classes", TensorProto.INT64, ["found"]),
+        *([("masks", TensorProto.FLOAT, ["found", *sides["masks"]])] if "masks" in sides else []),
     ]
     for name, kind, shape in outputs:
         for node in graph.node:
@@ -144,7 +147,7 @@ def quantized_onnx(
 
     model = onnx.load(os.fspath(core))
     convolutions = [node for node in model.graph.node if node.op_type == "Conv"]
-    kept = tuple(PARTS[part] for part in float_parts)
+    kept = tuple(begin for part in float_parts for begin in PARTS[part])
     names = [graph_input.name for graph_input in model.graph.input]
 
     class Examples(CalibrationDataReader):

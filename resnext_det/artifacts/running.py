@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..annotations.coco import Detections
+from ..annotations.masks import encoded
 from ..errors import UserError
 from ..files import shown
 from ..inference.runtime import available_cores, load, processor, signal_stack_kept
@@ -74,10 +76,13 @@ class ArtifactPredictor:
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[Detections]:
         """Detections in each of the RGB images (H, W, 3) uint8; boxes in pixels of the image as given."""
-        return [_detections(*self.arrays(image)) for image in images]
+        return [_detections(image.shape[:2], *self.arrays(image)) for image in images]
 
     def arrays(self, image: np.ndarray, _: object = None) -> Arrays:
-        """Boxes ``x1, y1, x2, y2`` (N, 4), scores (N,) and classes (N,) in one image, best first."""
+        """Boxes ``x1, y1, x2, y2`` (N, 4), scores (N,) and classes (N,) in one image, best first.
+
+        With a mask head also the masks within the boxes (N, M, M), for :func:`pasted`.
+        """
         return self._run(np.ascontiguousarray(image))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,7 +98,28 @@ def _threads_of_environment() -> int:
     return int(text) if text.isdigit() and int(text) > 0 else available_cores()
 
 
-def _detections(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> Detections:
+def pasted(mask: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of an object, (height, width) bool: detectron2's ``paste_masks_in_image`` of one mask.
+
+    Args:
+        mask: (M, M) probabilities of the cells of the box, bilinear between their centers, 0 outside.
+        box: (4,) ``x1, y1, x2, y2`` in pixels.
+        size: height and width of the image.
+    """
+    spans, weights = [], []
+    for low, high, length, cells in zip(box[[1, 0]].tolist(), box[[3, 2]].tolist(), size, mask.shape, strict=True):
+        spans.append(slice(max(math.floor(low) - 1, 0), min(math.ceil(high) + 1, length)))
+        cell = (np.arange(length)[spans[-1]] + 0.5 - low) / (high - low) * cells - 0.5
+        weights.append(np.maximum(1 - np.abs(cell[:, None] - np.arange(cells)), 0))
+    image = np.zeros(size, dtype=bool)
+    image[tuple(spans)] = weights[0] @ mask @ weights[1].T >= 0.5
+    return image
+
+
+def _detections(
+    size: tuple[int, int], boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray, masks: np.ndarray | None = None
+) -> Detections:
+    texts = None if masks is None else [encoded(pasted(*one, size)) for one in zip(masks, boxes, strict=True)]
     boxes = boxes.astype(np.float32)
     boxes[:, 2:] -= boxes[:, :2]
     return Detections(
@@ -101,6 +127,8 @@ def _detections(boxes: np.ndarray, scores: np.ndarray, classes: np.ndarray) -> D
         category_ids=classes.astype(np.int64),
         boxes=boxes,
         scores=scores.astype(np.float64),
+        masks=texts,
+        mask_sizes=None if texts is None else np.tile(np.array(size, dtype=np.int64), (len(texts), 1)),
     )
 
 
@@ -132,7 +160,7 @@ def _about_in(session: Any, path: str) -> About:
 
 
 def _by_onnxruntime(session: Any) -> Callable[[np.ndarray], Arrays]:
-    return lambda image: session.run(["boxes", "scores", "classes"], {"image": image})
+    return lambda image: session.run(None, {"image": image})
 
 
 def _read_openvino(graph: str) -> Any:
@@ -191,8 +219,8 @@ def _by_openvino(compiled: Any, about: About) -> Callable[[np.ndarray], Arrays]:
         ordered = small[:, :, ::-1] if about.channel_order == "BGR" else small
         pixels = np.ascontiguousarray(ordered.transpose(2, 0, 1)[None], dtype=np.float32)
         sizes = (np.array([size[:2]], dtype=np.int64) for size in (small.shape, image.shape))
-        boxes, scores, classes, count = request.infer([pixels, *sizes]).to_tuple()
-        return [part[0, : int(count[0])].copy() for part in (boxes, scores, classes)]
+        boxes, scores, classes, count, *masks = request.infer([pixels, *sizes]).to_tuple()
+        return [part[0, : int(count[0])].copy() for part in (boxes, scores, classes, *masks)]
 
     return run
 

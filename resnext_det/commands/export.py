@@ -20,7 +20,7 @@ FORMATS = {"onnx": "detector.onnx", "torch": "detector.pt2", "tensors": "tensors
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Export a detector with its weights; with ``--check`` also compare it on images."""
-    parser = detector_parser("Export a C4 detector as ONNX and torch.export, and check it.")
+    parser = detector_parser("Export a C4 detector, with or without masks, as ONNX and torch.export, and check it.")
     parser.add_argument("--output", default="output/export", metavar="FOLDER", help="where the files go")
     parser.add_argument("--format", choices=(*FORMATS, "all"), default="all", help="all: onnx, torch")
     parser.add_argument("--check", action="append", default=[], metavar="PATH", help="image, folder or pattern")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(table(agreement[file.name]))
     write_about(
         folder, about,
-        inputs=INPUTS, outputs=OUTPUTS, sides=SIDES, most_images=BATCH,
+        inputs=INPUTS, outputs=OUTPUTS[: len(program.graph_signature.user_outputs)], sides=SIDES, most_images=BATCH,
         needs={"detector.onnx": "onnxruntime", "detector.pt2": "torch, and import torchvision before it is loaded"},
         agreement={name: [asdict(o) for o in outcomes] for name, outcomes in agreement.items()},
     )  # fmt: skip

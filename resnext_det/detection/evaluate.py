@@ -25,6 +25,7 @@ from torch import nn
 
 from ..annotations.classes import match_classes
 from ..annotations.dataset import Dataset
+from ..annotations.masks import decoded
 from ..engine.processes import decided_by_main
 from ..engine.sampler import seed_everything
 from ..errors import UserError, listed, nearest
@@ -253,6 +254,9 @@ class OfPixels(nn.Module):
             boxes[:, 2:] += boxes[:, :2]
             classes = torch.from_numpy(found.category_ids.astype(np.int64))
             instances = Instances(pixels.shape[:2], pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
+            if found.masks is not None:
+                masks = [decoded(counts, pixels.shape[:2]) for counts in found.masks]
+                instances.pred_masks = torch.from_numpy(np.array(masks, dtype=bool).reshape(-1, *pixels.shape[:2]))
             outputs.append({"instances": instances})
         return outputs
 

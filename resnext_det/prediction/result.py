@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..annotations.coco import Detections
+from ..annotations.masks import decoded
 from ..channels import viewable
 from ..reporting.boxes import class_color, draw_boxes, drawable
 from .inputs import read_rgb
@@ -60,14 +61,7 @@ class Result:
             "data": {"class_name": np.array(self.names, dtype=str)},
         }
         if self.detections.masks:
-            from pycocotools import mask as mask_tools
-
-            sizes = self.detections.mask_sizes
-            assert sizes is not None
-            masks = zip(self.detections.masks, sizes.tolist(), strict=True)
-            arguments["mask"] = np.array(
-                [mask_tools.decode({"counts": counts, "size": size}).astype(bool) for counts, size in masks]
-            )
+            arguments["mask"] = np.array([decoded(counts, self.image_size) for counts in self.detections.masks])
         return arguments
 
     def draw(self, image: np.ndarray | Image.Image | None = None) -> Image.Image:

@@ -19,11 +19,14 @@ import torch.nn.functional as F
 import torchvision
 from common import shared_data
 from detectron2.config import get_cfg
+from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.modeling import build_model
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.structures import ImageList
+from pycocotools import mask as mask_tools
 
 from resnext_det import UserError
+from resnext_det.annotations.masks import decoded, encoded
 from resnext_det.artifacts.about import ONNX, OPENVINO, About, write_about
 from resnext_det.artifacts.building import (
     PARTS,
@@ -34,9 +37,11 @@ from resnext_det.artifacts.building import (
     save_openvino,
     write_onnx,
 )
-from resnext_det.artifacts.running import ArtifactPredictor
+from resnext_det.artifacts.running import ArtifactPredictor, pasted
 from resnext_det.commands.export import main
+from resnext_det.detection.coco_evaluator import detections_of
 from resnext_det.detection.config import setup
+from resnext_det.detection.evaluate import OfPixels
 from resnext_det.detection.export import artifact
 from resnext_det.detection.export import comparison as export_command
 from resnext_det.detection.export import graph as export
@@ -65,6 +70,15 @@ SMALL = (
     "MODEL.ROI_HEADS.NUM_CLASSES 3 INPUT.MIN_SIZE_TEST 128 INPUT.MAX_SIZE_TEST 200"
 ).split()
 
+MASKS = (
+    "MODEL.MASK_ON",
+    "True",
+    "MODEL.ROI_MASK_HEAD.NAME",
+    "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "8",
+)
+
 
 def detector(*more: str):
     torch.manual_seed(0)
@@ -77,6 +91,8 @@ def detector(*more: str):
                 tensor.data.uniform_(-0.2, 0.2)
     for parameter in (model.proposal_generator.rpn_head.anchor_deltas, model.roi_heads.box_predictor.bbox_pred):
         parameter.weight.data.mul_(10)  # boxes move away from their anchors
+    if model.roi_heads.mask_on:
+        model.roi_heads.mask_head.predictor.weight.data.mul_(1e4)  # else all cells are 0.5 but for rounding
     return model
 
 
@@ -88,12 +104,16 @@ def expected(model, single, originals) -> list:
 
 def assert_same(outputs, instances) -> None:
     """Every detection has its partner; ranks may swap where scores are equal up to rounding."""
-    for boxes, scores, classes, count, wanted in zip(*map(np.asarray, outputs), instances, strict=True):
+    for boxes, scores, classes, count, *masks, wanted in zip(*map(np.asarray, outputs), instances, strict=True):
         n = int(count)
         assert n == len(wanted) > 10
         theirs = [part.numpy() for part in (wanted.pred_boxes.tensor, wanted.scores, wanted.pred_classes)]
-        box, score, unmatched = export_command.compare(theirs, (boxes[:n], scores[:n], classes[:n]), threshold=-1)
-        assert box < 1e-3 and score < 1e-5 and unmatched == 0
+        theirs += [wanted.pred_masks.numpy()] if masks else []
+        ours = [part[:n] for part in (boxes, scores, classes, *masks)]
+        box, score, unmatched, pixels = export_command.compare(theirs, ours, threshold=-1)
+        assert box < 1e-3 and score < 1e-5 and unmatched == 0 and len(masks) == wanted.has("pred_masks")
+        if masks:
+            assert pixels < 1e-4 * theirs[3].sum() < 1e-4 * 0.9 * theirs[3].size and not masks[0][n:].any()
         assert (np.diff(scores[:n]) <= 0).all()
         assert not boxes[n:].any() and not scores[n:].any() and (classes[n:] == -1).all()
 
@@ -109,7 +129,14 @@ def batch(*sizes: tuple[int, int]):
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("MODEL.RESNETS.STRIDE_IN_1X1", "True"), ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True")]
+    "more",
+    [
+        (),
+        ("MODEL.RESNETS.STRIDE_IN_1X1", "True"),
+        ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"),
+        MASKS,
+        (*MASKS, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1"),
+    ],
 )
 @pytest.mark.parametrize("sizes", [[(128, 150)], [(90, 200), (130, 97), (64, 64)]])
 def test_same_detections_before_export(sizes, more) -> None:
@@ -222,7 +249,7 @@ def test_a_torch_that_cannot_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def exported():
-    model = detector()
+    model = detector(*MASKS)
     return model, export_program(model)
 
 
@@ -262,6 +289,22 @@ def test_onnx_takes_every_size_and_batch(exported, core: Path) -> None:
         assert_same(outputs, expected(model, single, originals))
 
 
+def test_masks_are_pasted_and_written_as_in_pytorch() -> None:
+    height, width = 61, 83
+    masks, boxes = torch.rand(40, 14, 14), torch.rand(40, 4) * torch.tensor([width, height, width, height])
+    boxes = torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], dim=1)
+    boxes[0] = torch.tensor([0.0, 0.0, width, height])
+    boxes[1] = torch.tensor([5.2, 7.3, 5.4, 7.5])  # within a pixel
+    masks[2] = 1.0
+    masks[3] = 0.0
+    wanted = paste_masks_in_image(masks, boxes, (height, width)).numpy()
+    for mask, box, theirs in zip(masks.numpy(), boxes.numpy(), wanted, strict=True):
+        ours = pasted(mask, box, (height, width))
+        assert np.array_equal(ours, theirs)
+        assert encoded(ours) == mask_tools.encode(np.asfortranarray(ours, dtype=np.uint8))["counts"]
+        assert np.array_equal(decoded(encoded(ours), (height, width)), ours)
+
+
 def rounded(model) -> set[str]:
     """Kinds of operations of OpenVINO's model that take values rounded to 8 bits."""
     rounding = [operation for operation in model.get_ops() if operation.get_type_name() == "FakeQuantize"]
@@ -285,6 +328,10 @@ def test_one_onnx_from_pixels_to_boxes_and_its_8_bits(exported, core: Path, tmp_
         # Random weights: rounding decides a few of a hundred scores that differ in the fourth digit.
         assert len(found.scores) == len(wanted.scores) > 10 and np.mean(near) > 0.9
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-3)
+        assert found.mask_sizes.tolist() == wanted.mask_sizes.tolist() and type(found.masks[0]) is bytes
+        assert np.mean([mask in wanted.masks for mask in found.masks]) > 0.8
+    (rated,) = OfPixels(predictor, "RGB")([{"image": torch.from_numpy(images[0]).permute(2, 0, 1)}])
+    assert detections_of(rated["instances"], 0).masks == predictor(images[:1])[0].masks
 
     inputs = [np.random.rand(1, 3, 128, 160).astype(np.float32) * 255, *[np.array([[128, 160]])] * 2]
     about.precision = "int8"
@@ -292,7 +339,7 @@ def test_one_onnx_from_pixels_to_boxes_and_its_8_bits(exported, core: Path, tmp_
     for kept in ((), PARTS):
         quantized_onnx(core, tmp_path / "core8.onnx", [inputs], kept)
         operators = Counter(node.op_type for node in onnx.load(str(tmp_path / "core8.onnx")).graph.node)
-        assert (operators["QuantizeLinear"] > 0) == (not kept) and operators["Conv"] == 20
+        assert (operators["QuantizeLinear"] > 0) == (not kept) and operators["Conv"] == 23
         write_onnx(tmp_path / "core8.onnx", tmp_path / "8.onnx", about)
         sessions.append(ArtifactPredictor(tmp_path / "8.onnx"))
     for wanted, found, same in zip(expected, *(session(images) for session in sessions), strict=True):
@@ -301,7 +348,7 @@ def test_one_onnx_from_pixels_to_boxes_and_its_8_bits(exported, core: Path, tmp_
         np.testing.assert_allclose(same.scores, wanted.scores, atol=1e-3)
 
     parts = parts_of(openvino_model(core))
-    assert {part: len(names) for part, names in parts.items()} == {"trunk": 13, "proposals": 3, "regions": 4}
+    assert {part: len(names) for part, names in parts.items()} == {"trunk": 13, "proposals": 3, "regions": 7}
     takers = {kept: rounded(quantized(core, [inputs], kept)) for kept in ((), tuple(PARTS))}
     assert "Convolution" in takers[()] <= {"Convolution", "GroupConvolution", "Add", "MaxPool", "Reshape"}
     assert not takers[tuple(PARTS)], "coordinates of regions and their weights are no layers"
@@ -377,12 +424,17 @@ def test_few_proposals_and_classes_are_exported(tmp_path: Path) -> None:
     ]
     model = detector(*few)
     program = export_program(model)
-    export_onnx(program, tmp_path / "detector.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "detector.onnx"), providers=["CPUExecutionProvider"])
+    export_onnx(program, tmp_path / "core.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "core.onnx"), providers=["CPUExecutionProvider"])
     single, originals, inputs = batch((160, 97))
     outputs = session.run(None, {name: x.numpy() for name, x in zip(INPUTS, inputs, strict=True)})
     (wanted,) = expected(model, single, originals)
     assert int(outputs[3][0]) == len(wanted) > 0
+    write_onnx(
+        tmp_path / "core.onnx", tmp_path / ONNX, About(ONNX, "fp32", ["a", "b", "c"], [1, 2, 3], "BGR", 128, 200, 0.05)
+    )
+    (found,) = ArtifactPredictor(tmp_path / ONNX)([np.random.randint(0, 256, (160, 97, 3), dtype=np.uint8)])
+    assert len(found) > 0 and found.masks is None
 
 
 def test_an_interrupted_export_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -427,20 +479,29 @@ def test_a_difference_is_counted() -> None:
     boxes = np.array([[0, 0, 10, 10], [20, 20, 40, 40]], dtype=np.float32)
     scores, classes = np.array([0.9, 0.5], dtype=np.float32), np.array([0, 1])
     same = (boxes, scores, classes)
-    assert export_command.compare(same, same, 0.05) == (0, 0, 0)
-    assert export_command.compare(same, (boxes[::-1], scores[::-1], classes[::-1]), 0.05) == (0, 0, 0)
-    box, score, unmatched = export_command.compare(same, (boxes + 0.5, scores - 0.25, classes), 0.05)
+    assert export_command.compare(same, same, 0.05) == (0, 0, 0, 0)
+    assert export_command.compare(same, (boxes[::-1], scores[::-1], classes[::-1]), 0.05) == (0, 0, 0, 0)
+    box, score, unmatched, _ = export_command.compare(same, (boxes + 0.5, scores - 0.25, classes), 0.05)
     assert (box, unmatched) == (0.5, 0) and score == pytest.approx(0.25)
     assert export_command.compare(same, (boxes, scores, classes[::-1]), 0.05)[2] == 4
     assert export_command.compare(same, (boxes[:1], scores[:1], classes[:1]), 0.05)[2] == 1
     assert export_command.compare((boxes[:0], scores[:0], classes[:0]), same, 0.05)[2] == 2
+    found = (*same, np.ones((2, 4, 4), dtype=np.float32))
+    masks = np.stack([pasted(mask, box, (50, 50)) for mask, box in zip(found[3], boxes, strict=True)])
+    assert export_command.compare((*same, masks), found, 0.05) == (0, 0, 0, 0)
+    masks[0, 5, 5] = masks[1, 30:33, 30:32] = False
+    assert export_command.compare((*same, masks), found, 0.05) == (0, 0, 1, 7), "one pixel is rounding, six are not"
 
 
 def test_refusals() -> None:
     with pytest.raises(UserError, match="only Faster R-CNN with ResNeXtC4ROIHeads"):
         ExportableDetector(detector("MODEL.ROI_HEADS.NAME", "Res5ROIHeads"))
-    with pytest.raises(UserError, match="set MODEL.MASK_ON False"):
-        ExportableDetector(detector("MODEL.MASK_ON", "True", "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"))
+    model = detector(*MASKS)
+    model.roi_heads.mask_head = torch.nn.Sequential()
+    with pytest.raises(
+        UserError, match="MaskRCNNConvUpsampleHead is known, and not Sequential; set MODEL.MASK_ON False"
+    ):
+        ExportableDetector(model)
     with pytest.raises(UserError, match="give the detector itself"):
         ExportableDetector(optimize_for_inference(detector()))
     wide = "MODEL.RESNETS.STEM_OUT_CHANNELS 32 MODEL.RESNETS.RES2_OUT_CHANNELS 32 MODEL.RESNETS.NUM_GROUPS 32".split()
@@ -467,5 +528,5 @@ def test_traced_for_torchscript_takes_other_sizes() -> None:
         boxes, scores, classes = traced(image)
         (wanted,) = model.inference([{"image": image}], do_postprocess=False)
     theirs = [part.numpy() for part in (wanted.pred_boxes.tensor, wanted.scores, wanted.pred_classes)]
-    box, score, unmatched = export_command.compare(theirs, [boxes.numpy(), scores.numpy(), classes.numpy()], -1)
+    box, score, unmatched, _ = export_command.compare(theirs, [boxes.numpy(), scores.numpy(), classes.numpy()], -1)
     assert len(boxes) == len(wanted) > 10 and box < 1e-3 and score < 1e-5 and unmatched == 0

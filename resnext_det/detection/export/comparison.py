@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from ...artifacts.about import ONNX, About
-from ...artifacts.running import ArtifactPredictor
+from ...artifacts.running import ArtifactPredictor, pasted
 from ...errors import UserError
 from ...prediction.inputs import read_rgb
 from ..data.mapper import ResizeShortestEdge
-from .graph import INPUTS, OUTPUTS, SIDES
+from .graph import INPUTS, SIDES
 
 logger = logging.getLogger(__name__)
 
 Run = Callable[[np.ndarray, np.ndarray], Sequence[np.ndarray]]
 """Pixels (H, W, 3) uint8 in RGB, and the same image (3, H', W') float32 as the detector takes it -> boxes, scores,
-classes."""
+classes, and masks within the boxes where the detector has them."""
 
 
 @dataclass
@@ -36,7 +36,9 @@ class Agreement:
         detections, exported: how many each found.
         box: largest difference of a coordinate, in pixels of the original image.
         score: largest difference of a score.
-        unmatched: detections of one without a counterpart in the other, except scores within 1e-3 of the threshold.
+        unmatched: detections of one without a counterpart in the other, except scores within 1e-3 of the threshold;
+            and those whose masks differ in more than a pixel and a hundredth of theirs.
+        mask: pixels that differ between the masks of counterparts, all together.
     """
 
     image: str
@@ -46,6 +48,7 @@ class Agreement:
     box: float
     score: float
     unmatched: int
+    mask: int
 
 
 def runner(path: Path) -> Run:
@@ -60,7 +63,7 @@ def runner(path: Path) -> Run:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
         def call(*inputs: np.ndarray) -> list[np.ndarray]:
-            return session.run(list(OUTPUTS), dict(zip(INPUTS, inputs, strict=True)))
+            return session.run(None, dict(zip(INPUTS, inputs, strict=True)))
     else:
         import torchvision  # noqa: F401  (its NMS is one of the program's operators)
 
@@ -78,19 +81,25 @@ def runner(path: Path) -> Run:
 
     def run(pixels: np.ndarray, image: np.ndarray) -> Sequence[np.ndarray]:
         sizes = np.array([image.shape[1:]], dtype=np.int64), np.array([pixels.shape[:2]], dtype=np.int64)
-        boxes, scores, classes, count = call(image[None], *sizes)
-        return [part[0, : int(count[0])] for part in (boxes, scores, classes)]
+        boxes, scores, classes, count, *masks = call(image[None], *sizes)
+        return [part[0, : int(count[0])] for part in (boxes, scores, classes, *masks)]
 
     return run
 
 
-def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray], threshold: float) -> tuple[float, float, int]:
-    """(largest difference of a coordinate, of a score, number without a partner) of (boxes, scores, classes) each.
+def compare(
+    expected: Sequence[np.ndarray], found: Sequence[np.ndarray], threshold: float
+) -> tuple[float, float, int, int]:
+    """Largest difference of a coordinate, of a score, number without a partner, differing pixels of masks.
 
     Partners are the nearest boxes of the same class, less than two pixels apart: ranks may swap where scores tie.
+
+    Args:
+        expected, found: boxes, scores and classes; with masks also these, (N, H, W) bool and (N, M, M) in the boxes.
     """
-    (boxes, scores, classes), (own_boxes, own_scores, own_classes) = expected, found
+    (boxes, scores, classes, *masks), (own_boxes, own_scores, own_classes, *own_masks) = expected, found
     box = score = 0.0
+    pixels = 0
     unmatched, free = 0, np.ones(len(own_boxes), dtype=bool)
     for i in range(len(boxes)):
         distance = np.abs(own_boxes - boxes[i]).max(axis=1, initial=0)
@@ -99,9 +108,14 @@ def compare(expected: Sequence[np.ndarray], found: Sequence[np.ndarray], thresho
             partner = int(distance.argmin())
             free[partner] = False
             box, score = max(box, float(distance[partner])), max(score, abs(float(scores[i] - own_scores[partner])))
+            if masks:
+                mask = masks[0][i]
+                differ = int((mask != pasted(own_masks[0][partner], own_boxes[partner], mask.shape)).sum())
+                pixels += differ
+                unmatched += differ > max(1, 0.01 * mask.sum())
         else:
             unmatched += bool(scores[i] > threshold + 1e-3)
-    return box, score, unmatched + int((own_scores[free] > threshold + 1e-3).sum())
+    return box, score, unmatched + int((own_scores[free] > threshold + 1e-3).sum()), pixels
 
 
 @torch.no_grad()
@@ -120,9 +134,11 @@ def check(about: About, model: nn.Module, run: Run, images: Sequence[Path]) -> l
         (output,) = model([{"image": torch.from_numpy(image), "height": height, "width": width}])
         instances = output["instances"].to("cpu")
         expected = [part.numpy() for part in (instances.pred_boxes.tensor, instances.scores, instances.pred_classes)]
-        box, score, unmatched = compare(expected, found, about.model_threshold)
+        if instances.has("pred_masks"):
+            expected.append(instances.pred_masks.numpy())
         counts = len(expected[0]), len(found[0])
-        outcomes.append(Agreement(str(path), image.shape[1:], *counts, box, score, unmatched))
+        differences = compare(expected, found, about.model_threshold)
+        outcomes.append(Agreement(str(path), image.shape[1:], *counts, *differences))
     return outcomes
 
 
@@ -137,8 +153,9 @@ def table(outcomes: Sequence[Agreement]) -> str:
         )
     worst = max((o.box for o in outcomes), default=0), max((o.score for o in outcomes), default=0)
     detections, unmatched = sum(o.detections for o in outcomes), sum(o.unmatched for o in outcomes)
+    masks = sum(o.mask for o in outcomes)
     lines.append(
         f"{len(outcomes)} images, {detections} detections, {unmatched} differ; boxes within {worst[0]:.1e} pixels, "
-        f"scores within {worst[1]:.1e}"
+        f"scores within {worst[1]:.1e}" + (f"; {masks} pixels of masks differ" if masks else "")
     )
     return "\n".join(lines)

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -27,7 +28,8 @@ from ...resnext import ConvNorm
 from ..c4_head import ResNeXtC4ROIHeads
 
 INPUTS = ("images", "sizes", "original_sizes")
-OUTPUTS = ("boxes", "scores", "classes", "count")
+OUTPUTS = ("boxes", "scores", "classes", "count", "masks")
+"""The last one of detectors with masks only."""
 TORCH_THAT_CAN = "2.14"
 """torch.export of earlier releases ties the sizes of an image down (2.4, 2.6 and 2.9 were tried)."""
 SIDES, BATCH = (32, 16384), 1024
@@ -73,6 +75,7 @@ class ExportableDetector(nn.Module):
         )
         self.threshold, self.nms = predictor.test_score_thresh, predictor.test_nms_thresh
         self.num_classes = heads.num_classes
+        self.mask_head = heads.mask_head if heads.mask_on else None
         # Never more than there are to choose from: topk refuses that, where detectron2 takes all.
         self.proposals = min(self.proposals, self.before_nms)
         candidates = self.proposals * self.num_classes
@@ -80,7 +83,7 @@ class ExportableDetector(nn.Module):
         self.detections = candidates if asked < 0 else min(asked, candidates)
         self.regions_at_once = regions_at_once
 
-    def forward(self, images: Tensor, sizes: Tensor, original_sizes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor, sizes: Tensor, original_sizes: Tensor) -> tuple[Tensor, ...]:
         """Detect in a batch of images.
 
         Args:
@@ -91,7 +94,8 @@ class ExportableDetector(nn.Module):
 
         Returns:
             boxes (N, D, 4) x1, y1, x2, y2 in pixels of the original image, scores (N, D), classes (N, D) int64, best
-            first; count (N,) int64: how many of the D are detections. The rest are zeros, class -1.
+            first; count (N,) int64: how many of the D are detections. The rest are zeros, class -1. With a mask head
+            also masks (N, D, M, M): the probability that each cell of the box belongs to the object.
         """
         height, width = images.shape[2:]
         x = (images - self.pixel_mean) / self.pixel_std
@@ -100,8 +104,12 @@ class ExportableDetector(nn.Module):
         features = self.backbone(x * (inside_y & inside_x)[:, None])[self.feature]
         limits = sizes.flip(1).repeat(1, 2)[:, None].to(x.dtype)  # (N, 1, 4): width, height, width, height
         regions = self._propose(features, limits)
-        scores, boxes = self._classify(features, regions, limits)
-        return self._select(scores, boxes, sizes, original_sizes)
+        first = self.res5[0]
+        # A 1x1 convolution without bias commutes with RoIAlign, so it runs once on the map (see c4_head).
+        maps = [F.conv2d(features, conv.weight) for conv in (first.conv1, first.shortcut)]
+        scores, boxes = self._classify(maps, regions, limits)
+        *found, resized_boxes = self._select(scores, boxes, sizes, original_sizes)
+        return (*found, self._masks(maps, resized_boxes, found[2])) if self.mask_head else tuple(found)
 
     def _propose(self, features: Tensor, limits: Tensor) -> Tensor:
         """(N, proposals, 4): the best boxes of the RPN; all zero behind the last one."""
@@ -125,13 +133,11 @@ class ExportableDetector(nn.Module):
         boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
         return torch.where((logits > NOTHING)[:, :, None], boxes, 0.0)
 
-    def _classify(self, features: Tensor, regions: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
+    def _classify(self, maps: list[Tensor], regions: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (N, proposals, classes), 0 for padding, and boxes (N, proposals, classes, 4)."""
-        first = self.res5[0]
-        # A 1x1 convolution without bias commutes with RoIAlign, so it runs once on the map (see c4_head).
-        maps = [F.conv2d(features, conv.weight) for conv in (first.conv1, first.shortcut)]
         parts = regions.split(self.regions_at_once, dim=1)
-        vectors = torch.cat([self._describe(maps, part) for part in parts], dim=1).flatten(0, 1)
+        means = [self._describe(maps, part).mean(dim=(2, 3)).unflatten(0, (-1, part.shape[1])) for part in parts]
+        vectors = torch.cat(means, dim=1).flatten(0, 1)
         probabilities = self.cls_score(vectors).softmax(dim=1)[:, :-1]
         boxes = self.boxes.apply_deltas(self.bbox_pred(vectors), regions.flatten(0, 1)).unflatten(1, (-1, 4))
         boxes = boxes.expand(-1, self.num_classes, -1)  # a class-agnostic predictor has one box for all
@@ -139,8 +145,19 @@ class ExportableDetector(nn.Module):
         real = (regions[:, :, 2] > regions[:, :, 0])[:, :, None]
         return probabilities.unflatten(0, shape) * real, _clip(boxes.unflatten(0, shape), limits[:, None])
 
+    def _masks(self, maps: list[Tensor], boxes: Tensor, classes: Tensor) -> Tensor:
+        """Probabilities (N, D, M, M) of the masks of those classes within their boxes; 0 where the class is -1."""
+        parts = []
+        for some, own in zip(*(all_.split(self.regions_at_once, dim=1) for all_ in (boxes, classes)), strict=True):
+            logits = self.mask_head.layers(self._describe(maps, some))
+            if logits.shape[1] > 1:  # else one mask for all classes
+                index = own.clamp(min=0).flatten()[:, None, None, None]
+                logits = logits.gather(1, index.expand(-1, 1, *logits.shape[2:]))
+            parts.append(logits[:, 0].sigmoid().unflatten(0, (-1, some.shape[1])))
+        return torch.cat(parts, dim=1) * (classes >= 0)[:, :, None, None]
+
     def _describe(self, maps: list[Tensor], regions: Tensor) -> Tensor:
-        """(N, R, 4) -> (N, R, C): RoIAlign and the rest of res5, averaged over the region."""
+        """(N, R, 4) -> (N * R, C, bins, bins): RoIAlign and the rest of res5."""
         first = self.res5[0]
         boxes, image = (regions * self.scale - 0.5).flatten(0, 1), _image_of(regions).flatten()
         # A 1x1 convolution of stride 2 reads the even bins only.
@@ -152,33 +169,37 @@ class ExportableDetector(nn.Module):
         y = F.relu(y + outer)
         for block in self.res5[1:]:
             y = block(y)
-        return y.mean(dim=(2, 3)).unflatten(0, (-1, regions.shape[1]))
+        return y
 
-    def _select(self, scores: Tensor, boxes: Tensor, sizes: Tensor, original_sizes: Tensor):
-        """Threshold, NMS in each class, the best of each image, in pixels of the original."""
+    def _select(self, scores: Tensor, boxes: Tensor, sizes: Tensor, original_sizes: Tensor) -> tuple[Tensor, ...]:
+        """Threshold, NMS in each class, the best of each image, in pixels of the original; their boxes before that."""
         classes = torch.arange(self.num_classes, device=scores.device).expand_as(scores).flatten(1)
         scores, boxes = scores.flatten(1), boxes.flatten(1, 2)
         group = _image_of(boxes) * self.num_classes + classes
         kept = _nms_in_groups(boxes, scores, group, scores > self.threshold, self.nms)
         scores, order = torch.where(kept, scores, 0.0).topk(self.detections, dim=1)
-        boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
+        resized_boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
         scale = (original_sizes / sizes).to(boxes.dtype).flip(1).repeat(1, 2)[:, None]
-        boxes = _clip(boxes * scale, original_sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype))
+        boxes = _clip(resized_boxes * scale, original_sizes.flip(1).repeat(1, 2)[:, None].to(boxes.dtype))
         there = (scores > 0) & (boxes[..., 2:] > boxes[..., :2]).all(2)
         # A box that rounding has emptied leaves; the others close ranks.
         scores, ranks = torch.where(there, scores, 0.0).topk(self.detections, dim=1)
         there = scores > 0
-        boxes = boxes.gather(1, ranks[:, :, None].expand(-1, -1, 4)) * there[:, :, None]
+        both = (boxes, resized_boxes)
+        boxes, resized_boxes = (b.gather(1, ranks[:, :, None].expand(-1, -1, 4)) * there[:, :, None] for b in both)
         classes = torch.where(there, classes.gather(1, order).gather(1, ranks), -1)
-        return boxes, scores, classes, there.sum(1)
+        return boxes, scores, classes, there.sum(1), resized_boxes
 
 
 def _check_kind(model: nn.Module) -> None:
     heads = getattr(model, "roi_heads", None)
     if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, ResNeXtC4ROIHeads):
         raise UserError("export: only Faster R-CNN with ResNeXtC4ROIHeads on its fast path is known")
-    if heads.mask_on:
-        raise UserError("export: masks are not exported; set MODEL.MASK_ON False")
+    if heads.mask_on and not isinstance(heads.mask_head, MaskRCNNConvUpsampleHead):
+        raise UserError(
+            f"export: of mask heads only MaskRCNNConvUpsampleHead is known, and not {type(heads.mask_head).__name__}; "
+            "set MODEL.MASK_ON False"
+        )
     if getattr(model, "for_inference", False):
         raise UserError("export: give the detector itself, not one that optimize_for_inference has rewritten")
     if heads.plan() is None:
@@ -366,7 +387,7 @@ def export_onnx(program: torch.export.ExportedProgram, path: str | os.PathLike) 
             os.fspath(unfinished),
             dynamo=True,
             input_names=INPUTS,
-            output_names=OUTPUTS,
+            output_names=OUTPUTS[: len(program.graph_signature.user_outputs)],
             external_data=False,
             verbose=False,
         )
