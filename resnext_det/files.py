@@ -19,9 +19,10 @@ import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypeVar
 
 from .errors import UserError
 
@@ -51,6 +52,28 @@ _MEMBER = re.compile(r"(\d{1,15})-(\d{1,12})-[^/]+")
 _JOINERS = "\u200c\u200d"  # invisible, and part of words in Persian, Hindi, ...
 
 
+Place = TypeVar("Place", bound=str | os.PathLike)
+_places: ContextVar[set[str] | None] = ContextVar("places", default=None)
+
+
+@contextmanager
+def places_looked_at() -> Iterator[set[str]]:
+    """The absolute paths that :func:`looked_at` is given while the block runs, as by :func:`open_regular`."""
+    found: set[str] = set()
+    token = _places.set(found)
+    try:
+        yield found
+    finally:
+        _places.reset(token)
+
+
+def looked_at(path: Place) -> Place:
+    """``path`` itself. What its reader makes depends on it: on its content, on a folder's names, or on its absence."""
+    if (places := _places.get()) is not None:
+        places.add(os.path.abspath(os.fsdecode(path)))
+    return path
+
+
 def open_regular(path: str | os.PathLike, limit: int | None = None) -> BinaryIO:
     """Open a user's file for reading, in bytes; a file within a shard too (:func:`place_in_shard`).
 
@@ -62,7 +85,7 @@ def open_regular(path: str | os.PathLike, limit: int | None = None) -> BinaryIO:
     Raises:
         UserError: no such file, not a regular file, larger than ``limit``, or not readable.
     """
-    name = shown(path)
+    name = shown(looked_at(path))
     try:
         _check_regular(os.stat(path), name, limit)  # before it is opened: opening a device can do something
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

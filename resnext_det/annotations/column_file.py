@@ -29,7 +29,7 @@ _COLUMNS = {
     "annotation_ids": ("int64", "A"), "image": ("int64", "A"), "category": ("int64", "A"), "boxes": ("float64", "A4"),
     "areas": ("float64", "A"), "iscrowd": ("int64", "A"), "difficult": ("bool", "A"), "num_keypoints": ("int64", "A"),
 }  # fmt: skip
-_TEXTS = {"file_names": "I", "masks": "A", "keypoints": "A"}
+_TEXTS: dict[str, str | None] = {"file_names": "I", "masks": "A", "keypoints": "A", "places": None}
 _SCHEMA = {
     "key": str, "facts": object, "digest": str, "source": str, "image_root": (None, str), "class_names": [str],
     "annotated": bool, "sizes": {"I": int, "K": int, "A": int}, "columns": {str: [str, range(1 << 48), range(1 << 48)]},
@@ -171,10 +171,12 @@ def _dataset(header: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> Da
         if column.dtype.name != kind or len(column) != sizes[size[0]]:
             raise ValueError(name)
         given[name] = column
-    for name, size in _TEXTS.items():
+    for name, of in _TEXTS.items():
         if f"{name}.offsets" in columns:
             offsets, text = columns[f"{name}.offsets"], columns[f"{name}.data"]
-            if offsets.dtype.name != "int64" or text.dtype.name != "uint8" or len(offsets) != sizes[size] + 1:
+            if offsets.dtype.name != "int64" or text.dtype.name != "uint8" or not len(offsets):
+                raise ValueError(name)
+            if of and len(offsets) != sizes[of] + 1:
                 raise ValueError(name)
             given[name] = Texts(text, offsets)
     return Dataset(**given)
@@ -185,7 +187,7 @@ def _check_values(dataset: Dataset) -> None:
     for places, number in ((dataset.image, len(dataset.image_ids)), (dataset.category, len(dataset.class_names))):
         if len(places) and not (0 <= places.min() and places.max() < number):
             raise Unusable("is damaged (its positions)")
-    for texts in (dataset.file_names, dataset.masks, dataset.keypoints):
+    for texts in (dataset.file_names, dataset.masks, dataset.keypoints, dataset.places):
         if texts is not None:
             ends = texts.offsets
             if ends[0] != 0 or ends[-1] != len(texts.data) or (ends[1:] < ends[:-1]).any():

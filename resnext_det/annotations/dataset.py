@@ -69,6 +69,7 @@ class Dataset:
         keypoints: A lists of ``x, y, visibility`` as JSON, "" for none; None where no object has any.
         num_keypoints: (A,) int64 visible ones, -1 where the file does not say; with ``keypoints``.
         annotated: False for a set without annotations, such as COCO's test sets.
+        places: paths of all that it was read from, with a set of many files that is kept for later runs.
     """
 
     source: str
@@ -90,6 +91,7 @@ class Dataset:
     keypoints: Texts | None = None
     num_keypoints: np.ndarray | None = None
     annotated: bool = True
+    places: Texts | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)

@@ -31,7 +31,7 @@ from ..engine.processes import decided_by_main
 from ..errors import UserError, listed
 from ..images import MAX_MEGAPIXELS
 from ..reporting.report import write_report
-from .data.checked_sets import document_of
+from .data.checked_sets import source_of
 from .data.proposals import write_proposals
 
 logger = logging.getLogger(__name__)
@@ -109,15 +109,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
         if (dataset_name is None) == (json_file is None):
             raise UserError("evaluator: give a dataset_name or a json_file, one of them")
         self._name = str(dataset_name or json_file)
-        self._json: str | os.PathLike | Mapping
-        self._image_root: str | None = None
-        if dataset_name is None:
-            self._json = json_file
-        else:
-            metadata = MetadataCatalog.get(dataset_name)
-            self._json = _ground_truth_of(dataset_name)
-            self._image_root = metadata.get("image_root")
-            category_ids = category_ids or metadata.get("thing_dataset_id_to_contiguous_id")
+        self._set, self._json = dataset_name, json_file
         self._output_dir = None if output_dir is None else Path(output_dir)
         self._tasks = None if tasks is None else tuple(tasks)
         self._distributed = distributed
@@ -133,8 +125,10 @@ class FastCOCOEvaluator(DatasetEvaluator):
 
         def read() -> None:
             if self._truth is None:
-                self._truth = read_ground_truth(self._json, with_masks="segm" in (self._tasks or ()))
-                self._dataset_ids = _dataset_ids(category_ids, self._truth)
+                self._truth = self._read_truth("segm" in (self._tasks or ()))
+                registered = None if dataset_name is None else MetadataCatalog.get(dataset_name)
+                ids = category_ids or registered and registered.get("thing_dataset_id_to_contiguous_id")
+                self._dataset_ids = _dataset_ids(ids, self._truth)
 
         # Mistakes show before hours of inference, in all processes; the others need no copy.
         decided_by_main(read) if distributed else read()
@@ -247,7 +241,7 @@ class FastCOCOEvaluator(DatasetEvaluator):
     def _evaluate_task(self, task: str, detections: Detections, img_ids: Iterable[int] | None) -> Evaluation:
         truth = self._truth
         if task == "segm" and truth.masks is None:
-            truth = read_ground_truth(self._json, with_masks=True).in_order_of(truth.class_names)
+            truth = self._read_truth(True).in_order_of(truth.class_names)
         return evaluate(
             truth,
             detections,
@@ -258,11 +252,16 @@ class FastCOCOEvaluator(DatasetEvaluator):
             kpt_oks_sigmas=self._kpt_oks_sigmas,
         )
 
+    def _read_truth(self, with_masks: bool) -> Dataset:
+        found = self._json if self._set is None else _ground_truth_of(self._set)
+        return read_ground_truth(found, with_masks=with_masks)
+
     def _write_report(self, truth: Dataset, detections: Detections, evaluation: Evaluation) -> None:
         path = self._output_dir / REPORT_FILE
+        root = None if self._set is None else MetadataCatalog.get(self._set).get("image_root")
         try:
             write_report(
-                path, truth, detections, evaluation, image_root=self._image_root, title=self._name,
+                path, truth, detections, evaluation, image_root=root, title=self._name,
                 max_megapixels=self._max_megapixels,
             )  # fmt: skip
             logger.info("report with curves and images: %s", path)
@@ -332,7 +331,7 @@ def _ground_truth_of(name: str) -> str | Mapping:
     """The file of a set in COCO's format, the content of a file in another format, or detectron2's records."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("labels_format") is not None:
-        return document_of(name)
+        return source_of(name).document
     return metadata.get("json_file") or convert_to_coco_dict(name)
 
 

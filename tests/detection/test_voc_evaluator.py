@@ -80,9 +80,9 @@ def both(root: Path, split: str, year: int, images: Path, make, processes: int =
     name = f"{root}_{split}_{year}"
     file = root / "ImageSets" / "Main" / f"{split}.txt"
     register_sets([[name, str(file), str(images)]])
-    from resnext_det.detection.data.checked_sets import document_of
+    from resnext_det.detection.data.checked_sets import source_of
 
-    document = document_of(name)
+    document = source_of(name).document
     names = [c["name"] for c in document["categories"]]
     ours = [VOCEvaluator(name, distributed=False, year=year) for _ in range(processes)]
     stock_name = f"{name}_stock"
@@ -156,7 +156,7 @@ def test_a_voc_set_trains_and_is_evaluated_by_voc(tmp_path: Path) -> None:
 
 def test_detectron2s_own_names_are_read_by_our_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from resnext_det.annotations.formats.voc import CLASSES
-    from resnext_det.detection.data.checked_sets import document_of
+    from resnext_det.detection.data.checked_sets import source_of
 
     register_sets([])
     metadata = MetadataCatalog.get("voc_2007_test")
@@ -169,7 +169,7 @@ def test_detectron2s_own_names_are_read_by_our_reader(tmp_path: Path, monkeypatc
         file.write_text(text)
     monkeypatch.setitem(metadata.__dict__, "json_file", str(tmp_path / "VOC2007" / "ImageSets" / "Main" / "test.txt"))
     monkeypatch.setitem(metadata.__dict__, "image_root", str(tmp_path / "VOC2007" / "JPEGImages"))
-    document = document_of("voc_2007_test")
+    document = source_of("voc_2007_test").document
     assert [c["name"] for c in document["categories"]] == list(CLASSES) and document["annotations"]
     assert len(DatasetCatalog.get("voc_2007_test")) == len(document["images"])
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...errors import UserError
-from ...files import shown
+from ...files import looked_at, shown
 from .source import Collector, Source, number, polygon_area, polygon_box, read_xml, whole
 
 BYTES = 1 << 30
@@ -29,7 +29,7 @@ def read(path: Path, image_root: Path | None = None, names: Sequence[str] | None
     if root.find("track") is not None:
         raise UserError(f"{shown(path)}: holds tracks, CVAT for video; export it as CVAT for images 1.1")
     if image_root is None:
-        image_root = path.parent / "images" if (path.parent / "images").is_dir() else path.parent
+        image_root = path.parent / "images" if looked_at(path.parent / "images").is_dir() else path.parent
     listed = [(label.findtext("name") or "").strip() for label in root.iterfind("./meta//labels/label")]
     collector = Collector(names or [name for name in dict.fromkeys(listed) if name] or None, str(path))
     seen: set[str] = set()

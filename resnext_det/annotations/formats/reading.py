@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 from ...errors import UserError
-from ...files import read_regular, shown
+from ...files import looked_at, places_looked_at, read_regular, shown
 from ..check import inspect_document, read_document
 from . import cvat, labelme, voc, yolo
-from .source import Source, is_image, read_xml, sub_files
+from .source import Source, is_image, root_tag, sub_files
 
 FORMATS = ("coco", "yolo", "voc", "cvat", "labelme")
 
@@ -50,7 +51,7 @@ def _file_format(path: Path) -> str | None:
     if ending == ".json":
         return "labelme" if _has_shapes(path) else "coco"
     if ending == ".xml":
-        return {"annotations": "cvat", "annotation": "voc"}.get(read_xml(path, cvat.BYTES).tag)
+        return {"annotations": "cvat", "annotation": "voc"}.get(root_tag(path, cvat.BYTES))
     if ending in (".yaml", ".yml"):
         return "yolo"
     if ending == ".txt":
@@ -76,17 +77,18 @@ def _folder_format(folder: Path) -> str | None:
     texts = list(sub_files(folder, ".txt"))
     if texts or (folder.name == "images" and any(is_image(p.name) for p in folder.iterdir())):
         return "yolo"
-    return "yolo" if "images" in folder.parts and (Path(*_swapped(folder.parts))).is_dir() else None
+    return "yolo" if "images" in folder.parts and looked_at(Path(*_swapped(folder.parts))).is_dir() else None
 
 
 def _coco_sets(folder: Path) -> dict[str, Path]:
     """{split: its file} of ``annotations/instances_SPLIT.json``, with or without that folder; else Roboflow's files."""
     for place in (folder / "annotations", folder):
-        found = {p.stem.removeprefix("instances_"): p for p in place.glob("instances_*.json")}
+        found = {p.stem.removeprefix("instances_"): p for p in looked_at(place).glob("instances_*.json")}
         kept = {name: path for name, path in found.items() if (folder / name).is_dir()}
         if found:
             return dict(sorted((kept or found).items()))
-    return {p.parent.name: p for p in sorted(folder.glob("*/_annotations.coco.json"))}
+    exports = [looked_at(p / "_annotations.coco.json") for p in sorted(folder.iterdir()) if p.is_dir()]
+    return {p.parent.name: p for p in exports if p.exists()}
 
 
 def _coco_images(file: Path, document: dict) -> Path:
@@ -116,9 +118,17 @@ def _has_shapes(path: Path) -> bool:
 
 @lru_cache(maxsize=8)
 def _cached(path: str, image_root: str | None, names: tuple[str, ...] | None) -> Source:
+    since = time.time_ns()
+    with places_looked_at() as places:
+        source = _read(path, Path(image_root) if image_root else None, names)
+    source.places, source.since = places, since
+    return source
+
+
+def _read(path: str, root: Path | None, names: Sequence[str] | None) -> Source:
     place, split = _place_and_split(path)
+    looked_at(place)
     found = recognize(path)
-    root = Path(image_root) if image_root else None
     if found == "coco":
         file = next(iter([*_coco_sets(place).values(), *sub_files(place, ".json")])) if place.is_dir() else place
         document = read_document(file)
@@ -143,6 +153,11 @@ def read(path: str | Path, image_root: str | Path | None = None, names: Sequence
         UserError: one line for the first mistake, and how many more there are.
     """
     return _cached(str(path), str(image_root) if image_root else None, tuple(names) if names else None)
+
+
+def forget() -> None:
+    """Give back the memory of what :func:`read` keeps."""
+    _cached.cache_clear()
 
 
 def read_checked(path: str | Path, image_root: str | Path | None = None) -> Source:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
+import stat
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...errors import UserError, nearest
-from ...files import read_regular, shown
+from ...files import looked_at, open_regular, read_regular, shown
+from ..column_file import digest_of
 
 TEXT_BYTES = 16 << 20
 """Largest list, label file or XML file of one image."""
@@ -30,12 +34,35 @@ class Source:
         document: ``images``, ``annotations`` (boxes ``x, y, width, height``) and ``categories``.
         image_root: the folder that ``file_name`` is relative to.
         notes: what was left out or read otherwise, a sentence each.
+        places: all that was looked at to read it, for :func:`state_of`.
+        since: the time before, in ns.
     """
 
     format: str
     document: dict
     image_root: str
     notes: list[str] = field(default_factory=list)
+    places: set[str] = field(default_factory=set)
+    since: int = 0
+
+
+def state_of(places: Iterable[str]) -> tuple[str, int]:
+    """(hash of what is at these paths, time of the newest of them in ns).
+
+    Of files it is the content, of images the size and the time, of folders the time: they change as names come and go.
+    """
+    found, newest = hashlib.sha256(), 0
+    for path in sorted(places):
+        state: object = None
+        with suppress(OSError, ValueError, UserError):
+            status = os.stat(path)
+            newest = max(newest, status.st_mtime_ns)
+            if stat.S_ISREG(status.st_mode) and not is_image(path):
+                state = digest_of(path)
+            else:
+                state = status.st_mtime_ns, status.st_size * stat.S_ISREG(status.st_mode)
+        found.update(f"{path}\0{state}\0".encode("utf-8", "surrogatepass"))
+    return found.hexdigest(), newest
 
 
 class Collector:
@@ -115,6 +142,15 @@ class _NoDoctype(ET.TreeBuilder):
         raise UserError("holds a DOCTYPE, which labels never need; remove it")
 
 
+class _Found(Exception):
+    """The tag of the root."""
+
+
+class _Root(_NoDoctype):
+    def start(self, tag: str, attrs: dict[str, str]) -> ET.Element:
+        raise _Found(tag)
+
+
 def read_xml(path: Path, limit: int = TEXT_BYTES) -> ET.Element:
     """The root of an XML file. No entities, no network, no more than ``limit`` bytes.
 
@@ -128,6 +164,20 @@ def read_xml(path: Path, limit: int = TEXT_BYTES) -> ET.Element:
         raise UserError(f"{shown(path)}: {error}") from None
     except (ET.ParseError, ValueError, LookupError) as error:
         raise UserError(f"{shown(path)}: not whole XML ({shown(error)}); write it again, as UTF-8") from None
+
+
+def root_tag(path: Path, limit: int) -> str:
+    """Of an XML file, of which no more is read than that takes; errors as :func:`read_xml`."""
+    try:
+        with open_regular(path, limit) as file:
+            parser = ET.XMLParser(target=_Root())
+            while block := file.read(1 << 14):
+                parser.feed(block)
+    except _Found as found:
+        return str(found)
+    except (UserError, ET.ParseError, ValueError, LookupError, OSError):
+        pass
+    return read_xml(path, limit).tag
 
 
 def read_text(path: Path, limit: int = TEXT_BYTES) -> str:
@@ -168,7 +218,7 @@ def is_image(name: str) -> bool:
 
 def images_by_stem(folder: Path) -> dict[str, str]:
     """{stem: file name} of the images in ``folder``; of two with one stem the likelier ending."""
-    names = sorted(p.name for p in folder.iterdir() if is_image(p.name)) if folder.is_dir() else []
+    names = sorted(p.name for p in folder.iterdir() if is_image(p.name)) if looked_at(folder).is_dir() else []
     found: dict[str, str] = {}
     for name in sorted(names, key=lambda name: -EXTENSIONS.index(os.path.splitext(name)[1].lower())):
         found[os.path.splitext(name)[0]] = name
@@ -189,7 +239,7 @@ def polygon_area(points: Sequence[float]) -> float:
 
 def sub_files(folder: Path, ending: str) -> Iterable[Path]:
     """Files of this ending in ``folder``, sorted by name; hidden ones, such as macOS leaves, are left out."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() == ending and not p.name.startswith("."))
+    return sorted(p for p in looked_at(folder).iterdir() if p.suffix.lower() == ending and not p.name.startswith("."))
 
 
 def count_hidden(folder: Path, ending: str, collector: Collector) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from ...errors import UserError
-from ...files import shown
+from ...files import looked_at, shown
 from .source import Collector, Source, count_hidden, images_by_stem, number, read_text, read_xml, sub_files, whole
 
 CLASSES = (
@@ -29,7 +29,7 @@ SPLITS = ("train", "val", "valid", "validation", "trainval", "test")
 
 def is_image_set(path: Path) -> bool:
     """Whether this is one of VOC's lists of images: ``ImageSets/Main/train.txt`` beside ``Annotations``."""
-    return path.suffix == ".txt" and len(path.parents) > 2 and (path.parents[2] / "Annotations").is_dir()
+    return path.suffix == ".txt" and len(path.parents) > 2 and looked_at(path.parents[2] / "Annotations").is_dir()
 
 
 def metric_year(path: str | Path) -> int:
@@ -59,7 +59,7 @@ def read(path: Path, image_root: Path | None = None, names: Sequence[str] | None
         labels = root / "Annotations"
         files = [labels / f"{stem}.xml" for stem in _stems(path)]
     if image_root is None:
-        image_root = next((root / n for n in ("JPEGImages", "images") if (root / n).is_dir()), labels)
+        image_root = next((root / n for n in ("JPEGImages", "images") if looked_at(root / n).is_dir()), labels)
     where = ""
     if names is None:
         names, where = _listed(root, labels)
@@ -104,7 +104,7 @@ def _stems(path: Path) -> list[str]:
 def _listed(root: Path, labels: Path) -> tuple[list[str] | None, str]:
     for folder in dict.fromkeys((labels, root, root.parent)):
         for name in LISTS:
-            if (folder / name).is_file():
+            if looked_at(folder / name).is_file():
                 lines = [line.strip() for line in read_text(folder / name).splitlines() if line.strip()]
                 return lines, str(folder / name)
     if root.name.startswith("VOC20"):
@@ -116,7 +116,7 @@ def _names_of(labels: Path, files: Sequence[Path]) -> list[str]:
     """All class names in the folder, and in the other splits' folders beside a flat one."""
     folders = [labels]
     if labels.name.lower() in SPLITS:
-        folders = [labels.parent / name for name in SPLITS if (labels.parent / name).is_dir()]
+        folders = [labels.parent / name for name in SPLITS if looked_at(labels.parent / name).is_dir()]
     names: set[str] = set()
     for file in dict.fromkeys([*files, *(file for folder in folders for file in sub_files(folder, ".xml"))]):
         try:

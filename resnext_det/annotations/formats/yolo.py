@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ...config_files import read_yaml
 from ...errors import UserError
-from ...files import expanded, shown
+from ...files import expanded, looked_at, shown
 from ...images import read_header
 from .source import Collector, Source, is_image, polygon_area, polygon_box, read_text
 
@@ -71,7 +71,7 @@ def _data(path: Path) -> tuple[dict, Path]:
     if not isinstance(base, str):
         raise UserError(f"{shown(path)}: path: {shown(base, 40)!r} is no folder; write the folder, or leave it out")
     folder = path.parent / expanded(base)
-    return data, folder if os.path.isdir(folder) else path.parent
+    return data, folder if os.path.isdir(looked_at(folder)) else path.parent
 
 
 def _names(path: Path, data: dict) -> list[str]:
@@ -107,8 +107,8 @@ def _unique(path: Path, names: list[str]) -> list[str]:
 
 def _listed_names(folder: Path) -> tuple[list[str], str]:
     for place in (folder, folder.parent, folder.parent.parent, *(p / "labels" for p in (folder, folder.parent))):
-        for file in [place / "classes.txt", *sorted(place.glob("*.names")), place / "labels.txt"]:
-            if file.is_file():
+        for file in [place / "classes.txt", *sorted(looked_at(place).glob("*.names")), place / "labels.txt"]:
+            if looked_at(file).is_file():
                 lines = [line.strip() for line in read_text(file).splitlines() if line.strip()]
                 return _unique(file, lines), str(file)
     raise UserError(f"{shown(folder)}: no list of classes beside it; write classes.txt, one name on a line")
@@ -133,7 +133,8 @@ def _split_images(path: Path, data: dict, base: Path, split: str | None) -> list
         # Roboflow writes ../train/images, and the folder is train/images beside the file.
         entry = expanded(entry)
         tries = [base / entry, path.parent / entry, base / entry.removeprefix("../")]
-        place = next((place for place in tries if os.path.exists(place)), None)  # Path.exists raises for long names
+        there = (place for place in tries if os.path.exists(looked_at(place)))  # Path.exists raises for long names
+        place = next(there, None)
         if place is None:
             raise UserError(f"{shown(path)}: {split}: {shown(entry, 100)}: no such folder or list below {shown(base)}")
         files += _folder_images(place) if place.is_dir() else _list_images(place, base)
@@ -141,9 +142,12 @@ def _split_images(path: Path, data: dict, base: Path, split: str | None) -> list
 
 
 def _folder_images(folder: Path) -> list[Path]:
-    if (folder / "images").is_dir():
+    if looked_at(folder / "images").is_dir():
         folder = folder / "images"
-    files = sorted(file for file in folder.rglob("*") if is_image(file.name) and not file.name.startswith("."))
+    entries = sorted(folder.rglob("*"))
+    for place in (folder, *(entry for entry in entries if not is_image(entry.name) and entry.is_dir())):
+        looked_at(place)
+    files = [entry for entry in entries if is_image(entry.name) and not entry.name.startswith(".")]
     if not files:
         raise UserError(f"{shown(folder)}: holds no images; give the folder of the images")
     return files
@@ -158,7 +162,7 @@ def _list_images(path: Path, base: Path) -> list[Path]:
     files = []
     for line in lines:
         tries = [path.parent / line, base / line, Path(line)]
-        files.append(next((place for place in tries if os.path.isfile(place)), path.parent / line))
+        files.append(next((place for place in tries if os.path.isfile(looked_at(place))), path.parent / line))
     missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -173,9 +177,9 @@ def _labels_of(image: Path) -> Path:
     if places:
         parts[places[-1]] = "labels"
         other = Path(*parts).with_suffix(".txt")
-        if other.exists() or not image.with_suffix(".txt").exists():
+        if looked_at(other).exists() or not looked_at(image.with_suffix(".txt")).exists():
             return other
-    return image.with_suffix(".txt")
+    return looked_at(image.with_suffix(".txt"))
 
 
 def _read_image(

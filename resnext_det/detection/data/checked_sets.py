@@ -11,7 +11,6 @@ import json
 import logging
 import os
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,13 +19,14 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.utils import comm
 
 from ... import __version__
 from ...annotations import formats
 from ...annotations.check import CheckedDataset, ClassCount, Options, inspect_document, open_set, refuse_classes
 from ...annotations.column_file import Unusable, digest_of, map_columns, write_columns
-from ...annotations.dataset import Dataset
+from ...annotations.dataset import Dataset, Texts
 from ...annotations.reading import return_memory
 from ...engine.processes import decided_by_main
 from ...errors import UserError, nearest
@@ -147,33 +147,36 @@ def check_sets(
                 f"{metadata.json_file}: its classes are not those registered for the set {name}; register it under "
                 "another name with DATASETS.REGISTER"
             )
-        metadata.set(**own)
+        metadata.set(**own, image_root=metadata.get("image_root", found.image_root))
         sets[name] = found
         first = first or found
     return sets
 
 
-def document_of(name: str) -> dict:
-    """The content of the set ``name`` in COCO's form, whatever the format of its file.
+def source_of(name: str) -> formats.Source:
+    """The set ``name`` in COCO's form, whatever the format of its file. It has an image folder from now on.
 
     Raises:
         UserError: no such file, or one that cannot be used.
     """
     metadata = MetadataCatalog.get(name)
     if metadata.get("labels_format") is None:
-        return open_set(metadata.json_file, hint=_where_sets_go(name))
+        document = open_set(metadata.json_file, hint=_where_sets_go(name))
+        return formats.Source("coco", document, metadata.image_root, since=time.time_ns())
     if not os.path.exists(metadata.json_file) and metadata.labels_format == "voc":
         raise UserError(f"{metadata.json_file}: no such file; {_where_sets_go(name)}")
-    source = formats.read(metadata.json_file, metadata.image_root, metadata.get("thing_classes"))
+    source = formats.read(metadata.json_file, metadata.get("image_root"), metadata.get("thing_classes"))
     for note in source.notes:
         logger.warning("%s: %s", metadata.json_file, note)
-    return source.document
+    metadata.set(image_root=metadata.get("image_root", source.image_root))
+    return source
 
 
 def unchecked_records(name: str) -> list[dict]:
     """Dataset dicts of a set in another format than COCO's, if no check has read it before."""
     metadata = MetadataCatalog.get(name)
-    checked = inspect_document(document_of(name), metadata.json_file, metadata.image_root, check_images=False)
+    document = source_of(name).document
+    checked = inspect_document(document, metadata.json_file, metadata.image_root, check_images=False)
     checked.raise_errors()
     metadata.set(**checked.metadata())
     return checked.dataset_dicts(masks=True)
@@ -220,12 +223,12 @@ def _check(
     """The set as fixed."""
     start = time.perf_counter()
     metadata = MetadataCatalog.get(name)
-    json_file, image_root = metadata.json_file, metadata.image_root
+    json_file = metadata.json_file
     looked_for = options.looked_for(
         for_training=for_training, classes=classes, first=None if first is None else first.class_names
     )
     file = Path(folder, "cache", f"{name.replace(os.sep, '_')}.columns") if folder and os.path.isdir(folder) else None
-    key = _key(looked_for, json_file, image_root, None if metadata.get("labels_format") else json_file)
+    key = _key(looked_for, metadata)
     known = None if file is None else _known(file, key, options.level)
     if known is not None:
         dataset, facts = known
@@ -234,15 +237,16 @@ def _check(
             logger.warning("%s", warning)
         logger.info("%s: as checked before, from %s in %.1f s", name, file, time.perf_counter() - start)
         return _Checked(dataset, facts["points"], file, key)
-    document = document_of(name)
+    source = source_of(name)
+    document = source.document
     number = len(document["images"]) if isinstance(document.get("images"), Sequence) else 0
     level = options.level
     if level == "auto":
         level = "full" if number <= DECODED_AT_MOST else "headers"
     logger.info("checking %s: %d images, %s", name, number, _DOES[level])
     looked_for = replace(looked_for, check_images=level in ("full", "headers"), decode=level == "full")
-    seen = time.time_ns()
-    checked = inspect_document(document, json_file, image_root, looked_for)
+    seen = min(source.since, time.time_ns())
+    checked = inspect_document(document, json_file, metadata.image_root, looked_for)
     checked.raise_errors()
     warnings = [str(finding) for finding in checked.findings.of("warning")]
     for warning in warnings:
@@ -252,7 +256,10 @@ def _check(
         logger.info("%s: the records are used as fixed; tools/check_dataset.py --fix writes them", name)
     found, all_there = checked.dataset(masks=options.masks or options.keep_masks), bool(checked.images.keep.all())
     points = _keypoint_names(document, found) if options.keypoints else []
-    del checked, document
+    if file is not None and source.places:
+        found = replace(found, places=Texts.of(sorted(source.places)))
+    del checked, document, source
+    formats.forget()
     if file is None:
         return _Checked(found, points)
     images = _images(found, options.level, seen) if all_there else None
@@ -260,22 +267,27 @@ def _check(
     return _kept(found, points, file, key, facts)
 
 
-def _key(looked_for: Options, json_file: str, image_root: str, source: str | None) -> str:
-    """Of all that decides the outcome but the images; of a set of many files one that never comes again."""
+def _key(looked_for: Options, metadata: Metadata) -> str:
+    """Of all that decides the outcome but the images; of a set of many files not their contents either."""
+    json_file, labels = metadata.json_file, metadata.get("labels_format")
     chosen = {key: value for key, value in vars(looked_for).items() if key not in ("model_classes", "expected_names")}
-    facts = [__version__, os.path.realpath(json_file), os.path.realpath(image_root), chosen]
+    facts = [__version__, os.path.realpath(json_file), os.path.realpath(metadata.get("image_root", "")), chosen]
     try:
-        facts.append(uuid.uuid4().hex if source is None else digest_of(source))
+        facts.append((labels, metadata.get("thing_classes")) if labels else digest_of(json_file))
     except (UserError, OSError):  # the check explains it
         facts.append(None)
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def _images(dataset: Dataset, level: str, seen: int) -> str | None:
-    """Changes when images come, go or, unless the level is "json", change; None where one has since ``seen``, in ns."""
+    """Changes when images come, go or, unless the level is "json", change, and with the labels of a set of many files.
+
+    None where any has changed since ``seen``, in ns.
+    """
     names, root = set(dataset.file_names), dataset.image_root or ""
+    labels, newest = formats.state_of(dataset.places or ())
     names = {os.path.dirname(name) if level == "json" or place_in_shard(name) else name for name in names}
-    found, newest = hashlib.sha256(), 0
+    found = hashlib.sha256(labels.encode())
     try:
         for name in sorted(names):
             status = os.stat(os.path.join(root, name))
@@ -291,7 +303,7 @@ def _known(file: Path, key: str, level: str) -> tuple[Dataset, dict] | None:
     try:
         dataset, facts = map_columns(file, key)
         if misfit(facts, _FACTS) or _images(dataset, level, facts["seen"]) != facts["images"]:
-            raise Unusable("was made when the images were others")
+            raise Unusable("was made when images or labels were others")
     except FileNotFoundError:
         return None
     except (OSError, Unusable) as error:

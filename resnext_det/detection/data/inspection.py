@@ -15,7 +15,7 @@ from ...errors import listed
 from ...weights import ReadOnce
 from ..class_count import class_count_from_config
 from ..initial_weights import weights_of
-from .checked_sets import check_options_from_config, document_of
+from .checked_sets import check_options_from_config, source_of
 from .loaders import known_sets, register_sets
 
 _SCORES = "roi_heads.box_predictor.cls_score.weight"
@@ -43,7 +43,7 @@ def inspect_sets(
             metadata = MetadataCatalog.get(name)
             if metadata.get("evaluator_type") not in ("coco", "pascal_voc") or metadata.get("json_file") is None:
                 continue
-            document, file, images = document_of(name), metadata.json_file, metadata.image_root
+            document, file, images = source_of(name).document, metadata.json_file, metadata.image_root
         else:
             file, images = one
             is_coco = os.path.isfile(file) and formats.recognize(file) == "coco"

@@ -67,13 +67,11 @@ def register_sets(entries: Sequence[Sequence[str]]) -> None:
             raise UserError(f"DATASETS.REGISTER {name}: image_root {image_root}: no such folder")
         try:
             labels = formats.recognize(file)
-            if not is_json and not image_root:
-                image_root = formats.read(file).image_root
         except UserError as error:
             raise UserError(f"DATASETS.REGISTER {name}: {error}") from None
         if name in DatasetCatalog.list():
             old = MetadataCatalog.get(name)
-            if (old.get("json_file"), old.get("image_root")) == (file, image_root):
+            if old.get("json_file") == file and image_root in ("", old.get("image_root")):
                 continue
             raise UserError(f"DATASETS.REGISTER {name}: the name is taken by another set; choose another")
         if is_json and labels == "coco":
@@ -86,7 +84,9 @@ def register_sets(entries: Sequence[Sequence[str]]) -> None:
 
 
 def _register_labels(name: str, file: str, image_root: str, labels: str) -> None:
-    metadata = MetadataCatalog.get(name).set(json_file=file, image_root=image_root, labels_format=labels)
+    metadata = MetadataCatalog.get(name).set(json_file=file, labels_format=labels)
+    if image_root:
+        metadata.set(image_root=image_root)
     if metadata.get("evaluator_type") is None:
         metadata.set(evaluator_type="coco")
     DatasetCatalog.register(name, lambda: unchecked_records(name))
