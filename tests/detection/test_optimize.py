@@ -18,6 +18,7 @@ from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes
+from tiny import FPN
 
 from resnext_det import UserError, add_resnext_config, create_model
 from resnext_det.detection.c4_head import ResNeXtC4ROIHeads
@@ -157,18 +158,6 @@ def test_quickstarts_detector_gives_stock_detectron2s_boxes():
         result, expected = result["instances"], expected["instances"]
         assert len(expected) > 20
         assert_same_detections(result, expected)
-
-
-FPN = """
-MODEL:
-  BACKBONE: {NAME: build_resnext_fpn_backbone}
-  RESNETS: {OUT_FEATURES: [res2, res3, res4, res5]}
-  FPN: {IN_FEATURES: [res2, res3, res4, res5], OUT_CHANNELS: 16}
-  ANCHOR_GENERATOR: {SIZES: [[32], [64], [128], [256], [512]]}
-  RPN: {IN_FEATURES: [p2, p3, p4, p5, p6]}
-  ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5]}
-  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 2, FC_DIM: 32, POOLER_RESOLUTION: 7}
-"""
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from detectron2.evaluation import COCOEvaluator, inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 from PIL import Image
+from tiny import FPN
 
 from resnext_det import UserError, create_model
 from resnext_det.detection import ResNeXtBackbone
@@ -28,16 +29,6 @@ MODEL:
   BACKBONE: {NAME: build_resnext_backbone}
   ROI_HEADS: {NAME: ResNeXtC4ROIHeads}
   ROI_BOX_HEAD: {POOLER_RESOLUTION: 14}
-"""
-FPN = """
-MODEL:
-  BACKBONE: {NAME: build_resnext_fpn_backbone}
-  RESNETS: {OUT_FEATURES: [res2, res3, res4, res5]}
-  FPN: {IN_FEATURES: [res2, res3, res4, res5], OUT_CHANNELS: 16}
-  ANCHOR_GENERATOR: {SIZES: [[32], [64], [128], [256], [512]]}
-  RPN: {IN_FEATURES: [p2, p3, p4, p5, p6]}
-  ROI_HEADS: {NAME: StandardROIHeads, IN_FEATURES: [p2, p3, p4, p5]}
-  ROI_BOX_HEAD: {NAME: FastRCNNConvFCHead, NUM_FC: 2, FC_DIM: 32, POOLER_RESOLUTION: 7}
 """
 DETECTORS = {
     "C4": [C4],

@@ -190,16 +190,9 @@ def test_mistakes(arguments, message):
 @pytest.mark.slow
 def test_a_miniature_really_runs(tmp_path, capfd):
     """Both steps of a line, in real processes, on the tiny set of the detection tests."""
-    from tiny import CONFIG, write_set
+    from tiny import write_paper_inputs
 
-    for name in ("train", "val"):
-        file, _ = write_set(tmp_path / "set", name, 3)
-        (tmp_path / "set" / "annotations").mkdir(exist_ok=True)
-        Path(file).rename(tmp_path / "set" / "annotations" / f"instances_{name}.json")
-    settings = CONFIG.split("\n", 2)[2].replace("MAX_ITER: 4", "MAX_ITER: 2, REFERENCE_BATCH: 0")
-    settings = settings.replace("MODEL:", 'MODEL:\n  WEIGHTS: ""').replace("NUM_GROUPS: 2, ", "")
-    settings = settings.replace("WIDTH_PER_GROUP: 4, ", "").replace("STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, ", "")
-    settings = settings.replace("NUM_CLASSES: 2, ", "")
+    settings = write_paper_inputs(tmp_path).replace("MODEL:", 'MODEL:\n  WEIGHTS: ""')
     (tmp_path / "settings.yaml").write_text(settings)
     files = ["--data", str(tmp_path / "set"), "--output", str(tmp_path / "out")]
     main(["--table", "8", "--rows", "X50", "--settings", str(tmp_path / "settings.yaml"), "--width", "1/4", *files,

@@ -247,17 +247,11 @@ def test_thinned_curves_keep_their_end():
 @pytest.mark.slow
 def test_a_miniature_in_stretches(tmp_path, capfd, monkeypatch):
     """Pretraining stopped by the clock, resumed, its weights fine-tuned, all collected: with real tools, on the CPU."""
-    from tiny import CONFIG, write_set
+    from tiny import write_paper_inputs
 
     write_images(tmp_path / "classes", 8)
-    for name in ("train", "val"):
-        file, _ = write_set(tmp_path / "set", name, 3)
-        (tmp_path / "set" / "annotations").mkdir(exist_ok=True)
-        Path(file).rename(tmp_path / "set" / "annotations" / f"instances_{name}.json")
-    settings = CONFIG.split("\n", 2)[2].replace("MAX_ITER: 4", "MAX_ITER: 2, REFERENCE_BATCH: 0")
-    settings = settings.replace("NUM_GROUPS: 2, ", "").replace("DEPTH: 14", "DEPTH: 50")
-    settings = settings.replace("WIDTH_PER_GROUP: 4, ", "").replace("STEM_OUT_CHANNELS: 8, RES2_OUT_CHANNELS: 16, ", "")
-    (tmp_path / "detection.yaml").write_text(settings.replace("NUM_CLASSES: 2, ", ""))
+    settings = write_paper_inputs(tmp_path).replace("DEPTH: 14", "DEPTH: 50")
+    (tmp_path / "detection.yaml").write_text(settings)
     (tmp_path / "classification.yaml").write_text(
         "MODEL: {DEVICE: cpu}\nDATALOADER: {NUM_WORKERS: 0}\nINPUT: {CROP_SIZE: 32}\n"
         "TEST: {SHORT_SIDE: 32, CROP_SIZE: 32}\n"
