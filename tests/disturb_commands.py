@@ -48,7 +48,7 @@ from forked import group_is_empty, start, wait
 from PIL import Image
 from safetensors import safe_open
 
-from resnext_det.annotations.column_file import _header, map_columns
+from resnext_det.annotations.column_file import _header, map_arrays
 from resnext_det.engine.checkpoint import seal_holds
 from resnext_det.engine.config import load_config  # noqa: F401  (what commands import is imported before the fork)
 from resnext_det.makers.synthetic import classification_config, detection_config
@@ -212,8 +212,8 @@ def damaged(folder: Path, whole: Path) -> list[str]:
             elif path.suffix == ".safetensors":
                 with safe_open(path, "pt") as file:
                     _ = [file.get_tensor(key) for key in file.keys()]  # noqa: SIM118 (not a dict)
-            elif path.suffix == ".columns":
-                map_columns(path, _header(path.read_bytes())[0]["key"])
+            elif path.suffix in (".columns", ".listing"):
+                map_arrays(path, _header(path.read_bytes())[0]["key"])
             elif path.suffix in (".json", ".yaml") and path.name != "metrics.json":
                 assert path.read_text().strip()
                 if path.suffix == ".json":

@@ -1,4 +1,4 @@
-"""A checked data set in one flat file, which every process of a run and its data workers map instead of holding it.
+"""Columns, such as a checked set's, in one flat file, which all processes of a run and their data workers map.
 
 ``MAGIC``, the length of the header, the header (JSON: what the set was made from, each column's place), the columns.
 Nothing in it is code. A file of another user, or that others may write to, is not read.
@@ -21,7 +21,7 @@ import numpy as np
 from ..files import atomic_write, misfit, open_regular
 from .dataset import Dataset, Texts
 
-MAGIC = b"resnext_det columns 1\n"
+MAGIC = b"resnext_det columns 2\n"
 _HEADER_BYTES = 1 << 26
 _ALIGNED = 64
 _COLUMNS = {
@@ -31,8 +31,12 @@ _COLUMNS = {
 }  # fmt: skip
 _TEXTS: dict[str, str | None] = {"file_names": "I", "masks": "A", "keypoints": "A", "places": None}
 _SCHEMA = {
-    "key": str, "facts": object, "digest": str, "source": str, "image_root": (None, str), "class_names": [str],
-    "annotated": bool, "sizes": {"I": int, "K": int, "A": int}, "columns": {str: [str, range(1 << 48), range(1 << 48)]},
+    "key": str, "facts": object, "about": object, "digest": str,
+    "columns": {str: [str, range(1 << 48), range(1 << 48)]},
+}  # fmt: skip
+_SET = {
+    "source": str, "image_root": (None, str), "class_names": [str], "annotated": bool,
+    "sizes": {"I": int, "K": int, "A": int},
 }  # fmt: skip
 
 
@@ -60,37 +64,43 @@ def write_columns(path: Path, dataset: Dataset, key: str, facts: Any) -> None:
         OSError: the place cannot be written to.
         Unusable: ids that need more than 64 bits.
     """
-    columns = dict(_flat(dataset))
-    if any(column.dtype == object for column in columns.values()):
+    given = {field.name: getattr(dataset, field.name) for field in fields(dataset)}
+    columns = {name: value for name, value in given.items() if isinstance(value, np.ndarray | Texts)}
+    if any(isinstance(column, np.ndarray) and column.dtype == object for column in columns.values()):
         raise Unusable("ids of more than 64 bits")
+    sizes = {"I": len(dataset.image_ids), "K": len(dataset.class_names), "A": len(dataset)}
+    about = {"sizes": sizes, **{name: given[name] for name in _SET if name in given}}
+    write_arrays(path, columns, key, facts, about)
+
+
+def write_arrays(
+    path: Path, columns: Mapping[str, np.ndarray | Texts], key: str, facts: Any, about: Any = None
+) -> None:
+    """As :func:`write_columns`, of any columns of int64, float64, bool, uint8 or texts; ``about`` them is kept too."""
+    flat = dict(_flat(columns))
     found, places, offset = hashlib.sha256(), {}, 0
-    for name, column in columns.items():
+    for name, column in flat.items():
         found.update(_bytes(column))
         places[name] = [column.dtype.name, offset, column.nbytes]
         offset += -(-column.nbytes // _ALIGNED) * _ALIGNED
-    sizes = {"I": len(dataset.image_ids), "K": len(dataset.class_names), "A": len(dataset)}
-    header = json.dumps({
-        "key": key, "facts": facts, "digest": found.hexdigest(), "source": dataset.source,
-        "image_root": dataset.image_root, "class_names": dataset.class_names, "annotated": dataset.annotated,
-        "sizes": sizes, "columns": places,
-    }).encode()  # fmt: skip
+    stated = {"key": key, "facts": facts, "about": about, "digest": found.hexdigest(), "columns": places}
+    header = json.dumps(stated).encode()
     start = len(MAGIC) + 8 + len(header)
     with atomic_write(path, "wb") as file:
         os.fchmod(file.fileno(), 0o600)
         file.write(MAGIC + len(header).to_bytes(8, "little") + header + bytes(-start % _ALIGNED))
-        for column in columns.values():
+        for column in flat.values():
             file.write(_bytes(column))
             file.write(bytes(-column.nbytes % _ALIGNED))
 
 
-def _flat(dataset: Dataset) -> Iterator[tuple[str, np.ndarray]]:
-    for field in fields(dataset):
-        value = getattr(dataset, field.name)
+def _flat(columns: Mapping[str, np.ndarray | Texts]) -> Iterator[tuple[str, np.ndarray]]:
+    for name, value in columns.items():
         if isinstance(value, Texts):
-            yield f"{field.name}.data", np.ascontiguousarray(value.data)
-            yield f"{field.name}.offsets", np.ascontiguousarray(value.offsets)
-        elif isinstance(value, np.ndarray):
-            yield field.name, np.ascontiguousarray(value)
+            yield f"{name}.data", np.ascontiguousarray(value.data)
+            yield f"{name}.offsets", np.ascontiguousarray(value.offsets)
+        else:
+            yield name, np.ascontiguousarray(value)
 
 
 def _bytes(column: np.ndarray) -> memoryview:
@@ -98,7 +108,21 @@ def _bytes(column: np.ndarray) -> memoryview:
 
 
 def map_columns(path: Path, key: str, *, verify: bool = True) -> tuple[Dataset, Any]:
-    """(the set, whose columns stay in the file; the facts that it was written with).
+    """(the set, whose columns stay in the file; the facts that it was written with); see :func:`map_arrays`."""
+    columns, facts, about = map_arrays(path, key, verify=verify)
+    try:
+        if why := misfit(about, _SET):
+            raise ValueError(why)
+        dataset = _dataset(about, columns)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unusable(f"is damaged ({error})") from None
+    if verify:
+        _check_places(dataset)
+    return dataset, facts
+
+
+def map_arrays(path: Path, key: str, *, verify: bool = True) -> tuple[dict[str, np.ndarray | Texts], Any, Any]:
+    """(the columns by name, which stay in the file; the facts; what was kept about them).
 
     Args:
         verify: read all of it and compare it with its hash, once for all processes.
@@ -121,18 +145,23 @@ def map_columns(path: Path, key: str, *, verify: bool = True) -> tuple[Dataset, 
         header, start = _header(data)
         if header["key"] != key:
             raise Unusable("was made from other data or options")
-        columns = {name: _column(data, start, *place) for name, place in header["columns"].items()}
-        dataset = _dataset(header, columns)
+        flat = {name: _column(data, start, *place) for name, place in header["columns"].items()}
+        columns: dict[str, np.ndarray | Texts] = {name: flat[name] for name in flat if "." not in name}
+        for name in [name.removesuffix(".data") for name in flat if name.endswith(".data")]:
+            columns[name] = _texts(flat[f"{name}.data"], flat[f"{name}.offsets"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise Unusable(f"is damaged ({error})") from None
     if verify:
         found = hashlib.sha256()
-        for column in columns.values():
-            found.update(_bytes(column))
+        for one in flat.values():
+            found.update(_bytes(one))
         if found.hexdigest() != header["digest"]:
             raise Unusable("is damaged (its hash)")
-        _check_values(dataset)
-    return dataset, header["facts"]
+        for name, column in columns.items():
+            ends = column.offsets if isinstance(column, Texts) else None
+            if ends is not None and (ends[0] != 0 or ends[-1] != len(column.data) or (ends[1:] < ends[:-1]).any()):
+                raise Unusable(f"is damaged (its texts, {name})")
+    return columns, header["facts"], header["about"]
 
 
 def _header(data: mmap.mmap) -> tuple[dict[str, Any], int]:
@@ -160,35 +189,34 @@ def _column(data: mmap.mmap, start: int, kind: str, offset: int, length: int) ->
     return np.frombuffer(data, dtype, length // dtype.itemsize, start + offset)
 
 
-def _dataset(header: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> Dataset:
-    sizes, given = header["sizes"], {key: header[key] for key in ("source", "image_root", "class_names", "annotated")}
-    if len(header["class_names"]) != sizes["K"]:
+def _texts(data: np.ndarray, offsets: np.ndarray) -> Texts:
+    if offsets.dtype.name != "int64" or data.dtype.name != "uint8" or not len(offsets):
+        raise ValueError("its texts")
+    return Texts(data, offsets)
+
+
+def _dataset(about: Mapping[str, Any], columns: Mapping[str, Any]) -> Dataset:
+    sizes, given = about["sizes"], {key: value for key, value in about.items() if key != "sizes"}
+    if len(about["class_names"]) != sizes["K"]:
         raise ValueError("its classes")
     for name, (kind, size) in _COLUMNS.items():
         if name == "num_keypoints" and name not in columns:
             continue
-        column = columns[name].reshape(-1, 4) if size == "A4" else columns[name]
+        column = columns[name]
+        column = column.reshape(-1, 4) if size == "A4" else column
         if column.dtype.name != kind or len(column) != sizes[size[0]]:
             raise ValueError(name)
         given[name] = column
     for name, of in _TEXTS.items():
-        if f"{name}.offsets" in columns:
-            offsets, text = columns[f"{name}.offsets"], columns[f"{name}.data"]
-            if offsets.dtype.name != "int64" or text.dtype.name != "uint8" or not len(offsets):
+        if name in columns:
+            given[name] = columns[name]
+            if not isinstance(given[name], Texts) or of and len(given[name]) != sizes[of]:
                 raise ValueError(name)
-            if of and len(offsets) != sizes[of] + 1:
-                raise ValueError(name)
-            given[name] = Texts(text, offsets)
     return Dataset(**given)
 
 
-def _check_values(dataset: Dataset) -> None:
+def _check_places(dataset: Dataset) -> None:
     """Raises Unusable where a position leads nowhere."""
     for places, number in ((dataset.image, len(dataset.image_ids)), (dataset.category, len(dataset.class_names))):
         if len(places) and not (0 <= places.min() and places.max() < number):
             raise Unusable("is damaged (its positions)")
-    for texts in (dataset.file_names, dataset.masks, dataset.keypoints, dataset.places):
-        if texts is not None:
-            ends = texts.offsets
-            if ends[0] != 0 or ends[-1] != len(texts.data) or (ends[1:] < ends[:-1]).any():
-                raise Unusable("is damaged (its texts)")

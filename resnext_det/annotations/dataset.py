@@ -29,9 +29,12 @@ class Texts:
     @classmethod
     def of(cls, texts: Iterable[str]) -> Texts:
         """The texts in one buffer; lone surrogates, which no UTF-8 holds, are kept."""
-        parts = [text.encode("utf-8", "surrogatepass") for text in texts]
-        offsets = np.concatenate([[0], np.cumsum([len(part) for part in parts], dtype=np.int64)])
-        return cls(np.frombuffer(b"".join(parts), dtype=np.uint8), offsets.astype(np.int64))
+        given = list(texts)
+        joined = "".join(given)
+        data = joined.encode("utf-8", "surrogatepass")
+        sizes = map(len, given) if joined.isascii() else (len(text.encode("utf-8", "surrogatepass")) for text in given)
+        offsets = np.concatenate([[0], np.cumsum(np.fromiter(sizes, np.int64, len(given)))])
+        return cls(np.frombuffer(data, dtype=np.uint8), offsets.astype(np.int64))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -6,7 +6,6 @@ import logging
 import os
 import struct
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -21,12 +20,11 @@ from ..engine.sampler import Order, SeededDataset, TrainingBatches
 from ..engine.signals import begin_worker
 from ..errors import UserError
 from ..files import open_regular, shown
-from ..images import IMAGE_SUFFIXES, MAX_IMAGE_BYTES, MAX_MEGAPIXELS, check_size, identified
+from ..images import MAX_IMAGE_BYTES, MAX_MEGAPIXELS, check_size, identified
 from .augmentation import Sample
+from .listing import SHOWN, Paths, listing_of
 
 logger = logging.getLogger(__name__)
-
-SHOWN = 5  # stray names in one message
 
 
 class ImageFolder(Dataset):
@@ -36,10 +34,12 @@ class ImageFolder(Dataset):
         root: the folder.
         classes: the names and order of the classes, from training; None takes the folder's own, sorted. With it,
             classes without images are fine (and named), and unknown ones are an error.
+        cache: a folder that keeps the listing for other processes and runs, while the folders stay as they are. With
+            it, all processes of a run call this together.
 
     Attributes:
         classes: tuple of class names; a label is an index into it.
-        files: list of paths, sorted by class and name.
+        files: paths, sorted by class and name.
         labels: (files,) integers.
         order: None, for a uniform shuffle.
 
@@ -50,42 +50,29 @@ class ImageFolder(Dataset):
 
     order = None
 
-    def __init__(self, root: str, classes: Sequence[str] | None = None) -> None:
+    def __init__(self, root: str, classes: Sequence[str] | None = None, cache: str | os.PathLike | None = None) -> None:
         self.root = Path(root)
-        if not self.root.is_dir():
-            raise UserError(f"image folder {root}: no such folder; set DATASETS.TRAIN or DATASETS.TEST")
-        entries = sorted(entry for entry in self.root.iterdir() if not entry.name.startswith("."))
-        found = [entry.name for entry in entries if entry.is_dir()]
-        stray = [entry for entry in entries if not entry.is_dir()]
+        listing = listing_of(os.fspath(root), cache)
+        found, counts = list(listing.names), listing.counts
         if not found:
             raise UserError(
-                f"image folder {root}: {len(stray)} files and no class folders; sort the images into one folder per "
-                "class (for ImageNet's validation set: tools/make_imagenet_val.py)"
+                f"image folder {root}: {counts['strays']} files and no class folders; sort the images into one folder "
+                "per class (for ImageNet's validation set: tools/make_imagenet_val.py)"
             )
         self.classes, numbers = match_classes(root, found, classes)
-        self.files: list[str] = []
-        labels: list[int] = []
-        empty = []
-        counts: Counter[str] = Counter()
-        for name, label in zip(found, numbers, strict=True):
-            files = _files_below(str(self.root / name), counts)
-            here = [path for path in files if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES]
-            if len(here) < len(files):
-                stray += [Path(path) for path in files if os.path.splitext(path)[1].lower() not in IMAGE_SUFFIXES]
-            self.files += here
-            labels += [label] * len(here)
-            if not here:
-                empty.append(name)
-        self.labels = np.array(labels, dtype=np.int64)
+        self.files = Paths(root, listing.files)
+        self.labels = listing.labels if classes is None else np.array(numbers, dtype=np.int64)[listing.labels]
+        there = np.bincount(listing.labels, minlength=len(found)).tolist()
+        empty = [name for name, number in zip(found, there, strict=True) if not number]
         empty += sorted(set(self.classes) - set(found))
-        if stray:
-            names = ", ".join(shown(path.relative_to(self.root)) for path in stray[:SHOWN])
-            logger.warning("%s: skipped %d files that are not images: %s", root, len(stray), names)
+        if counts["strays"]:
+            names = ", ".join(map(shown, listing.stray))
+            logger.warning("%s: skipped %d files that are not images: %s", root, counts["strays"], names)
         if counts["linked"] or counts["hidden"]:
             logger.info("%s: followed %d links, skipped %d hidden entries", root, counts["linked"], counts["hidden"])
         if classes is None and len(found) < 2:
-            below = [entry for entry in (self.root / found[0]).iterdir() if entry.is_dir()]
-            hint = f"name the folder below: {self.root / found[0]}" if len(below) > 1 else "training needs two or more"
+            below = sum(folder.count("/") == 1 for folder in listing.folders)
+            hint = f"name the folder below: {self.root / found[0]}" if below > 1 else "training needs two or more"
             raise UserError(f"image folder {root}: one class, {shown(found[0])}; {hint}")
         if empty and classes is None:
             raise UserError(f"image folder {root}: class folder {empty[0]} has no images ({len(empty)} such)")
@@ -100,33 +87,6 @@ class ImageFolder(Dataset):
     def __getitem__(self, index: int) -> Sample:
         path = self.files[index]
         return Sample(open_image(path, path), int(self.labels[index]), path)
-
-
-def _files_below(folder: str, counts: Counter[str]) -> list[str]:
-    """Files at any depth, links followed as torchvision does; what is hidden, and a link into itself, is left out.
-
-    Sorted by folder, then name.
-    """
-    files, waiting, walked = [], [folder], set()
-    while waiting:
-        here, below = waiting.pop(), []
-        place = os.path.realpath(here)
-        if place in walked:
-            continue
-        walked.add(place)
-        with os.scandir(here) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    counts["hidden"] += 1
-                    continue
-                link = entry.is_symlink()
-                counts["linked"] += link
-                if os.path.isdir(entry.path) if link else entry.is_dir():
-                    below.append(entry.path)
-                elif os.path.isfile(entry.path) if link else entry.is_file():
-                    files.append(entry.path)
-        waiting += sorted(below, reverse=True)
-    return sorted(files, key=lambda path: path.replace(os.sep, "\0"))
 
 
 def open_image(file: str | IO[bytes], name: str) -> Image.Image:

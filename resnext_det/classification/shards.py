@@ -42,11 +42,13 @@ _INDEX_BYTES = 1 << 30  # about 50 million images
 OPEN_FILES = 64  # per worker; a set may have more shards than a process may open files
 
 
-def open_images(root: str, classes: Sequence[str] | None = None, window: int = 0) -> ImageSet:
+def open_images(
+    root: str, classes: Sequence[str] | None = None, window: int = 0, *, cache: str | os.PathLike | None = None
+) -> ImageSet:
     """A folder of shards or one of class folders, whichever ``root`` is. Arguments as for the two classes."""
     if any(Path(root).glob("*.tar")) or (Path(root) / INDEX).is_file():
         return ShardedImages(root, classes, window)
-    return ImageFolder(root, classes)
+    return ImageFolder(root, classes, cache)
 
 
 class ShardedImages(Dataset):

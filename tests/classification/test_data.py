@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from resnext_det import UserError
+from resnext_det.classification import listing
 from resnext_det.classification.augmentation import ImageNetTraining
 from resnext_det.classification.data import ImageFolder
 from resnext_det.commands.pretrain import main
@@ -86,6 +88,7 @@ SOLVER: {{EPOCHS: 1, STEPS: [], IMS_PER_BATCH: 6, REFERENCE_BATCH: 6}}
     out = tmp_path / "out"
     command = ["--config-file", str(tmp_path / "config.yaml")]
     main([*command, "OUTPUT_DIR", str(out)])
+    assert len(list((out / "cache").glob("*.listing"))) == 2
     weights = torch.load(out / "model_final.pth", weights_only=True)
     weights["model"]["fc.bias"] = torch.tensor([0.0, -99.0, 99.0])  # always c; a where c does not compete
     torch.save(weights, tmp_path / "c.pth")
@@ -122,3 +125,76 @@ def test_a_folder_one_level_too_high_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="one class, a; training needs two or more"):
         ImageFolder(tmp_path / "one")
     assert ImageFolder(tmp_path / "one", ["a", "b"]).classes == ("a", "b")
+
+
+@pytest.fixture
+def listed(tmp_path: Path, monkeypatch):
+    """A function that opens a set as a run does: how many folders were listed, and the set."""
+    inner, scanned = os.scandir, []
+    monkeypatch.setattr(listing.os, "scandir", lambda path: scanned.append(path) or inner(path))
+    (tmp_path / "run").mkdir()
+
+    def opened(classes: list[str] | None = None) -> tuple[int, ImageFolder]:
+        scanned.clear()
+        found = ImageFolder(tmp_path / "set", classes, tmp_path / "run" / "cache")
+        count, plain = len(scanned), ImageFolder(tmp_path / "set", classes)
+        assert list(found.files) == list(plain.files) and found.labels.tolist() == plain.labels.tolist()
+        return count, found
+
+    return opened
+
+
+def link(place: Path, to: Path) -> None:
+    place.unlink(missing_ok=True)
+    place.symlink_to(to)
+
+
+CHANGES = {
+    "an image": lambda at: Image.new("RGB", (8, 8)).save(at / "set/a/deep/er/9.png"),
+    "one removed": lambda at: (at / "set/b/2.png").unlink(),
+    "one renamed": lambda at: (at / "set/b/2.png").rename(at / "set/b/5.png"),
+    "a folder": lambda at: made(at, "set/c/1.png"),
+    "a folder below": lambda at: made(at, "set/b/new/1.png"),
+    "a folder that was empty": lambda at: made(at, "set/b/empty/1.png"),
+    "a link that leads elsewhere": lambda at: link(at / "set/b/more", at / "third"),
+    "a link that leads nowhere": lambda at: (at / "store/3.png").unlink(),
+    "a folder behind a link": lambda at: made(at, "other/5.png"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_listing_is_taken_from_the_cache_until_something_changes(tmp_path: Path, listed, change, caplog) -> None:
+    made(
+        tmp_path, "set/b/2.png", "set/a/deep/er/1.JPEG", "set/a/0.webp", "set/a/.x/0.png", "store/3.png", "other/4.png"
+    )
+    made(tmp_path, "third/4.png", "third/6.png")
+    (tmp_path / "set" / "b" / "empty").mkdir()
+    (tmp_path / "set" / "b" / "film.mp4").touch()
+    link(tmp_path / "set" / "a" / "3.png", tmp_path / "store" / "3.png")
+    link(tmp_path / "set" / "b" / "more", tmp_path / "other")
+    for place in [tmp_path / "set", *tmp_path.glob("*/**")]:
+        os.utime(place, (1, 1))
+    caplog.set_level("INFO")
+    assert [listed()[0], listed()[0], listed(["b", "x", "a"])[0]] == [7, 0, 0]
+    caplog.clear()
+    found = listed()[1]
+    assert len(set(caplog.messages[:2]) & set(caplog.messages[2:])) == 2  # the same words without the cache
+    CHANGES[change](tmp_path)
+    count, after = listed()
+    assert count and list(after.files) != list(found.files) or change == "a link that leads elsewhere"
+    assert listed()[0] == 0
+    (file,) = (tmp_path / "run" / "cache").iterdir()
+    data = bytearray(file.read_bytes())
+    data[data.index(b"0.webp")] ^= 1
+    file.write_bytes(data)
+    assert listed()[0] and "made again" in caplog.text and not listed()[0]
+    file.chmod(0o666)
+    assert listed()[0]
+
+
+def test_a_folder_that_changes_while_it_is_listed_is_not_kept(tmp_path: Path, listed) -> None:
+    made(tmp_path, "set/a/1.png", "set/b/1.png")
+    os.utime(tmp_path / "set" / "b", (1e11, 1e11))
+    assert [listed()[0], listed()[0]] == [3, 3]
+    with pytest.raises(UserError, match="not among"):
+        listed(["a"])
