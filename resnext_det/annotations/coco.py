@@ -12,15 +12,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import __version__
 from ..errors import UserError, listed
-from ..files import atomic_write
+from ..files import atomic_write, misfit
 from . import masks as segmentations
 from .check.findings import shorten
 from .check.inspection import Options, inspect_document, open_set
+from .column_file import Unusable, cache_file, digest_of, kept, key_of, map_columns, recalled, write_columns
 from .columns import MISSING, boxes, get, integers
 from .dataset import Dataset
 from .reading import CHUNK, return_memory, stream_list
@@ -32,7 +35,11 @@ logger = logging.getLogger(__name__)
 
 
 def read_ground_truth(
-    json_file: str | os.PathLike | Mapping, with_masks: bool = False, *, max_detections: int = 100
+    json_file: str | os.PathLike | Mapping,
+    with_masks: bool = False,
+    *,
+    max_detections: int = 100,
+    folder: str | os.PathLike | None = None,
 ) -> Dataset:
     """Read a COCO annotation file, or the dict it holds, as ground truth: records count as they are written.
 
@@ -43,22 +50,41 @@ def read_ground_truth(
         json_file: a path or the parsed file.
         with_masks: keep ``segmentation``; without it a large file needs a fraction of the memory.
         max_detections: the evaluation's limit per image and class, to warn of images with more objects.
+        folder: ``folder/cache``, if one is given, keeps what a file holds: with the same content and arguments it is
+            mapped from there.
 
     Raises:
         UserError: not JSON, no images or categories, duplicate ids, an annotation whose image, category, box or
             mask is missing or unusable: the first error, and how many more there are.
     """
-    if isinstance(json_file, Mapping):
-        source, document = "ground truth", dict(json_file)
-    else:
-        source, document = str(json_file), open_set(os.fspath(json_file))
+    source = "ground truth" if isinstance(json_file, Mapping) else str(json_file)
+    file, key = None, ""
+    if folder is not None and not isinstance(json_file, Mapping):
+        file = cache_file(folder, source, "truth", with_masks, max_detections)
+        key = key_of(__version__, source, digest_of(source) if os.path.isfile(source) else None)
+        known = recalled(file, lambda path: _as_kept(path, key))
+        if known is not None:
+            return known
+    document = dict(json_file) if isinstance(json_file, Mapping) else open_set(os.fspath(json_file))
     checked = inspect_document(document, source, None, Options(masks=with_masks, max_detections=max_detections))
     checked.raise_errors()
-    for finding in checked.findings.of("warning"):
-        logger.warning("%s", finding)
+    warnings = [str(finding) for finding in checked.findings.of("warning")]
+    for warning in warnings:
+        logger.warning("%s", warning)
     found = checked.dataset(as_written=True, masks=with_masks)
     del checked, document
+    if file is not None:
+        kept(file, lambda path: write_columns(path, found, key, warnings))
     return_memory()
+    return found
+
+
+def _as_kept(path: Path, key: str) -> Dataset:
+    found, warnings = map_columns(path, key)
+    if misfit(warnings, [str]):
+        raise Unusable("is damaged (its warnings)")
+    for warning in warnings:
+        logger.warning("%s", warning)
     return found
 
 

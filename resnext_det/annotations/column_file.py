@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import mmap
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..files import atomic_write, misfit, open_regular
 from .dataset import Dataset, Texts
 
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 MAGIC = b"resnext_det columns 2\n"
 _HEADER_BYTES = 1 << 26
 _ALIGNED = 64
@@ -42,6 +46,38 @@ _SET = {
 
 class Unusable(Exception):
     """Why a file is not read."""
+
+
+def key_of(*facts: Any) -> str:
+    """A hash of plain values."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def cache_file(folder: str | os.PathLike, source: str, ending: str, *facts: Any) -> Path:
+    """``folder/cache/NAME-HASH.ending`` of what is made from ``source`` and ``facts``."""
+    place = os.path.abspath(source)
+    return Path(folder, "cache", f"{os.path.basename(place)}-{key_of(place, *facts)[:8]}.{ending}")
+
+
+def recalled(path: Path, read: Callable[[Path], Value]) -> Value | None:
+    """``read(path)``; None where there is no such file, or none that is usable: a line in the log says why."""
+    try:
+        return read(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, Unusable) as error:
+        logger.info("%s %s: it is made again", path, error)
+        return None
+
+
+def kept(path: Path, write: Callable[[Path], Value]) -> Value | None:
+    """``write(path)``, its folder made; None, and a line in the log, where that cannot be written."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return write(path)
+    except (OSError, Unusable) as error:
+        logger.info("%s: not kept for other processes and runs: %s", path, error)
+        return None
 
 
 def digest_of(path: str | os.PathLike) -> str:

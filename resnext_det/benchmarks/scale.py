@@ -295,10 +295,8 @@ def _list_ours(folder: Path) -> dict[str, float]:
 def _list_cached(folder: Path) -> dict[str, float]:
     from ..classification.data import ImageFolder
 
-    cache = folder / "output" / "cache"
-    cache.parent.mkdir(exist_ok=True)
-    ImageFolder(str(folder / "images"), cache=cache)
-    return measured(lambda: ImageFolder(str(folder / "images"), cache=cache))
+    ImageFolder(str(folder / "images"), folder=folder / "output")
+    return measured(lambda: ImageFolder(str(folder / "images"), folder=folder / "output"))
 
 
 def _list_torchvision(folder: Path) -> dict[str, float]:

@@ -34,8 +34,8 @@ class ImageFolder(Dataset):
         root: the folder.
         classes: the names and order of the classes, from training; None takes the folder's own, sorted. With it,
             classes without images are fine (and named), and unknown ones are an error.
-        cache: a folder that keeps the listing for other processes and runs, while the folders stay as they are. With
-            it, all processes of a run call this together.
+        folder: a run's; ``folder/cache`` keeps the listing for other processes and runs, while the folders stay as they
+            are. With it, all processes of a run call this together.
 
     Attributes:
         classes: tuple of class names; a label is an index into it.
@@ -50,9 +50,11 @@ class ImageFolder(Dataset):
 
     order = None
 
-    def __init__(self, root: str, classes: Sequence[str] | None = None, cache: str | os.PathLike | None = None) -> None:
+    def __init__(
+        self, root: str, classes: Sequence[str] | None = None, folder: str | os.PathLike | None = None
+    ) -> None:
         self.root = Path(root)
-        listing = listing_of(os.fspath(root), cache)
+        listing = listing_of(os.fspath(root), folder)
         found, counts = list(listing.names), listing.counts
         if not found:
             raise UserError(

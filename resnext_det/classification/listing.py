@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,18 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from ..annotations.column_file import Unusable, map_arrays, write_arrays
+from ..annotations.column_file import Unusable, cache_file, kept, map_arrays, recalled, write_arrays
 from ..annotations.dataset import Texts
 from ..engine.processes import decided_by_main
 from ..errors import UserError
 from ..files import misfit
 from ..images import IMAGE_SUFFIXES
 
-logger = logging.getLogger(__name__)
-
 _KEY = " ".join(["listing 1", *sorted(IMAGE_SUFFIXES)])
 _COUNTS = ("linked", "hidden", "strays")
-_KINDS = {"names": Texts, "files": Texts, "stray": Texts, "folders": Texts, "links": Texts}
+_TEXTS = {"names", "files", "stray", "folders", "links"}
 SHOWN = 5  # stray names that are kept
 
 
@@ -78,46 +74,38 @@ class Paths(Sequence[str]):
         return (os.path.join(self.root, name) for name in self.names)
 
 
-def listing_of(root: str, cache: str | os.PathLike | None) -> Listing:
-    """The listing of ``root``, for all processes; the main process keeps it in the folder ``cache``, if one is given.
+def listing_of(root: str, folder: str | os.PathLike | None) -> Listing:
+    """The listing of ``root``, for all processes; the main process keeps it in ``folder/cache``, if one is given.
 
     Raises:
         UserError: no such folder, or one that cannot be read.
     """
-    name = f"{Path(root).name}-{hashlib.sha256(os.path.abspath(root).encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
-    file = Path(cache, f"{name}.listing") if cache else None
-    if file is None:
+    if folder is None:
         return list_folder(root)
+    file = cache_file(folder, root, "listing")
     own: list[Listing] = []
     decided_by_main(lambda: own.append(_known(root, file) or _made(root, file)))
     return own[0] if own else _known(root, file) or list_folder(root)  # another machine may not see this folder
 
 
 def _known(root: str, file: Path) -> Listing | None:
-    try:
-        columns, counts, _ = map_arrays(file, _KEY)
-        if misfit(counts, dict.fromkeys(_COUNTS, int)) or any(type(columns[k]) is not v for k, v in _KINDS.items()):
+    def read(path: Path) -> Listing:
+        columns, counts, _ = map_arrays(path, _KEY)
+        columns = {key: value for key, value in columns.items() if isinstance(value, Texts) == (key in _TEXTS)}
+        if misfit(counts, dict.fromkeys(_COUNTS, int)) or set(columns) != {*_TEXTS, "labels", "times", "targets"}:
             raise Unusable("is damaged")
-        found = Listing(**columns, counts=counts)
-    except FileNotFoundError:
-        return None
-    except (OSError, Unusable, KeyError, TypeError) as error:
-        logger.info("%s %s: it is made again", file, error)
-        return None
-    return found if found.holds(root) else None
+        return Listing(**columns, counts=counts)  # type: ignore[arg-type]
+
+    found = recalled(file, read)
+    return found if found is not None and found.holds(root) else None
 
 
 def _made(root: str, file: Path) -> Listing:
     begun = time.time_ns()
     found = list_folder(root)
-    if found.times.max() >= begun:  # a name may have come since, and left no later time
-        return found
-    columns = {name: value for name, value in vars(found).items() if name != "counts"}
-    try:
-        file.parent.mkdir(mode=0o700, exist_ok=True)
-        write_arrays(file, columns, _KEY, found.counts)
-    except OSError as error:
-        logger.info("%s: not kept for other processes and runs: %s", file, error)
+    if found.times.max() < begun:  # else a name may have come since, and left no later time
+        columns = {name: value for name, value in vars(found).items() if name != "counts"}
+        kept(file, lambda path: write_arrays(path, columns, _KEY, found.counts))
     return found
 
 

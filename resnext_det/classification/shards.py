@@ -43,12 +43,12 @@ OPEN_FILES = 64  # per worker; a set may have more shards than a process may ope
 
 
 def open_images(
-    root: str, classes: Sequence[str] | None = None, window: int = 0, *, cache: str | os.PathLike | None = None
+    root: str, classes: Sequence[str] | None = None, window: int = 0, *, folder: str | os.PathLike | None = None
 ) -> ImageSet:
     """A folder of shards or one of class folders, whichever ``root`` is. Arguments as for the two classes."""
     if any(Path(root).glob("*.tar")) or (Path(root) / INDEX).is_file():
         return ShardedImages(root, classes, window)
-    return ImageFolder(root, classes, cache)
+    return ImageFolder(root, classes, folder)
 
 
 class ShardedImages(Dataset):

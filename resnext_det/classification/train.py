@@ -199,7 +199,7 @@ def build_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer, plan: Plan) 
 
 def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Sequence[str]) -> dict[str, float]:
     """Evaluate on DATASETS.TEST as TEST says, over all processes."""
-    image_set, place = open_images(cfg.DATASETS.TEST, classes, cache=cache_of(cfg)), _place(cfg)
+    image_set, place = open_images(cfg.DATASETS.TEST, classes, folder=cfg.OUTPUT_DIR), _place(cfg)
     if cfg.TEST.DENSE_SIZES:  # whole images differ in shape: one at a time
         whole = [CenterCrop(size, 0, cfg.INPUT.INTERPOLATION) for size in cfg.TEST.DENSE_SIZES]
         loaders = [evaluation_loader(image_set, transform, 1, **place) for transform in whole]
@@ -222,11 +222,6 @@ def run_evaluation(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes
     )
 
 
-def cache_of(cfg: CfgNode) -> str:
-    """The folder of what a run keeps of its sets."""
-    return os.path.join(cfg.OUTPUT_DIR, "cache")
-
-
 def _place(cfg: CfgNode) -> dict[str, int]:
     """What :func:`evaluation_loader` needs to give every process its share."""
     return {"workers": cfg.DATALOADER.NUM_WORKERS, "rank": comm.get_rank(), "world_size": comm.get_world_size()}
@@ -239,7 +234,7 @@ def run_knn(cfg: CfgNode, model: nn.Module, normalize: Normalize, classes: Seque
     transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE, cfg.INPUT.INTERPOLATION)
     known, test = (
         evaluation_loader(
-            open_images(folder, classes, cache=cache_of(cfg)), transform, cfg.TEST.BATCH_SIZE, **_place(cfg)
+            open_images(folder, classes, folder=cfg.OUTPUT_DIR), transform, cfg.TEST.BATCH_SIZE, **_place(cfg)
         )
         for folder in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)
     )
@@ -257,7 +252,7 @@ def _as_evaluated(cfg: CfgNode, model: nn.Module, normalize: Normalize) -> tuple
 
 def _examples(cfg: CfgNode, normalize: Normalize, number: int = 256) -> Iterator[Tensor]:
     """About ``number`` images spread over DATASETS.TRAIN, as testing sees them; the same in every process."""
-    image_set = open_images(cfg.DATASETS.TRAIN, cache=cache_of(cfg))
+    image_set = open_images(cfg.DATASETS.TRAIN, folder=cfg.OUTPUT_DIR)
     step = max(1, len(image_set) // number)
     transform = CenterCrop(cfg.TEST.SHORT_SIDE, cfg.TEST.CROP_SIZE, cfg.INPUT.INTERPOLATION)
     workers = cfg.DATALOADER.NUM_WORKERS
@@ -289,7 +284,7 @@ def evaluate_only(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
     checkpoint = read_checkpoint(weights, trust_pickle=options.trust_pickle and not newest)
     # Published weights name their classes in words, or not at all: their outputs follow ImageNet's sorted folders.
     names = checkpoint.metadata.get("class_names") if "source" not in checkpoint.metadata else None
-    classes = names or open_images(cfg.DATASETS.TRAIN, cache=cache_of(cfg)).classes
+    classes = names or open_images(cfg.DATASETS.TRAIN, folder=cfg.OUTPUT_DIR).classes
     model = build_classifier(cfg, len(classes))
     own, missing = metadata(cfg, model, classes), cfg.MODEL.ALLOW_MISSING
     load_initial_weights(model, checkpoint, own, allow_missing=missing, new_head=False)
@@ -318,9 +313,9 @@ def _train(cfg: CfgNode, options: RunOptions) -> dict[str, float]:
     seed = choose_seed(cfg.SEED)
     seed_everything((seed,))
     processes = comm.get_world_size()
-    image_set = open_images(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW, cache=cache_of(cfg))
+    image_set = open_images(cfg.DATASETS.TRAIN, window=cfg.DATALOADER.SHUFFLE_WINDOW, folder=cfg.OUTPUT_DIR)
     open_images(
-        cfg.DATASETS.TEST, image_set.classes, cache=cache_of(cfg)
+        cfg.DATASETS.TEST, image_set.classes, folder=cfg.OUTPUT_DIR
     )  # a mistake there is found now, and not after an epoch
     plan = Plan.of(cfg, len(image_set), processes)
     logger.info(

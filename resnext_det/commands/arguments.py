@@ -42,6 +42,18 @@ def real(**bounds: float) -> Callable[[str], float]:
     return number
 
 
+def add_output_dir(parser: argparse.ArgumentParser) -> None:
+    """The flag ``--output-dir`` of commands that look at a set."""
+    text = "a run's folder, or any: its cache keeps what this finds for the next time, while the files are the same"
+    parser.add_argument("--output-dir", metavar="FOLDER", help=text)
+
+
+def check_output_dir(folder: str | None) -> None:
+    """Raises UserError for what is there and is no folder."""
+    if folder is not None and os.path.lexists(folder) and not os.path.isdir(folder):
+        raise UserError(f"--output-dir {shown(folder)}: is no folder; name another")
+
+
 def detector_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the flags of commands that take a trained detector."""
     parser = argparse.ArgumentParser(description=description)

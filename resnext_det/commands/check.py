@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import UserError, counted
 from ..files import is_file, shown
 from ..images import MAX_MEGAPIXELS, POLICIES
-from .arguments import TRUST_PICKLE, at_least, real
+from .arguments import TRUST_PICKLE, add_output_dir, at_least, check_output_dir, real
 
 if TYPE_CHECKING:
     from ..annotations.check import CheckedDataset, Options
@@ -42,10 +42,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--max-megapixels", type=real(above=0), default=MAX_MEGAPIXELS, help="larger images are errors")
     parser.add_argument("--workers", type=at_least(1), help="threads that read images; default one per core")
     parser.add_argument("--list", type=at_least(0), default=20, help="findings of a kind to list")
+    add_output_dir(parser)
     parser.add_argument("--shares-with", metavar="FOLDER", help="images of another split: name those that both have")
     parser.add_argument("--trust-pickle", action="store_true", help=TRUST_PICKLE)
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the config")
     args = parser.parse_args(argv)
+    check_output_dir(args.output_dir)
     if (args.json is None) != (args.images is None) or not (args.json or args.config_file):
         raise UserError("check: give --json and --images, or --config-file with the sets of a run")
     if args.opts and not args.config_file:
@@ -70,11 +72,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         model_classes=None if args.num_classes is None else ClassCount(args.num_classes),
         expected_names=_classes(args.like) if args.like else None,
     )
+    if args.output_dir and (args.config_file or args.fix or args.shares_with):
+        raise UserError("check: --output-dir keeps the check of one set: leave out --config-file, --fix, --shares-with")
     wrong: list[str] = []
-    for where, checked in _checks(args, options):
-        print(report(checked))
-        if checked.errors:
-            wrong.append(f"{shown(where)}: {counted(checked.errors, 'error')}, listed above")
+
+    def tell(where: str, text: str, errors: int) -> None:
+        print(text)
+        if errors:
+            wrong.append(f"{shown(where)}: {counted(errors, 'error')}, listed above")
+
+    if args.output_dir:
+        from ..annotations.kept_report import kept_report
+
+        found = kept_report(args.output_dir, args.json, args.images, options, lambda: next(_checks(args, options))[1])
+        tell(args.json, *found)
+    else:
+        for where, checked in _checks(args, options):
+            tell(where, report(checked), checked.errors)
     if args.shares_with:
         from ..annotations.formats import read
         from ..annotations.formats.source import is_image

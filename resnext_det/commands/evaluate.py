@@ -16,7 +16,7 @@ from ..annotations import IOU_TYPES
 from ..errors import UserError
 from ..files import shown, write_json
 from ..images import MAX_MEGAPIXELS
-from .arguments import at_least, real
+from .arguments import add_output_dir, at_least, check_output_dir, real
 
 if TYPE_CHECKING:
     from ..annotations.coco import Detections
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     parser.add_argument("--iou-type", choices=IOU_TYPES, default="bbox")
     parser.add_argument("--out", metavar="FILE", help="results.json to write")
+    add_output_dir(parser)
     parser.add_argument("--report", metavar="FILE", help="HTML page to write about the boxes")
     parser.add_argument("--label-errors", type=Path, metavar="FILE",
                         help="HTML page of probable wrong labels, and their list beside it as JSON; the files of --dt "
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--max-megapixels", type=real(above=0), default=MAX_MEGAPIXELS, help="larger images are not shown"
     )
     args = parser.parse_args(argv)
+    check_output_dir(args.output_dir)
     from ..annotations.coco import Detections, read_ground_truth
     from ..annotations.comparison import compare, summary
     from ..annotations.evaluation import evaluate, log_reasons
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--dt: several files: it compares boxes; leave out --iou-type {args.iou_type}")
     options = {} if args.max_detections is None else {"max_detections": args.max_detections}
     areas = dict(map(_area, args.areas))
-    truth = read_ground_truth(args.gt, with_masks=args.iou_type == "segm", **options)
+    truth = read_ground_truth(args.gt, with_masks=args.iou_type == "segm", folder=args.output_dir, **options)
     limit = args.max_detections
     if limit is None:
         limits = None

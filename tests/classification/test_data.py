@@ -136,7 +136,7 @@ def listed(tmp_path: Path, monkeypatch):
 
     def opened(classes: list[str] | None = None) -> tuple[int, ImageFolder]:
         scanned.clear()
-        found = ImageFolder(tmp_path / "set", classes, tmp_path / "run" / "cache")
+        found = ImageFolder(tmp_path / "set", classes, tmp_path / "run")
         count, plain = len(scanned), ImageFolder(tmp_path / "set", classes)
         assert list(found.files) == list(plain.files) and found.labels.tolist() == plain.labels.tolist()
         return count, found

@@ -152,7 +152,10 @@ def read(path: str | Path, image_root: str | Path | None = None, names: Sequence
     Raises:
         UserError: one line for the first mistake, and how many more there are.
     """
-    return _cached(str(path), str(image_root) if image_root else None, tuple(names) if names else None)
+    source = _cached(str(path), str(image_root) if image_root else None, tuple(names) if names else None)
+    for place in source.places:
+        looked_at(place)
+    return source
 
 
 def forget() -> None:

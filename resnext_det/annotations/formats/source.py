@@ -49,7 +49,8 @@ class Source:
 def state_of(places: Iterable[str]) -> tuple[str, int]:
     """(hash of what is at these paths, time of the newest of them in ns).
 
-    Of files it is the content, of images the size and the time, of folders the time: they change as names come and go.
+    Of files it is the content, of images and shards the size and the time, of folders the time, which changes as names
+    come and go.
     """
     found, newest = hashlib.sha256(), 0
     for path in sorted(places):
@@ -57,7 +58,7 @@ def state_of(places: Iterable[str]) -> tuple[str, int]:
         with suppress(OSError, ValueError, UserError):
             status = os.stat(path)
             newest = max(newest, status.st_mtime_ns)
-            if stat.S_ISREG(status.st_mode) and not is_image(path):
+            if stat.S_ISREG(status.st_mode) and not is_image(path) and not path.endswith(".tar"):
                 state = digest_of(path)
             else:
                 state = status.st_mtime_ns, status.st_size * stat.S_ISREG(status.st_mode)

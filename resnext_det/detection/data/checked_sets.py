@@ -7,7 +7,6 @@ evaluator and replay are given these values. detectron2's DatasetCatalog stays a
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import time
@@ -25,7 +24,7 @@ from detectron2.utils import comm
 from ... import __version__
 from ...annotations import formats
 from ...annotations.check import CheckedDataset, ClassCount, Options, inspect_document, open_set, refuse_classes
-from ...annotations.column_file import Unusable, digest_of, map_columns, write_columns
+from ...annotations.column_file import Unusable, digest_of, kept, key_of, map_columns, recalled, write_columns
 from ...annotations.dataset import Dataset, Texts
 from ...annotations.reading import return_memory
 from ...engine.processes import decided_by_main
@@ -276,7 +275,7 @@ def _key(looked_for: Options, metadata: Metadata) -> str:
         facts.append((labels, metadata.get("thing_classes")) if labels else digest_of(json_file))
     except (UserError, OSError):  # the check explains it
         facts.append(None)
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return key_of(*facts)
 
 
 def _images(dataset: Dataset, level: str, seen: int) -> str | None:
@@ -300,16 +299,14 @@ def _images(dataset: Dataset, level: str, seen: int) -> str | None:
 
 def _known(file: Path, key: str, level: str) -> tuple[Dataset, dict] | None:
     """What an earlier run has kept of this set, if all is still the same."""
-    try:
-        dataset, facts = map_columns(file, key)
+
+    def read(path: Path) -> tuple[Dataset, dict]:
+        dataset, facts = map_columns(path, key)
         if misfit(facts, _FACTS) or _images(dataset, level, facts["seen"]) != facts["images"]:
             raise Unusable("was made when images or labels were others")
-    except FileNotFoundError:
-        return None
-    except (OSError, Unusable) as error:
-        logger.info("%s %s: it is made again", file, error)
-        return None
-    return dataset, facts
+        return dataset, facts
+
+    return recalled(file, read)
 
 
 _FACTS = {"warnings": [str], "points": [str], "seen": int, "images": str}
@@ -317,13 +314,12 @@ _FACTS = {"warnings": [str], "points": [str], "seen": int, "images": str}
 
 def _kept(found: Dataset, points: list[str], file: Path, key: str, facts: dict) -> _Checked:
     """The set in its file; in memory where that cannot be written."""
-    try:
-        file.parent.mkdir(mode=0o700, exist_ok=True)
-        write_columns(file, found, key, facts)
-        return _Checked(map_columns(file, key, verify=False)[0], points, file, key)
-    except (OSError, Unusable) as error:
-        logger.info("%s: not kept for other processes and runs: %s", file, error)
-        return _Checked(found, points)
+
+    def write(path: Path) -> _Checked:
+        write_columns(path, found, key, facts)
+        return _Checked(map_columns(path, key, verify=False)[0], points, path, key)
+
+    return kept(file, write) or _Checked(found, points)
 
 
 def _keypoint_names(document: dict, found: Dataset) -> list[str]:
