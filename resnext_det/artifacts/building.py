@@ -22,7 +22,7 @@ from .running import needed_openvino, text_of
 
 logger = logging.getLogger(__name__)
 
-PARTS = {"trunk": ("backbone.",), "proposals": ("rpn_head.",), "regions": ("res5.", "mask_head.")}
+PARTS = {"trunk": ("backbone.",), "proposals": ("rpn_head.",), "regions": ("regions.", "box_head.", "mask_head.")}
 """Parts that int8 may leave in float, by the beginning of their weights' names."""
 
 

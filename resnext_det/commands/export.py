@@ -20,7 +20,9 @@ FORMATS = {"onnx": "detector.onnx", "torch": "detector.pt2", "tensors": "tensors
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Export a detector with its weights; with ``--check`` also compare it on images."""
-    parser = detector_parser("Export a C4 detector, with or without masks, as ONNX and torch.export, and check it.")
+    parser = detector_parser(
+        "Export a detector, C4 or on a pyramid, with or without masks, as ONNX and torch.export, and check it."
+    )
     parser.add_argument("--output", default="output/export", metavar="FOLDER", help="where the files go")
     parser.add_argument("--format", choices=(*FORMATS, "all"), default="all", help="all: onnx, torch")
     parser.add_argument("--check", action="append", default=[], metavar="PATH", help="image, folder or pattern")
@@ -33,7 +35,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     from ..artifacts.running import ArtifactPredictor
     from ..detection.export.artifact import about_of, measure
     from ..detection.export.comparison import check, runner, table
-    from ..detection.export.graph import BATCH, INPUTS, OUTPUTS, SIDES, export_onnx, export_program, save_program
+    from ..detection.export.graph import (
+        BATCH,
+        INPUTS,
+        OUTPUTS,
+        SIDES,
+        export_onnx,
+        export_program,
+        least_side,
+        save_program,
+    )
     from ..detection.initial_weights import apply_preset, load_initial_weights
     from ..detection.prediction.detector import config_of_arguments
     from ..prediction.inputs import find_inputs
@@ -78,7 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(table(agreement[file.name]))
     write_about(
         folder, about,
-        inputs=INPUTS, outputs=OUTPUTS[: len(program.graph_signature.user_outputs)], sides=SIDES, most_images=BATCH,
+        inputs=INPUTS, outputs=OUTPUTS[: len(program.graph_signature.user_outputs)],
+        sides=(least_side(program), SIDES[1]), most_images=BATCH,
         needs={"detector.onnx": "onnxruntime", "detector.pt2": "torch, and import torchvision before it is loaded"},
         agreement={name: [asdict(o) for o in outcomes] for name, outcomes in agreement.items()},
     )  # fmt: skip

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Quantize a detector with its weights; with ``--max-drop`` as far as its accuracy allows."""
-    parser = detector_parser("Write a C4 detector in 8 bits for OpenVINO or onnxruntime.")
+    parser = detector_parser("Write a detector in 8 bits for OpenVINO or onnxruntime.")
     parser.add_argument("--calibration", nargs="+", required=True, metavar="PATH", help="images like those to come")
     parser.add_argument("--format", choices=("openvino", "onnx"), default="openvino", help="what runs it")
     parser.add_argument("--images", type=at_least(1), default=16, help="so many of them, spread evenly")

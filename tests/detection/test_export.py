@@ -53,6 +53,7 @@ from resnext_det.detection.export.graph import (
     _pool_by_size,
     export_onnx,
     export_program,
+    least_side,
     sampling_matrix,
     save_program,
 )
@@ -70,6 +71,14 @@ SMALL = (
     "MODEL.ROI_HEADS.NUM_CLASSES 3 INPUT.MIN_SIZE_TEST 128 INPUT.MAX_SIZE_TEST 200"
 ).split()
 
+PYRAMID = (
+    "MODEL.BACKBONE.NAME build_resnext_fpn_backbone MODEL.RESNETS.OUT_FEATURES ['res2','res3','res4','res5'] "
+    "MODEL.FPN.IN_FEATURES ['res2','res3','res4','res5'] MODEL.FPN.OUT_CHANNELS 16 "
+    "MODEL.ANCHOR_GENERATOR.SIZES [[8],[16],[32],[64],[128]] MODEL.RPN.IN_FEATURES ['p2','p3','p4','p5','p6'] "
+    "MODEL.ROI_HEADS.NAME StandardROIHeads MODEL.ROI_HEADS.IN_FEATURES ['p2','p3','p4','p5'] "
+    "MODEL.ROI_BOX_HEAD.NAME FastRCNNConvFCHead MODEL.ROI_BOX_HEAD.NUM_FC 2 MODEL.ROI_BOX_HEAD.FC_DIM 32 "
+    "MODEL.ROI_BOX_HEAD.POOLER_RESOLUTION 7"
+).split()
 MASKS = (
     "MODEL.MASK_ON",
     "True",
@@ -136,6 +145,9 @@ def batch(*sizes: tuple[int, int]):
         ("MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"),
         MASKS,
         (*MASKS, "MODEL.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK", "True", "MODEL.ROI_MASK_HEAD.NUM_CONV", "1"),
+        PYRAMID,
+        (*PYRAMID, *MASKS),
+        (*PYRAMID, "MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", "2", "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIAlign"),
     ],
 )
 @pytest.mark.parametrize("sizes", [[(128, 150)], [(90, 200), (130, 97), (64, 64)]])
@@ -201,7 +213,7 @@ def test_proposals_are_detectron2s_of_the_same_logits() -> None:
         rpn.rpn_head = graph.rpn_head = Fixed(logits.view(1, anchors, rows, columns), deltas)
         size = (rows * 16, columns * 16)
         theirs = rpn(ImageList(features, [size]), {"res4": features})[0][0].proposal_boxes.tensor
-        ours = graph._propose(features, torch.tensor([[[*size[::-1], *size[::-1]]]]))[0]
+        ours = graph._propose([features], torch.tensor([[[*size[::-1], *size[::-1]]]]))[0]
         assert 20 < len(theirs) <= len(ours) and not ours[len(theirs) :].any()
         return ours[: len(theirs)], theirs
 
@@ -287,6 +299,35 @@ def test_onnx_takes_every_size_and_batch(exported, core: Path) -> None:
         names = ("images", "sizes", "original_sizes")
         outputs = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
         assert_same(outputs, expected(model, single, originals))
+
+
+@new_enough
+@pytest.mark.slow
+def test_a_pyramid_as_program_and_onnx_and_in_8_bits(tmp_path: Path) -> None:
+    """ONNX takes images whose highest maps have one cell, too."""
+    onnxruntime, *_ = map(pytest.importorskip, ("onnxruntime", "onnxscript", "openvino", "nncf"))
+    model = detector(*PYRAMID, *MASKS)
+    program = export_program(model)
+    run = program.module()
+    export_onnx(program, tmp_path / "core.onnx")
+    session = onnxruntime.InferenceSession(str(tmp_path / "core.onnx"), providers=["CPUExecutionProvider"])
+    for sizes in ([(40, 64)], [(70, 180), (100, 64), (90, 90)]):
+        single, originals, inputs = batch(*sizes)
+        wanted = expected(model, single, originals)
+        if sizes[0][0] >= least_side(program):
+            with torch.no_grad():
+                assert_same(run(*inputs), wanted)
+        assert_same(session.run(None, {name: x.numpy() for name, x in zip(INPUTS, inputs, strict=True)}), wanted)
+    about = About(OPENVINO, "int8", ["a", "b", "c"], [1, 2, 3], "BGR", 128, 200, model_threshold=0.05)
+    image = np.random.randint(0, 256, (131, 200, 3), dtype=np.uint8)
+    wanted = Predictor(model, min_size=128, max_size=200, channel_order="BGR")([image])[0]
+    graph = openvino_model(tmp_path / "core.onnx")
+    convolutions = [op for op in graph.get_ops() if op.get_type_name() in ("Convolution", "GroupConvolution")]
+    assert sum(map(len, parts_of(graph).values())) == len(convolutions), "each belongs to a part"
+    graph = quantized(tmp_path / "core.onnx", [[x.numpy() for x in batch((128, 160))[2]]])
+    (found,) = ArtifactPredictor.of_model(graph, about, threads=1)([image])
+    np.testing.assert_allclose(found.scores[:10], wanted.scores[:10], atol=0.1)
+    assert len(found.masks) == len(found) > 10 and "Convolution" in rounded(graph)
 
 
 def test_masks_are_pasted_and_written_as_in_pytorch() -> None:
@@ -450,7 +491,11 @@ def test_an_interrupted_export_leaves_what_was_there(tmp_path: Path, monkeypatch
 
 
 def test_a_size_outside_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.export, "load", lambda path: SimpleNamespace(module=lambda: None))
+    monkeypatch.setattr(
+        torch.export,
+        "load",
+        lambda path: SimpleNamespace(module=lambda: None, range_constraints={0: SimpleNamespace(lower=32)}),
+    )
     with pytest.raises(UserError, match="an image of 20x100 once resized; it takes sides of 32 to 16384 pixels"):
         pixels = np.zeros((20, 100, 3), dtype=np.uint8)
         runner(tmp_path / "detector.pt2")(pixels, pixels.transpose(2, 0, 1).astype(np.float32))
@@ -494,7 +539,7 @@ def test_a_difference_is_counted() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match="only Faster R-CNN with ResNeXtC4ROIHeads"):
+    with pytest.raises(UserError, match="only Faster and Mask R-CNN with an RPN"):
         ExportableDetector(detector("MODEL.ROI_HEADS.NAME", "Res5ROIHeads"))
     model = detector(*MASKS)
     model.roi_heads.mask_head = torch.nn.Sequential()

@@ -17,7 +17,7 @@ from ...artifacts.running import ArtifactPredictor, pasted
 from ...errors import UserError
 from ...prediction.inputs import read_rgb
 from ..data.mapper import ResizeShortestEdge
-from .graph import INPUTS, SIDES
+from .graph import INPUTS, SIDES, least_side
 
 logger = logging.getLogger(__name__)
 
@@ -67,13 +67,14 @@ def runner(path: Path) -> Run:
     else:
         import torchvision  # noqa: F401  (its NMS is one of the program's operators)
 
-        program = torch.export.load(str(path)).module()
+        loaded = torch.export.load(str(path))
+        program, least = loaded.module(), least_side(loaded)
 
         def call(*inputs: np.ndarray) -> list[np.ndarray]:
             height, width = inputs[0].shape[2:]
-            if min(height, width) < SIDES[0] or max(height, width) > SIDES[1]:
+            if min(height, width) < least or max(height, width) > SIDES[1]:
                 raise UserError(
-                    f"{path}: an image of {height}x{width} once resized; it takes sides of {SIDES[0]} to {SIDES[1]} "
+                    f"{path}: an image of {height}x{width} once resized; it takes sides of {least} to {SIDES[1]} "
                     "pixels; set INPUT.MIN_SIZE_TEST and INPUT.MAX_SIZE_TEST for that"
                 )
             with torch.no_grad():

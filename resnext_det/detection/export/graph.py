@@ -1,8 +1,8 @@
-"""The whole C4 detector as one graph: torch.export and ONNX, with any image size and batch size.
+"""The whole detector, C4 or on a feature pyramid, as one graph: torch.export and ONNX, any image size and batch size.
 
-The graph is ordinary operators, NMS included. RoIAlign is two matrix products a region, so no runtime needs an operator
-of its own for it. The number of proposals and of detections is fixed and padded, so every shape but the image's is
-known beforehand.
+The graph is ordinary operators, NMS included. On res4, RoIAlign is two matrix products a region, so no runtime needs an
+operator of its own for it; on the levels of a pyramid it is ONNX's. The number of proposals and of detections is fixed
+and padded, so every shape but the image's is known beforehand.
 """
 
 from __future__ import annotations
@@ -17,8 +17,14 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 import torchvision
+from detectron2.layers import ROIAlign
 from detectron2.modeling import GeneralizedRCNN
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
+from detectron2.modeling.proposal_generator import RPN
+from detectron2.modeling.roi_heads import StandardROIHeads
 from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from detectron2.structures import Boxes
 from torch import Tensor, nn
 
 from ...errors import UserError
@@ -33,7 +39,11 @@ OUTPUTS = ("boxes", "scores", "classes", "count", "masks")
 TORCH_THAT_CAN = "2.14"
 """torch.export of earlier releases ties the sizes of an image down (2.4, 2.6 and 2.9 were tried)."""
 SIDES, BATCH = (32, 16384), 1024
-"""Smallest and largest side of an image, and most images at a time, that the program takes."""
+"""Smallest and largest side of an image, and most images at a time, that the program takes; see :func:`least_side`."""
+KINDS = (
+    "export: only Faster and Mask R-CNN with an RPN are known, their heads ResNeXtC4ROIHeads on its fast path or "
+    "StandardROIHeads without keypoints"
+)
 NOTHING = -1e4
 """Score of padding; lower than any logit, and finite in every precision."""
 WINDOWS = (10, 24)
@@ -41,11 +51,12 @@ WINDOWS = (10, 24)
 
 
 class ExportableDetector(nn.Module):
-    """A C4 detector from tensors to tensors.
+    """A detector from tensors to tensors.
 
     Args:
-        model: GeneralizedRCNN with a trunk of grouped bottlenecks and :class:`ResNeXtC4ROIHeads`; stays as it is.
-        regions_at_once: of one image that go through res5 together; bounds the memory.
+        model: GeneralizedRCNN with a trunk of grouped bottlenecks, and :class:`ResNeXtC4ROIHeads` or, as on a pyramid,
+            detectron2's ``StandardROIHeads``; stays as it is.
+        regions_at_once: of one image that go through the head together; bounds the memory.
 
     Raises:
         UserError: another kind of detector.
@@ -60,13 +71,19 @@ class ExportableDetector(nn.Module):
         self.backbone = fold_norms(model.backbone)
         rpn, heads = model.proposal_generator, model.roi_heads
         self.rpn_head, self.anchors, self.rpn_boxes = rpn.rpn_head, rpn.anchor_generator, rpn.box2box_transform
-        self.feature = heads.in_features[0]
+        self.multiple = model.backbone.size_divisibility or 1
+        self.rpn_features, self.features = rpn.in_features, heads.in_features
         self.before_nms, self.proposals = rpn.pre_nms_topk[False], rpn.post_nms_topk[False]
         self.rpn_nms = rpn.nms_thresh
         self.min_side = rpn.min_box_size
-        self.res5 = fold_norms(heads.res5)
-        align = heads.pooler.level_poolers[0]
-        self.bins, self.scale, self.sampling = align.output_size, align.spatial_scale, align.sampling_ratio
+        self.mask_head = heads.mask_head if heads.mask_on else None
+        self.box_head = self.mask_regions = None
+        if isinstance(heads, ResNeXtC4ROIHeads):
+            self.regions: nn.Module = _Res5(heads)
+        else:
+            self.regions, self.box_head = _Levels(heads.box_pooler), heads.box_head
+            if heads.mask_on:
+                self.mask_regions = _Levels(heads.mask_pooler)
         predictor = heads.box_predictor
         self.cls_score, self.bbox_pred, self.boxes = (
             predictor.cls_score,
@@ -75,9 +92,8 @@ class ExportableDetector(nn.Module):
         )
         self.threshold, self.nms = predictor.test_score_thresh, predictor.test_nms_thresh
         self.num_classes = heads.num_classes
-        self.mask_head = heads.mask_head if heads.mask_on else None
         # Never more than there are to choose from: topk refuses that, where detectron2 takes all.
-        self.proposals = min(self.proposals, self.before_nms)
+        self.proposals = min(self.proposals, self.before_nms * len(self.rpn_features))
         candidates = self.proposals * self.num_classes
         asked = predictor.test_topk_per_image
         self.detections = candidates if asked < 0 else min(asked, candidates)
@@ -101,43 +117,54 @@ class ExportableDetector(nn.Module):
         x = (images - self.pixel_mean) / self.pixel_std
         inside_y = torch.arange(height, device=x.device)[None, :, None] < sizes[:, 0, None, None]
         inside_x = torch.arange(width, device=x.device)[None, None, :] < sizes[:, 1, None, None]
-        features = self.backbone(x * (inside_y & inside_x)[:, None])[self.feature]
+        # Nothing negative is divided: ONNX rounds that towards 0.
+        wide, high = ((side + self.multiple - 1) // self.multiple * self.multiple for side in (width, height))
+        features = self.backbone(F.pad(x * (inside_y & inside_x)[:, None], (0, wide - width, 0, high - height)))
         limits = sizes.flip(1).repeat(1, 2)[:, None].to(x.dtype)  # (N, 1, 4): width, height, width, height
-        regions = self._propose(features, limits)
-        first = self.res5[0]
-        # A 1x1 convolution without bias commutes with RoIAlign, so it runs once on the map (see c4_head).
-        maps = [F.conv2d(features, conv.weight) for conv in (first.conv1, first.shortcut)]
+        regions = self._propose([features[name] for name in self.rpn_features], limits)
+        maps = self.regions.prepared([features[name] for name in self.features])
         scores, boxes = self._classify(maps, regions, limits)
         *found, resized_boxes = self._select(scores, boxes, sizes, original_sizes)
-        return (*found, self._masks(maps, resized_boxes, found[2])) if self.mask_head else tuple(found)
+        return tuple(found) if self.mask_head is None else (*found, self._masks(maps, resized_boxes, found[2]))
 
-    def _propose(self, features: Tensor, limits: Tensor) -> Tensor:
-        """(N, proposals, 4): the best boxes of the RPN; all zero behind the last one."""
-        (logits,), (deltas,) = self.rpn_head([features])
+    def _propose(self, features: list[Tensor], limits: Tensor) -> Tensor:
+        """(N, proposals, 4): the best boxes of the RPN on all levels; all zero behind the last one."""
+        levels = zip(*self.rpn_head(features), self.anchors.cell_anchors, self.anchors.strides, strict=True)
+        logits, boxes = (torch.cat(parts, dim=1) for parts in zip(*(self._best(*one) for one in levels), strict=True))
+        boxes = _clip(boxes, limits)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        real = (logits > NOTHING) & (sides > self.min_side).all(2)
+        level = torch.arange(len(features), device=boxes.device).repeat_interleave(self.before_nms)
+        group = _image_of(boxes) * len(features) + level
+        kept = _nms_in_groups(boxes, logits, group, real, self.rpn_nms)
+        logits, order = torch.where(kept, logits, NOTHING).topk(self.proposals, dim=1)
+        boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
+        return torch.where((logits > NOTHING)[:, :, None], boxes, 0.0)
+
+    def _best(self, logits: Tensor, deltas: Tensor, of_cell: Tensor, stride: int) -> tuple[Tensor, Tensor]:
+        """The highest logits (N, before_nms) of a level, and their boxes (N, before_nms, 4)."""
         number, anchors_a_cell, rows, columns = logits.shape
+        sides = ((torch.arange(n, device=logits.device) + self.anchors.offset) * stride for n in (rows, columns))
+        y, x = torch.meshgrid(*sides, indexing="ij")
+        anchors = (torch.stack([x, y, x, y], dim=2)[:, :, None] + of_cell).flatten(0, 2)
         logits = logits.permute(0, 2, 3, 1).flatten(1)
         deltas = deltas.view(number, anchors_a_cell, 4, rows, columns).permute(0, 3, 4, 1, 2).flatten(1, 3)
-        anchors = self.anchors([features])[0].tensor
         # Padded, so that there are always enough to choose from and the number chosen is no function of the size.
         logits = F.pad(logits, (0, self.before_nms), value=NOTHING)
         deltas = F.pad(deltas, (0, 0, 0, self.before_nms))
         anchors = F.pad(anchors, (0, 0, 0, self.before_nms))
         logits, order = logits.topk(self.before_nms, dim=1)
         deltas = deltas.gather(1, order[:, :, None].expand(-1, -1, 4))
-        boxes = self.rpn_boxes.apply_deltas(deltas.flatten(0, 1), anchors[order.flatten()]).view_as(deltas)
-        boxes = _clip(boxes, limits)
-        sides = boxes[..., 2:] - boxes[..., :2]
-        real = (logits > NOTHING) & (sides > self.min_side).all(2)
-        kept = _nms_in_groups(boxes, logits, _image_of(boxes), real, self.rpn_nms)
-        logits, order = torch.where(kept, logits, NOTHING).topk(self.proposals, dim=1)
-        boxes = boxes.gather(1, order[:, :, None].expand(-1, -1, 4))
-        return torch.where((logits > NOTHING)[:, :, None], boxes, 0.0)
+        return logits, self.rpn_boxes.apply_deltas(deltas.flatten(0, 1), anchors[order.flatten()]).view_as(deltas)
 
     def _classify(self, maps: list[Tensor], regions: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (N, proposals, classes), 0 for padding, and boxes (N, proposals, classes, 4)."""
-        parts = regions.split(self.regions_at_once, dim=1)
-        means = [self._describe(maps, part).mean(dim=(2, 3)).unflatten(0, (-1, part.shape[1])) for part in parts]
-        vectors = torch.cat(means, dim=1).flatten(0, 1)
+        parts = []
+        for part in regions.split(self.regions_at_once, dim=1):
+            seen = self.regions(maps, part)
+            vectors = seen.mean(dim=(2, 3)) if self.box_head is None else self.box_head(seen)
+            parts.append(vectors.unflatten(0, (-1, part.shape[1])))
+        vectors = torch.cat(parts, dim=1).flatten(0, 1)
         probabilities = self.cls_score(vectors).softmax(dim=1)[:, :-1]
         boxes = self.boxes.apply_deltas(self.bbox_pred(vectors), regions.flatten(0, 1)).unflatten(1, (-1, 4))
         boxes = boxes.expand(-1, self.num_classes, -1)  # a class-agnostic predictor has one box for all
@@ -147,29 +174,14 @@ class ExportableDetector(nn.Module):
 
     def _masks(self, maps: list[Tensor], boxes: Tensor, classes: Tensor) -> Tensor:
         """Probabilities (N, D, M, M) of the masks of those classes within their boxes; 0 where the class is -1."""
-        parts = []
+        parts, regions = [], self.mask_regions or self.regions
         for some, own in zip(*(all_.split(self.regions_at_once, dim=1) for all_ in (boxes, classes)), strict=True):
-            logits = self.mask_head.layers(self._describe(maps, some))
+            logits = self.mask_head.layers(regions(maps, some))
             if logits.shape[1] > 1:  # else one mask for all classes
                 index = own.clamp(min=0).flatten()[:, None, None, None]
                 logits = logits.gather(1, index.expand(-1, 1, *logits.shape[2:]))
             parts.append(logits[:, 0].sigmoid().unflatten(0, (-1, some.shape[1])))
         return torch.cat(parts, dim=1) * (classes >= 0)[:, :, None, None]
-
-    def _describe(self, maps: list[Tensor], regions: Tensor) -> Tensor:
-        """(N, R, 4) -> (N * R, C, bins, bins): RoIAlign and the rest of res5."""
-        first = self.res5[0]
-        boxes, image = (regions * self.scale - 0.5).flatten(0, 1), _image_of(regions).flatten()
-        # A 1x1 convolution of stride 2 reads the even bins only.
-        convs = (first.conv1, first.shortcut)
-        steps = [conv.stride[0] for conv in convs]
-        parts = _pool_by_size(maps, boxes, image, self.bins, steps, self.sampling)
-        inner, outer = (part + conv.bias[:, None, None] for part, conv in zip(parts, convs, strict=True))
-        y = first.conv3(F.relu(first.conv2(F.relu(inner))))
-        y = F.relu(y + outer)
-        for block in self.res5[1:]:
-            y = block(y)
-        return y
 
     def _select(self, scores: Tensor, boxes: Tensor, sizes: Tensor, original_sizes: Tensor) -> tuple[Tensor, ...]:
         """Threshold, NMS in each class, the best of each image, in pixels of the original; their boxes before that."""
@@ -191,10 +203,74 @@ class ExportableDetector(nn.Module):
         return boxes, scores, classes, there.sum(1), resized_boxes
 
 
+class _Res5(nn.Module):
+    """What a C4 head sees of regions: RoIAlign and res5."""
+
+    def __init__(self, heads: ResNeXtC4ROIHeads) -> None:
+        super().__init__()
+        self.res5 = fold_norms(heads.res5)
+        align = heads.pooler.level_poolers[0]
+        self.bins, self.scale, self.sampling = align.output_size, align.spatial_scale, align.sampling_ratio
+
+    def prepared(self, features: list[Tensor]) -> list[Tensor]:
+        """A 1x1 convolution without bias commutes with RoIAlign, so it runs once on the map (see c4_head)."""
+        return [F.conv2d(features[0], conv.weight) for conv in (self.res5[0].conv1, self.res5[0].shortcut)]
+
+    def forward(self, maps: list[Tensor], regions: Tensor) -> Tensor:
+        """(N, R, 4) -> (N * R, C, bins, bins)."""
+        first = self.res5[0]
+        boxes, image = (regions * self.scale - 0.5).flatten(0, 1), _image_of(regions).flatten()
+        # A 1x1 convolution of stride 2 reads the even bins only.
+        convs = (first.conv1, first.shortcut)
+        steps = [conv.stride[0] for conv in convs]
+        parts = _pool_by_size(maps, boxes, image, self.bins, steps, self.sampling)
+        inner, outer = (part + conv.bias[:, None, None] for part, conv in zip(parts, convs, strict=True))
+        y = first.conv3(F.relu(first.conv2(F.relu(inner))))
+        y = F.relu(y + outer)
+        for block in self.res5[1:]:
+            y = block(y)
+        return y
+
+
+class _Levels(nn.Module):
+    """What ``StandardROIHeads`` sees of regions: RoIAlign on the level of their size."""
+
+    def __init__(self, pooler: ROIPooler) -> None:
+        super().__init__()
+        self.aligns = pooler.level_poolers
+        self.rule = pooler.min_level, pooler.max_level, pooler.canonical_box_size, pooler.canonical_level
+
+    def prepared(self, features: list[Tensor]) -> list[Tensor]:
+        """The maps as they are."""
+        return features
+
+    def forward(self, maps: list[Tensor], regions: Tensor) -> Tensor:
+        """(N, R, 4) -> (N * R, C, bins, bins)."""
+        boxes = regions.flatten(0, 1)
+        rois = torch.cat([_image_of(regions).flatten()[:, None].to(boxes.dtype), boxes], dim=1)
+        level = assign_boxes_to_levels([Boxes(boxes)], *self.rule)[:, None]
+        found = torch.zeros((), device=boxes.device)
+        for i, (align, features) in enumerate(zip(self.aligns, maps, strict=True)):
+            # Every region on every level, so that no shape depends on the data; emptied ones cost nothing.
+            pooled = align(features, torch.where(level == i, rois, 0.0))
+            found = torch.where((level == i)[:, :, None, None], pooled, found)
+        return found
+
+
 def _check_kind(model: nn.Module) -> None:
     heads = getattr(model, "roi_heads", None)
-    if not isinstance(model, GeneralizedRCNN) or not isinstance(heads, ResNeXtC4ROIHeads):
-        raise UserError("export: only Faster R-CNN with ResNeXtC4ROIHeads on its fast path is known")
+    c4 = isinstance(heads, ResNeXtC4ROIHeads)
+    # Heads derived from StandardROIHeads, as cascades are, do something else.
+    standard = type(heads) is StandardROIHeads and not heads.keypoint_on
+    if not isinstance(model, GeneralizedRCNN) or not (c4 or standard) or not isinstance(model.proposal_generator, RPN):
+        raise UserError(KINDS)
+    if type(model.proposal_generator.anchor_generator) is not DefaultAnchorGenerator:
+        raise UserError("export: of anchor generators only DefaultAnchorGenerator is known")
+    poolers = [heads.box_pooler, *([heads.mask_pooler] if heads.mask_on else [])] if standard else []
+    if any(not isinstance(align, ROIAlign) for pooler in poolers for align in getattr(pooler, "level_poolers", [None])):
+        raise UserError(
+            "export: only the poolers ROIAlign and ROIAlignV2 are known; see MODEL.ROI_BOX_HEAD.POOLER_TYPE"
+        )
     if heads.mask_on and not isinstance(heads.mask_head, MaskRCNNConvUpsampleHead):
         raise UserError(
             f"export: of mask heads only MaskRCNNConvUpsampleHead is known, and not {type(heads.mask_head).__name__}; "
@@ -202,8 +278,8 @@ def _check_kind(model: nn.Module) -> None:
         )
     if getattr(model, "for_inference", False):
         raise UserError("export: give the detector itself, not one that optimize_for_inference has rewritten")
-    if heads.plan() is None:
-        raise UserError("export: only Faster R-CNN with ResNeXtC4ROIHeads on its fast path is known")
+    if c4 and heads.plan() is None:
+        raise UserError(KINDS)
 
 
 def fold_norms(module: nn.Module) -> nn.Module:
@@ -353,7 +429,9 @@ def export_program(model: nn.Module) -> torch.export.ExportedProgram:
     """
     detector = ExportableDetector(model)
     batch = torch.export.Dim("batch", min=1, max=BATCH)
-    height, width = (torch.export.Dim(name, min=SIDES[0], max=SIDES[1]) for name in ("height", "width"))
+    # At the top of a pyramid, whose stride is twice the multiple, maps of one cell would be another program.
+    least = max(SIDES[0], 2 * detector.multiple + 1)
+    height, width = (torch.export.Dim(name, min=least, max=SIDES[1]) for name in ("height", "width"))
     shapes = {"images": {0: batch, 2: height, 3: width}, "sizes": {0: batch}, "original_sizes": {0: batch}}
     try:
         with torch.no_grad():
@@ -367,6 +445,11 @@ def export_program(model: nn.Module) -> torch.export.ExportedProgram:
                 f"({type(error).__name__}); install torch {TORCH_THAT_CAN} or later"
             ) from error
         raise
+
+
+def least_side(program: torch.export.ExportedProgram) -> int:
+    """Of an image that the program takes."""
+    return max(int(bounds.lower) for bounds in program.range_constraints.values())
 
 
 def export_onnx(program: torch.export.ExportedProgram, path: str | os.PathLike) -> None:
