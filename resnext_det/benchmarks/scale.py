@@ -35,6 +35,8 @@ CASES = {
     "training start, ours": "_train",
     "training start from the cache, ours": "_train",
     "training start, detectron2": "_train_detectron2",
+    "training start of VOC's files, ours": "_train_voc",
+    "training start of VOC's files from the cache, ours": "_train_voc",
     "evaluation start, ours": "_evaluate",
     "evaluation start, pycocotools": "_pycocotools",
     "evaluation start, hotcoco": "_hotcoco",
@@ -181,7 +183,28 @@ def _check(folder: Path) -> dict[str, float]:
     return measured(lambda: report(inspect_coco(folder / "set.json", folder / "images", check_images=False)))
 
 
-def _train(folder: Path) -> dict[str, float]:
+def _train_voc(folder: Path) -> dict[str, float]:
+    """Of as many XML files as there are images, ten boxes in each; the first call makes them."""
+    voc = folder / "voc"
+    if not voc.is_dir():
+        rng = np.random.default_rng(0)
+        corners = "<xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax>"
+        for kind in ("Annotations", "JPEGImages"):
+            (voc / kind).mkdir(parents=True)
+        for image in sorted((folder / "images").glob("*/*.jpg")):
+            low = rng.integers(1, 300, (OBJECTS, 2))
+            boxes = np.concatenate([low, low + rng.integers(4, 180, low.shape)], axis=1)
+            objects = "".join(
+                f"<object><name>class {name}</name><bndbox>{corners.format(*box)}</bndbox></object>"
+                for name, box in zip(rng.integers(1, CLASSES + 1, OBJECTS).tolist(), boxes.tolist(), strict=True)
+            )
+            size = "<size><width>640</width><height>480</height></size>"
+            (voc / "JPEGImages" / image.name).touch()
+            (voc / "Annotations" / f"{image.stem}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+    return _train(folder, voc, voc / "JPEGImages")
+
+
+def _train(folder: Path, labels: Path | None = None, images: Path | None = None) -> dict[str, float]:
     from detectron2.config import get_cfg
 
     from ..detection.config import add_resnext_config
@@ -191,8 +214,8 @@ def _train(folder: Path) -> dict[str, float]:
     cfg = get_cfg()
     add_resnext_config(cfg)
     cfg.merge_from_list([
-        "DATASETS.REGISTER", [["scale", str(folder / "set.json"), str(folder / "images")]], "DATASETS.TRAIN",
-        ("scale",), "DATASETS.TEST", (), "DATASETS.CHECK", "json", "DATALOADER.NUM_WORKERS", 1,
+        "DATASETS.REGISTER", [["scale", str(labels or folder / "set.json"), str(images or folder / "images")]],
+        "DATASETS.TRAIN", ("scale",), "DATASETS.TEST", (), "DATASETS.CHECK", "json", "DATALOADER.NUM_WORKERS", 1,
         "OUTPUT_DIR", str(folder / "output"), "MODEL.ROI_HEADS.NUM_CLASSES", CLASSES,
     ])  # fmt: skip
     os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)

@@ -168,6 +168,17 @@ def new_folder(labels: Labels) -> None:
     shutil.copy(labels.images / "a.png", labels.images / "deep")
 
 
+def test_another_value_of_a_variable_is_another_set(tmp_path, start, monkeypatch) -> None:
+    labels, other = Labels("yolo", tmp_path / "one"), Labels("yolo", tmp_path / "other")
+    other.remove("a")
+    labels.path.write_text("path: $LABELS\ntrain: images/train\nnames: [ant, bee]\n")
+    make_old(tmp_path)
+    for folder, count in ((labels.folder, 1), (labels.folder, 0), (other.folder, 1)):
+        monkeypatch.setenv("LABELS", str(folder))
+        found = start(labels)
+        assert (found[0], len(found[1])) == (count, 2 + (folder == labels.folder))
+
+
 CHANGES: dict[str, tuple[str, Callable[[Labels], object]]] = {
     "names": ("yolo", change_names),
     "another size": ("yolo", lambda s: Image.new("RGB", (32, 48)).save(s.images / "a.png")),

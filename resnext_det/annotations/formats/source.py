@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError, nearest
-from ...files import looked_at, open_regular, read_regular, shown
+from ...files import expanded, looked_at, open_regular, read_regular, shown
 from ..column_file import digest_of
 
 TEXT_BYTES = 16 << 20
@@ -62,7 +62,7 @@ def state_of(places: Iterable[str]) -> tuple[str, int]:
                 state = digest_of(path)
             else:
                 state = status.st_mtime_ns, status.st_size * stat.S_ISREG(status.st_mode)
-        found.update(f"{path}\0{state}\0".encode("utf-8", "surrogatepass"))
+        found.update(f"{expanded(path)}\0{state}\0".encode("utf-8", "surrogatepass"))
     return found.hexdigest(), newest
 
 

@@ -70,8 +70,12 @@ def _data(path: Path) -> tuple[dict, Path]:
     base = data.get("path") or "."
     if not isinstance(base, str):
         raise UserError(f"{shown(path)}: path: {shown(base, 40)!r} is no folder; write the folder, or leave it out")
-    folder = path.parent / expanded(base)
+    folder = path.parent / _expanded(base)
     return data, folder if os.path.isdir(looked_at(folder)) else path.parent
+
+
+def _expanded(path: str) -> str:
+    return expanded(looked_at(path) if "$" in path else path)  # another value of the variable is another set
 
 
 def _names(path: Path, data: dict) -> list[str]:
@@ -131,7 +135,7 @@ def _split_images(path: Path, data: dict, base: Path, split: str | None) -> list
         if not isinstance(entry, str):
             raise UserError(f"{shown(path)}: {split}: {shown(entry, 60)!r} is no folder or list; write its path")
         # Roboflow writes ../train/images, and the folder is train/images beside the file.
-        entry = expanded(entry)
+        entry = _expanded(entry)
         tries = [base / entry, path.parent / entry, base / entry.removeprefix("../")]
         there = (place for place in tries if os.path.exists(looked_at(place)))  # Path.exists raises for long names
         place = next(there, None)
