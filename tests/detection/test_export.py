@@ -547,6 +547,14 @@ def test_refusals() -> None:
         UserError, match="MaskRCNNConvUpsampleHead is known, and not Sequential; set MODEL.MASK_ON False"
     ):
         ExportableDetector(model)
+    with pytest.raises(UserError, match="or StandardROIHeads without keypoints"):
+        ExportableDetector(detector(*PYRAMID, "MODEL.KEYPOINT_ON", "True"))
+    with pytest.raises(UserError, match="only the poolers ROIAlign and ROIAlignV2 are known"):
+        ExportableDetector(detector(*PYRAMID, "MODEL.ROI_BOX_HEAD.POOLER_TYPE", "ROIPool"))
+    model = detector()
+    model.roi_heads.box_predictor.use_sigmoid_ce = True
+    with pytest.raises(UserError, match="USE_SIGMOID_CE True is not known"):
+        ExportableDetector(model)
     with pytest.raises(UserError, match="give the detector itself"):
         ExportableDetector(optimize_for_inference(detector()))
     wide = "MODEL.RESNETS.STEM_OUT_CHANNELS 32 MODEL.RESNETS.RES2_OUT_CHANNELS 32 MODEL.RESNETS.NUM_GROUPS 32".split()

@@ -276,6 +276,8 @@ def _check_kind(model: nn.Module) -> None:
             f"export: of mask heads only MaskRCNNConvUpsampleHead is known, and not {type(heads.mask_head).__name__}; "
             "set MODEL.MASK_ON False"
         )
+    if getattr(heads.box_predictor, "use_sigmoid_ce", False):  # of detectron2's main branch
+        raise UserError("export: MODEL.ROI_BOX_HEAD.USE_SIGMOID_CE True is not known")
     if getattr(model, "for_inference", False):
         raise UserError("export: give the detector itself, not one that optimize_for_inference has rewritten")
     if c4 and heads.plan() is None:
