@@ -38,6 +38,7 @@ CASES = {
     "training start of VOC's files, ours": "_train_voc",
     "training start of VOC's files from the cache, ours": "_train_voc",
     "evaluation start, ours": "_evaluate",
+    "evaluation start from the cache, ours": "_evaluate_cached",
     "evaluation start, pycocotools": "_pycocotools",
     "evaluation start, hotcoco": "_hotcoco",
     "evaluation start, faster-coco-eval": "_faster_coco_eval",
@@ -269,6 +270,13 @@ def _evaluate(folder: Path) -> dict[str, float]:
     from ..annotations.coco import read_ground_truth
 
     return measured(lambda: read_ground_truth(folder / "set.json"))
+
+
+def _evaluate_cached(folder: Path) -> dict[str, float]:
+    from ..annotations.coco import read_ground_truth
+
+    read_ground_truth(folder / "set.json", folder=folder / "output")
+    return measured(lambda: read_ground_truth(folder / "set.json", folder=folder / "output"))
 
 
 def _pycocotools(folder: Path) -> dict[str, float]:
