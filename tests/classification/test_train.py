@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -182,10 +183,13 @@ def test_an_evaluation_due_at_a_stop_is_made_up_for(folder: Path, tmp_path: Path
 
 
 def test_two_processes_equal_one(folder: Path, tmp_path: Path) -> None:
-    """Whole-batch statistics: the same weights up to fp32 rounding after the first epoch."""
+    """Whole-batch statistics: the same weights up to fp32 rounding after the first epoch; both map one listing."""
     common = ["SOLVER.EPOCHS", 1, "SOLVER.STEPS", "()", "MODEL.NORM", "SyncBN"]
     one = pretrain(folder, tmp_path / "one", *common)["model"]
+    listings = shutil.copytree(tmp_path / "one" / "cache", tmp_path / "two" / "cache")
+    times = {file: file.stat().st_mtime_ns for file in listings.glob("*.listing")}
     two = pretrain(folder, tmp_path / "two", "--num-gpus", 2, *common)["model"]
+    assert len(times) == 2 and times == {file: file.stat().st_mtime_ns for file in listings.glob("*.listing")}
     apart = torch.stack([(two[key] - one[key]).abs().max() for key in one if key.endswith(("weight", "bias"))])
     # A rectifier at zero may tip over by rounding and so move the layers in front of it, which the median leaves out.
     assert apart.median() < 1e-6 and apart.max() < 1e-3
