@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Print the findings; errors end in a :class:`UserError`, after the fixed copy is written."""
     parser = argparse.ArgumentParser(description="Check data sets before training on them.")
     parser.add_argument("--json", help="annotations: COCO's JSON, or another format's file or folder")
-    parser.add_argument("--images", help="folder of the images")
+    parser.add_argument("--images", help="folder of the images; default: where the format has them, of every split")
     parser.add_argument(
         "--config-file", metavar="FILE",
         help="a run's YAML: look for all that its model and evaluation need, in its sets or in that of --json",
@@ -48,12 +48,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings over those of the config")
     args = parser.parse_args(argv)
     check_output_dir(args.output_dir)
-    if (args.json is None) != (args.images is None) or not (args.json or args.config_file):
+    if not (args.json or args.config_file) or args.images and not args.json:
         raise UserError("check: give --json and --images, or --config-file with the sets of a run")
     if args.opts and not args.config_file:
         raise UserError(f"check: {shown(args.opts[0])} is a setting of a run: give its --config-file")
-    if args.json is None and (args.fix or args.shares_with):
-        raise UserError("check: --fix and --shares-with are for one set: give --json and --images")
+    of_one_set = args.fix or args.shares_with or args.output_dir or args.json and args.config_file
+    if of_one_set and not (args.json and args.images):
+        raise UserError(
+            "check: --fix, --shares-with, --output-dir and --json with --config-file are for one set: give --json and "
+            "--images"
+        )
     from ..annotations.check import ClassCount, Options, inspect_document, report, write_fixed
 
     options = Options(
@@ -115,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _checks(args: argparse.Namespace, options: Options) -> Iterator[tuple[str, CheckedDataset]]:
     """(a file or the name of a set, what was found in it) of what the flags name."""
     from ..annotations.check import inspect_coco, inspect_document
-    from ..annotations.formats import read, recognize
+    from ..annotations.formats import read, recognize, splits_of
 
     if args.config_file:
         from ..detection.config import setup  # torch takes seconds to import
@@ -124,6 +128,10 @@ def _checks(args: argparse.Namespace, options: Options) -> Iterator[tuple[str, C
         cfg = setup(args.config_file, args.opts)
         one = (args.json, args.images) if args.json else None
         yield from inspect_sets(cfg, options, one, trust_pickle=args.trust_pickle)
+    elif args.images is None:
+        for path in splits_of(args.json).values():
+            source = read(path)
+            yield path, inspect_document(source.document, path, source.image_root, options)
     elif args.json.lower().endswith(".json") and not (Path(args.json).is_file() and recognize(args.json) != "coco"):
         yield args.json, inspect_coco(args.json, args.images, options)
     else:

@@ -568,7 +568,7 @@ def test_the_command_says_each_error_once_and_counts_them(root, tmp_path, capsys
     assert "run tools/check_dataset.py" not in text
     for line in (
         [],
-        ["--json", "x.json"],
+        ["--images", "x"],
         ["--json", "x", "--images", "y", "SEED", "1"],
         ["--config-file", "x", "--fix", "y"],
     ):

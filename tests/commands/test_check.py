@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -58,6 +59,20 @@ def test_one_set_is_looked_at_as_the_training_set(tiny, capsys):
     with pytest.raises(UserError, match="6 errors, listed above"):
         main(["--json", file, "--images", images, *arguments(tiny)])
     assert "is 1 in every annotation" in capsys.readouterr().out
+
+
+def test_a_folder_alone_is_checked_split_by_split(tiny, tmp_path, capsys):
+    folder = shutil.copytree(tiny.folder, tmp_path / "set", ignore=shutil.ignore_patterns("*.yaml", "output*"))
+    with pytest.raises(UserError, match="is none of COCO"):
+        main(["--json", str(folder)])
+    for name in ("train", "test"):
+        (folder / f"{name}.json").rename(folder / f"instances_{name}.json")
+    main(["--json", str(folder)])
+    text = capsys.readouterr().out
+    assert "images: 6 used of 6" in text and "images: 3 used of 3" in text
+    for flag in ("--fix", "--output-dir", "--shares-with"):
+        with pytest.raises(UserError, match="are for one set: give --json and --images"):
+            main(["--json", str(folder), flag, str(tmp_path)])
 
 
 @pytest.mark.parametrize(
