@@ -206,6 +206,14 @@ def _compiled(read: Callable[[], Any], threads: int, files: Mapping[str, str] | 
     return compiled
 
 
+def graph_inputs(about: About, image: np.ndarray) -> list[np.ndarray]:
+    """``images``, ``sizes`` and ``original_sizes`` of the graph, for one RGB image (H, W, 3) uint8."""
+    small = resized(image, about.min_size, about.max_size)
+    ordered = small[:, :, ::-1] if about.channel_order == "BGR" else small
+    pixels = np.ascontiguousarray(ordered.transpose(2, 0, 1)[None], dtype=np.float32)
+    return [pixels, *(np.array([size[:2]], dtype=np.int64) for size in (small.shape, image.shape))]
+
+
 def _by_openvino(compiled: Any, about: About) -> Callable[[np.ndarray], Arrays]:
     """Runs the detector on RGB images; every thread has a request of its own."""
     own = threading.local()
@@ -215,11 +223,7 @@ def _by_openvino(compiled: Any, about: About) -> Callable[[np.ndarray], Arrays]:
         if request is None:
             with signal_stack_kept():
                 request = own.request = compiled.create_infer_request()
-        small = resized(image, about.min_size, about.max_size)
-        ordered = small[:, :, ::-1] if about.channel_order == "BGR" else small
-        pixels = np.ascontiguousarray(ordered.transpose(2, 0, 1)[None], dtype=np.float32)
-        sizes = (np.array([size[:2]], dtype=np.int64) for size in (small.shape, image.shape))
-        boxes, scores, classes, count, *masks = request.infer([pixels, *sizes]).to_tuple()
+        boxes, scores, classes, count, *masks = request.infer(graph_inputs(about, image)).to_tuple()
         return [part[0, : int(count[0])].copy() for part in (boxes, scores, classes, *masks)]
 
     return run

@@ -16,7 +16,7 @@ import resnext_det
 
 from ...annotations.dataset import Dataset
 from ...artifacts.about import About
-from ...artifacts.resizing import resized
+from ...artifacts.running import graph_inputs
 from ...prediction.inputs import read_rgb
 from ...prediction.run import Detect
 from ...weights.reading import sha256
@@ -66,14 +66,8 @@ def about_of(cfg: CfgNode, found: Mapping[str, Any], graph: str, precision: str)
 def calibration_of(
     about: About, images: Sequence[Path], max_megapixels: float
 ) -> tuple[dict[str, str], list[list[np.ndarray]]]:
-    """SHA-256 of each image, and the graph's inputs: ``images``, ``sizes``, ``original_sizes``."""
-    inputs = []
-    for path in images:
-        pixels = read_rgb(path, max_megapixels=max_megapixels)
-        small = resized(pixels, about.min_size, about.max_size)
-        ordered = small[:, :, ::-1] if about.channel_order == "BGR" else small
-        image = np.ascontiguousarray(ordered.transpose(2, 0, 1)[None], dtype=np.float32)
-        inputs.append([image, *(np.array([size[:2]], dtype=np.int64) for size in (small.shape, pixels.shape))])
+    """SHA-256 of each image, and the graph's inputs."""
+    inputs = [graph_inputs(about, read_rgb(path, max_megapixels=max_megapixels)) for path in images]
     return {str(path): sha256(path) for path in images}, inputs
 
 
